@@ -15,7 +15,7 @@ use super::{events, reconcile::Reconciled};
 use crate::db::{Result, Store, StoreSettings, parse_time};
 use crate::model::{Event, Outcome, Reason, ReasonCode, Status, iso};
 use crate::resmic::{
-    ApiError, AskedSession, Finding, PaymentsOfSession, PreviousLooks, SessionId, StatusAnswer, TransactionDetails,
+    ApiError, AskedSession, Finding, PaymentsOfSession, PreviousInquiries, SessionId, StatusAnswer, TransactionDetails,
     reconcile,
 };
 
@@ -256,9 +256,9 @@ fn record(
     let Some(registered) = registered_session(tx, &id)? else { return Ok(RecordedSession::NotRegistered) };
     let asked = AskedSession { id: session, registered };
     clearances::hasten(tx, &id, now)?;
-    let looks = note_answer(tx, &asked, status, now)?;
+    let inquiries = note_answer(tx, &asked, status, now)?;
     let known = payments_of(tx, &id)?;
-    let finding = reconcile(&asked, &known, looks, status, details, now);
+    let finding = reconcile(&asked, &known, inquiries, status, details, now);
     let (recorded, next, reason) = match finding {
         Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
         Finding::Agrees => (RecordedSession::Agrees, None, None),
@@ -273,10 +273,10 @@ fn record(
     Ok(recorded)
 }
 
-type Admitted = (RecordedSession, Option<Timestamp>, Option<Reason>);
+type AdmittedAnswer = (RecordedSession, Option<Timestamp>, Option<Reason>);
 
 /// Stores an event that no mail has reported.
-fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Admitted> {
+fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<AdmittedAnswer> {
     let admitted = events::admit_from(tx, settings, event, EventSource::Resmic)?;
     Ok(match (admitted.outcome, admitted.event_id) {
         (Outcome::Event | Outcome::Duplicate, Some(event_id)) => {
@@ -297,7 +297,7 @@ fn note_answer(
     session: &AskedSession,
     status: std::result::Result<&StatusAnswer, &ApiError>,
     now: Timestamp,
-) -> Result<PreviousLooks> {
+) -> Result<PreviousInquiries> {
     let id = session.id.to_string();
     let is_answer = status.as_ref().map_or_else(|error| !error.concerns_all_sessions(), |_| true);
     let word = status.ok().map(|answer| answer.payment_status.to_string());
@@ -317,7 +317,7 @@ fn note_answer(
             params![id, iso(now), word, (is_answer && is_expired).then(|| iso(now)), is_completed.then(|| iso(now)),],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
-    Ok(PreviousLooks { first_after_expiry: parse_time(first), completed_since: parse_time(completed) })
+    Ok(PreviousInquiries { first_after_expiry: parse_time(first), completed_since: parse_time(completed) })
 }
 
 fn payments_of(tx: &Connection, session_id: &str) -> Result<PaymentsOfSession> {

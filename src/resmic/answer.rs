@@ -13,7 +13,7 @@ use crate::model::printable;
 /// The longest accepted text of a field, in bytes. The longest real one is a Solana signature of 88 characters.
 const LONGEST_TEXT: usize = 200;
 /// The longest message of the server in an error, in characters.
-pub(super) const KEPT_WORDS: usize = 200;
+pub(super) const MAX_MESSAGE: usize = 200;
 
 /// The id of a payment session. It consists of hexadecimal digits and hyphens, so it is safe in a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -167,8 +167,8 @@ pub(super) struct ApiResponse<'a> {
 impl<'a> ApiResponse<'a> {
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, AnswerError> {
         serde_json::from_slice(body).map_err(|e| {
-            let words = if looks_like_html(body) { "it is an HTML page".to_owned() } else { json_words(&e) };
-            AnswerError::Malformed(format!("the answer is no envelope: {words}"))
+            let problem = if looks_like_html(body) { "it is an HTML page".to_owned() } else { json_message(&e) };
+            AnswerError::Malformed(format!("the answer is no envelope: {problem}"))
         })
     }
 
@@ -180,7 +180,7 @@ impl<'a> ApiResponse<'a> {
 
     /// The server's message, with unprintable characters replaced.
     pub(super) fn message(&self) -> Option<String> {
-        self.message.as_str().map(|words| printable(words.trim(), KEPT_WORDS)).filter(|words| !words.is_empty())
+        self.message.as_str().map(|text| printable(text.trim(), MAX_MESSAGE)).filter(|text| !text.is_empty())
     }
 }
 
@@ -189,8 +189,8 @@ fn looks_like_html(body: &[u8]) -> bool {
 }
 
 /// The message of serde_json, with unprintable characters replaced: it may quote a value from the server.
-fn json_words(error: &serde_json::Error) -> String {
-    printable(&error.to_string(), KEPT_WORDS)
+fn json_message(error: &serde_json::Error) -> String {
+    printable(&error.to_string(), MAX_MESSAGE)
 }
 
 /// Parses the answer of `payment-status` to a request about the session `requested`.
@@ -210,15 +210,15 @@ pub(super) fn parse_details(http: u16, body: &[u8], requested: SessionId) -> Res
 fn parse_data<'a, T: Deserialize<'a>>(http: u16, body: &'a [u8]) -> Result<T, AnswerError> {
     let envelope = ApiResponse::parse(body)?;
     if !envelope.success {
-        let words = envelope.message().unwrap_or_default();
-        return Err(AnswerError::Malformed(format!("HTTP {http} with success false: {words:?}")));
+        let message = envelope.message().unwrap_or_default();
+        return Err(AnswerError::Malformed(format!("HTTP {http} with success false: {message:?}")));
     }
     if envelope.status != http {
-        let words = format!("HTTP {http} with status {} in the envelope", envelope.status);
-        return Err(AnswerError::Malformed(words));
+        let message = format!("HTTP {http} with status {} in the envelope", envelope.status);
+        return Err(AnswerError::Malformed(message));
     }
     let data = envelope.data.ok_or_else(|| AnswerError::Malformed("the envelope has no data".into()))?;
-    serde_json::from_str(data.get()).map_err(|e| AnswerError::Malformed(format!("data: {}", json_words(&e))))
+    serde_json::from_str(data.get()).map_err(|e| AnswerError::Malformed(format!("data: {}", json_message(&e))))
 }
 
 fn same_session(requested: SessionId, answered: SessionId) -> Result<(), AnswerError> {
@@ -336,28 +336,28 @@ mod tests {
     #[test]
     fn other_shapes_are_malformed() {
         let good = format!("{{\"session_id\":\"{SESSION}\",\"payment_status\":\"Completed\"}}");
-        let whole = enveloped(&good);
-        assert!(parse_status(200, whole.as_bytes(), session()).is_ok());
-        for (body, words) in [
+        let envelope = enveloped(&good);
+        assert!(parse_status(200, envelope.as_bytes(), session()).is_ok());
+        for (body, expected) in [
             ("<!doctype html><p>502".to_owned(), "HTML"),
             (String::new(), "EOF"),
             ("[]".into(), "no envelope"),
             (good, "missing field"),
-            (whole.replace("true", "false"), "success false"),
-            (whole.replace("true", "\"true\""), "no envelope"),
-            (whole.replace("200", "404"), "status 404"),
-            (whole.replace("200", "\"200\""), "no envelope"),
+            (envelope.replace("true", "false"), "success false"),
+            (envelope.replace("true", "\"true\""), "no envelope"),
+            (envelope.replace("200", "404"), "status 404"),
+            (envelope.replace("200", "\"200\""), "no envelope"),
             (enveloped("null"), "no data"),
             (enveloped("[]"), "data: "),
-            (whole.replace(SESSION, "591abe63"), "no session id"),
-            (whole.replace("\"Completed\"", "1"), "data: "),
-            (whole.replace("Completed\"", "Completed\",\"updated_at\":\"yesterday\""), "data: "),
-            (whole.replace("Completed\"", "Completed\",\"updated_at\":\"2025-03-05T03:36:00\""), "data: "),
-            (whole.replace("Completed\"", "Completed\",\"payment_status\":\"Failed\""), "duplicate"),
-            (whole.replace("\"success\"", "\"success\":false,\"success\""), "duplicate"),
+            (envelope.replace(SESSION, "591abe63"), "no session id"),
+            (envelope.replace("\"Completed\"", "1"), "data: "),
+            (envelope.replace("Completed\"", "Completed\",\"updated_at\":\"yesterday\""), "data: "),
+            (envelope.replace("Completed\"", "Completed\",\"updated_at\":\"2025-03-05T03:36:00\""), "data: "),
+            (envelope.replace("Completed\"", "Completed\",\"payment_status\":\"Failed\""), "duplicate"),
+            (envelope.replace("\"success\"", "\"success\":false,\"success\""), "duplicate"),
         ] {
-            let said = parse_status(200, body.as_bytes(), session()).unwrap_err();
-            assert!(matches!(&said, AnswerError::Malformed(w) if w.contains(words)), "{body}: {said}");
+            let error = parse_status(200, body.as_bytes(), session()).unwrap_err();
+            assert!(matches!(&error, AnswerError::Malformed(w) if w.contains(expected)), "{body}: {error}");
         }
     }
 
@@ -365,8 +365,8 @@ mod tests {
     fn answer_about_another_session_is_refused() {
         let other = SESSION.replace('5', "6");
         let body = enveloped(&format!("{{\"session_id\":\"{other}\",\"payment_status\":\"Completed\"}}"));
-        let said = parse_status(200, body.as_bytes(), session()).unwrap_err();
-        assert_eq!(said, AnswerError::OtherSession { requested: session(), answered: other.parse().unwrap() });
+        let error = parse_status(200, body.as_bytes(), session()).unwrap_err();
+        assert_eq!(error, AnswerError::OtherSession { requested: session(), answered: other.parse().unwrap() });
         let same = body.replace(&other, &SESSION.to_uppercase());
         assert!(parse_status(200, same.as_bytes(), session()).is_ok());
     }

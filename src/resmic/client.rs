@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::answer::{
-    AnswerError, ApiResponse, KEPT_WORDS, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
+    AnswerError, ApiResponse, MAX_MESSAGE, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
 };
 use super::settings::{ResmicSettings, check_url};
 use crate::http::{self, Destination, Url};
@@ -79,20 +79,20 @@ pub enum ApiError {
     #[error("Resmic does not find the session: {0}")]
     NotFound(String),
     /// HTTP 429.
-    #[error("Resmic limits the rate of requests: {words}; set a lower rate in [resmic]")]
+    #[error("Resmic limits the rate of requests: {message}; set a lower rate in [resmic]")]
     RateLimited {
         /// `Retry-After`.
         retry_after: Option<Duration>,
         /// The server's message.
-        words: String,
+        message: String,
     },
     /// HTTP 5xx.
-    #[error("Resmic's API fails: {words}")]
+    #[error("Resmic's API fails: {message}")]
     Server {
         /// `Retry-After`.
         retry_after: Option<Duration>,
         /// The server's message.
-        words: String,
+        message: String,
     },
     /// No connection, or no complete answer in time.
     #[error("cannot reach Resmic's API: {0}")]
@@ -156,7 +156,7 @@ impl ApiError {
 impl From<AnswerError> for ApiError {
     fn from(error: AnswerError) -> Self {
         match error {
-            AnswerError::Malformed(words) => ApiError::Malformed(words),
+            AnswerError::Malformed(message) => ApiError::Malformed(message),
             AnswerError::OtherSession { requested, answered } => ApiError::OtherSession { requested, answered },
         }
     }
@@ -182,12 +182,12 @@ impl ResmicClient {
         tls: Option<Arc<ClientConfig>>,
     ) -> Result<Self, (String, String)> {
         let url = settings.url.clone();
-        check_url(&url).map_err(|words| ("url".to_owned(), words))?;
+        check_url(&url).map_err(|message| ("url".to_owned(), message))?;
         if url.tls && tls.is_none() {
             return Err(("url".into(), "https is not possible without root certificates".into()));
         }
-        let api_key = Credential::new(api_key).map_err(|words| ("api_key".to_owned(), words))?;
-        let user_id = Credential::new(user_id).map_err(|words| ("user_id".to_owned(), words))?;
+        let api_key = Credential::new(api_key).map_err(|message| ("api_key".to_owned(), message))?;
+        let user_id = Credential::new(user_id).map_err(|message| ("user_id".to_owned(), message))?;
         // Without TLS, only loopback addresses are allowed, even if DNS returns others.
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls: tls.filter(|_| url.tls) };
         let requests = ResmicRequests::default();
@@ -264,7 +264,7 @@ impl ResmicClient {
         };
         let answer = timeout_at(deadline, exchange).await;
         let answer = answer.map_err(|_| format!("no answer within {}", crate::units::HumanDuration(self.timeout)));
-        let unreachable = |words| ApiError::Unreachable(format!("{}: {words}", self.url.host));
+        let unreachable = |message| ApiError::Unreachable(format!("{}: {message}", self.url.host));
         self.without_secrets(answer.and_then(|answer| answer).map_err(unreachable))
     }
 
@@ -283,21 +283,23 @@ impl ResmicClient {
 
     /// Removes the secrets from an error. The server may have quoted the request.
     fn without_secrets<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
-        let clean = |words: String| {
-            let words = redact(words, self.api_key.secret.expose_secret());
+        let clean = |message: String| {
+            let message = redact(message, self.api_key.secret.expose_secret());
             match self.user_id.secret.expose_secret() {
                 // A number such as 7 is not a secret, and occurs in many messages.
-                short if short.len() < SHORTEST_USER_ID => words,
-                user_id => redact(words, user_id),
+                short if short.len() < SHORTEST_USER_ID => message,
+                user_id => redact(message, user_id),
             }
         };
         answer.map_err(|error| match error {
-            ApiError::Unauthorized(words) => ApiError::Unauthorized(clean(words)),
-            ApiError::NotFound(words) => ApiError::NotFound(clean(words)),
-            ApiError::RateLimited { retry_after, words } => ApiError::RateLimited { retry_after, words: clean(words) },
-            ApiError::Server { retry_after, words } => ApiError::Server { retry_after, words: clean(words) },
-            ApiError::Unreachable(words) => ApiError::Unreachable(clean(words)),
-            ApiError::Malformed(words) => ApiError::Malformed(clean(words)),
+            ApiError::Unauthorized(message) => ApiError::Unauthorized(clean(message)),
+            ApiError::NotFound(message) => ApiError::NotFound(clean(message)),
+            ApiError::RateLimited { retry_after, message } => {
+                ApiError::RateLimited { retry_after, message: clean(message) }
+            }
+            ApiError::Server { retry_after, message } => ApiError::Server { retry_after, message: clean(message) },
+            ApiError::Unreachable(message) => ApiError::Unreachable(clean(message)),
+            ApiError::Malformed(message) => ApiError::Malformed(clean(message)),
             other @ ApiError::OtherSession { .. } => other,
         })
     }
@@ -317,22 +319,22 @@ async fn receive(response: Response<Incoming>) -> Result<HttpAnswer, String> {
 fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
     let HttpAnswer { status, retry_after, location, body } = answer;
     let envelope = ApiResponse::parse(body).ok();
-    let words = match envelope.as_ref().and_then(ApiResponse::message) {
+    let message = match envelope.as_ref().and_then(ApiResponse::message) {
         Some(message) => format!("{status}: {message}"),
         None => status.to_string(),
     };
     Err(match *status {
         StatusCode::OK => return Ok(status.as_u16()),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ApiError::Unauthorized(words),
-        StatusCode::TOO_MANY_REQUESTS => ApiError::RateLimited { retry_after: *retry_after, words },
-        _ if status.is_server_error() => ApiError::Server { retry_after: *retry_after, words },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ApiError::Unauthorized(message),
+        StatusCode::TOO_MANY_REQUESTS => ApiError::RateLimited { retry_after: *retry_after, message },
+        _ if status.is_server_error() => ApiError::Server { retry_after: *retry_after, message },
         // The page of a proxy, or the answer at a wrong URL, is not a statement about the session.
-        StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(ApiResponse::is_failure) => ApiError::NotFound(words),
+        StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(ApiResponse::is_failure) => ApiError::NotFound(message),
         _ if status.is_redirection() => {
-            let to = printable(location.as_deref().unwrap_or_default(), KEPT_WORDS);
-            ApiError::Malformed(format!("{status}: a redirect to {to:?}, which is not followed"))
+            let location = printable(location.as_deref().unwrap_or_default(), MAX_MESSAGE);
+            ApiError::Malformed(format!("{status}: a redirect to {location:?}, which is not followed"))
         }
-        _ => ApiError::Malformed(words),
+        _ => ApiError::Malformed(message),
     })
 }
 
@@ -372,8 +374,8 @@ mod tests {
     #[test]
     fn secret_that_breaks_a_header_is_refused() {
         for bad in ["two\r\nlines", "sp ace", "é"] {
-            let (key, words) = client(bad, USER).unwrap_err();
-            assert!(key == "api_key" && !words.contains(bad), "{words}");
+            let (key, message) = client(bad, USER).unwrap_err();
+            assert!(key == "api_key" && !message.contains(bad), "{message}");
             assert_eq!(client(KEY, bad).unwrap_err().0, "user_id");
         }
     }
@@ -381,7 +383,7 @@ mod tests {
     #[test]
     fn https_needs_roots() {
         let settings: ResmicSettings = toml::from_str("api_key = { env = \"K\" }\nuser_id = { env = \"U\" }").unwrap();
-        let made = ResmicClient::new(&settings, "k".to_owned().into(), "u".to_owned().into(), None);
-        assert_eq!(made.unwrap_err().0, "url");
+        let client_without_tls = ResmicClient::new(&settings, "k".to_owned().into(), "u".to_owned().into(), None);
+        assert_eq!(client_without_tls.unwrap_err().0, "url");
     }
 }

@@ -13,8 +13,8 @@ mod settings;
 pub use answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 pub use client::{ApiError, ResmicClient};
 pub use judge::{
-    AskedSession, Clearance, Finding, PaymentsOfSession, PreviousLooks, SessionChoice, choose_session, clear_delivery,
-    expiry, reconcile,
+    AskedSession, Clearance, Finding, PaymentsOfSession, PreviousInquiries, SessionChoice, choose_session,
+    clear_delivery, expiry, reconcile,
 };
 pub use pace::{Pace, Priority};
 pub use settings::ResmicSettings;

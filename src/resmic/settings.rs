@@ -53,7 +53,7 @@ impl ResmicSettings {
     /// # Errors
     /// The configuration key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
-        check_url(&self.url).map_err(|words| ("url".to_owned(), words))?;
+        check_url(&self.url).map_err(|message| ("url".to_owned(), message))?;
         if self.rate == 0 || self.rate > MOST_REQUESTS {
             return Err(("rate".into(), format!("expected 1 to {MOST_REQUESTS} requests a minute")));
         }
@@ -84,24 +84,28 @@ mod tests {
 
     const SECRETS: &str = "api_key = { credential = \"resmic-api-key\" }\nuser_id = { env = \"ID\" }\n";
 
-    fn read(text: &str) -> Result<ResmicSettings, String> {
+    fn parse(text: &str) -> Result<ResmicSettings, String> {
         let settings: ResmicSettings = toml::from_str(text).map_err(|e| e.message().to_owned())?;
-        settings.check().map_err(|(key, words)| format!("{key}: {words}"))?;
+        settings.check().map_err(|(key, message)| format!("{key}: {message}"))?;
         Ok(settings)
     }
 
     #[test]
     fn secrets_alone_are_enough() {
-        let settings = read(SECRETS).unwrap();
+        let settings = parse(SECRETS).unwrap();
         assert_eq!((settings.url.clone(), settings.rate, settings.require), (HOSTED.parse().unwrap(), 10, false));
         assert_eq!(settings.api_key, secret::SecretSource::Credential("resmic-api-key".into()));
-        let all = read(&format!("{SECRETS}url = \"http://127.0.0.1:8080/pay\"\nrate = 50\nrequire = true")).unwrap();
-        assert_eq!((all.url.path.as_str(), all.rate, all.require), ("/pay", 50, true));
+        let settings_with_all_keys =
+            parse(&format!("{SECRETS}url = \"http://127.0.0.1:8080/pay\"\nrate = 50\nrequire = true")).unwrap();
+        assert_eq!(
+            (settings_with_all_keys.url.path.as_str(), settings_with_all_keys.rate, settings_with_all_keys.require),
+            ("/pay", 50, true)
+        );
     }
 
     #[test]
     fn wrong_values_are_named() {
-        for (key, words) in [
+        for (key, expected) in [
             ("url = \"http://api.resmic.com\"", "url: \"api.resmic.com\" is another machine"),
             ("url = \"http://10.0.0.1/\"", "url: "),
             ("url = \"https://api.resmic.com/?a=1\"", "url: expected a URL without a query"),
@@ -112,17 +116,17 @@ mod tests {
             ("require = 1", "expected a boolean"),
             ("colour = \"red\"", "unknown field `colour`"),
         ] {
-            let said = read(&format!("{SECRETS}{key}")).unwrap_err();
-            assert!(said.contains(words), "{key}: {said}");
+            let message = parse(&format!("{SECRETS}{key}")).unwrap_err();
+            assert!(message.contains(expected), "{key}: {message}");
         }
-        assert!(read("api_key = { env = \"K\" }").unwrap_err().contains("user_id"));
+        assert!(parse("api_key = { env = \"K\" }").unwrap_err().contains("user_id"));
     }
 
     #[test]
     fn inline_key_is_refused_and_not_quoted() {
         for inline in ["api_key = \"rk_s3cret\"", "api_key = { rk_s3cret = \"x\" }"] {
-            let said = read(&format!("{inline}\nuser_id = {{ env = \"ID\" }}")).unwrap_err();
-            assert!(said.contains("never stands in the configuration") && !said.contains("s3cret"), "{said}");
+            let message = parse(&format!("{inline}\nuser_id = {{ env = \"ID\" }}")).unwrap_err();
+            assert!(message.contains("never stands in the configuration") && !message.contains("s3cret"), "{message}");
         }
     }
 }

@@ -24,9 +24,9 @@ pub(crate) struct Shop {
 
 impl Shop {
     /// Creates a shop with these lines in `[resmic]`, and with these tables.
-    pub(crate) fn open(resmic: &str, more: &str) -> Shop {
+    pub(crate) fn open(resmic: &str, keys: &str) -> Shop {
         let api = ResmicApi::start();
-        let table = format!("{}{more}", api.table(resmic));
+        let table = format!("{}{keys}", api.table(resmic));
         Shop::with(api, &table)
     }
 
@@ -123,7 +123,7 @@ fn failed_session_becomes_a_failed_event() {
 }
 
 #[test]
-fn initiated_session_fails_at_the_second_look() {
+fn initiated_session_fails_at_the_second_inquiry() {
     let shop = Shop::open("", "");
     let daemon = shop.home.start();
     shop.home.until("SELECT count(*) FROM sessions", "0", SOON);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use resmic_mailhook::model::{PaymentDetails, RegisteredSession, Status};
 use resmic_mailhook::resmic::{
-    ApiError, AskedSession, Clearance, Finding, PaymentStatus, PaymentsOfSession, PreviousLooks, ResmicClient,
+    ApiError, AskedSession, Clearance, Finding, PaymentStatus, PaymentsOfSession, PreviousInquiries, ResmicClient,
     ResmicSettings, SessionChoice, SessionId, StatusAnswer, TransactionDetails, choose_session, clear_delivery,
     reconcile,
 };
@@ -44,7 +44,7 @@ fn details(api: &ResmicApi) -> Result<TransactionDetails, ApiError> {
 }
 
 /// Sets the behaviour of the fake API, and returns the error. Both kinds of request must return the same error.
-fn error(api: &ResmicApi, mood: Mood) -> ApiError {
+fn error_of(api: &ResmicApi, mood: Mood) -> ApiError {
     api.set_mood(mood);
     let error = status(api).unwrap_err();
     assert_eq!(details(api).unwrap_err(), error);
@@ -74,9 +74,9 @@ fn unknown_keys_are_ignored() {
 fn credentials_are_checked_without_a_session() {
     let api = ResmicApi::start();
     assert_eq!(wait(client(&api, API_KEY).check_key()), Ok(()));
-    let said = wait(client(&api, "rk_of_somebody_else").check_key()).unwrap_err();
-    assert!(matches!(&said, ApiError::Unauthorized(words) if words.contains("Invalid API key")), "{said}");
-    assert!(said.needs_person() && said.to_string().contains("check api_key and user_id of [resmic]"), "{said}");
+    let error = wait(client(&api, "rk_of_somebody_else").check_key()).unwrap_err();
+    assert!(matches!(&error, ApiError::Unauthorized(message) if message.contains("Invalid API key")), "{error}");
+    assert!(error.needs_person() && error.to_string().contains("check api_key and user_id of [resmic]"), "{error}");
 }
 
 #[test]
@@ -100,35 +100,35 @@ fn http_errors_have_their_kinds() {
         (Mood::HangsUp, "unreachable"),
         (Mood::Endless, "unreachable"),
     ] {
-        let said = error(&api, mood.clone());
-        assert_eq!(said.kind(), kind, "{mood:?}: {said}");
+        let error = error_of(&api, mood.clone());
+        assert_eq!(error.kind(), kind, "{mood:?}: {error}");
     }
 }
 
 #[test]
 fn rate_limit_reports_retry_after() {
     let api = api();
-    assert_eq!(error(&api, Mood::Limits(Some("37"))).retry_after(), Some(Duration::from_secs(37)));
+    assert_eq!(error_of(&api, Mood::Limits(Some("37"))).retry_after(), Some(Duration::from_secs(37)));
     for nothing in [None, Some("soon")] {
-        let said = error(&api, Mood::Limits(nothing));
-        assert!(matches!(said, ApiError::RateLimited { retry_after: None, .. }), "{said}");
+        let error = error_of(&api, Mood::Limits(nothing));
+        assert!(matches!(error, ApiError::RateLimited { retry_after: None, .. }), "{error}");
     }
 }
 
 #[test]
 fn redirect_is_not_followed() {
     let (api, other) = (api(), ResmicApi::start());
-    let said = error(&api, Mood::Redirects(other.url()));
-    assert!(matches!(&said, ApiError::Malformed(words) if words.contains("not followed")), "{said}");
+    let error = error_of(&api, Mood::Redirects(other.url()));
+    assert!(matches!(&error, ApiError::Malformed(message) if message.contains("not followed")), "{error}");
     assert!(other.requests().is_empty());
 }
 
 #[test]
 fn long_answers_are_not_read() {
     let api = api();
-    let said = error(&api, Mood::Long(300 * 1024)).to_string();
-    assert!(said.contains("incomplete or too long"), "{said}");
-    assert_eq!(error(&api, Mood::Long(200 * 1024)).kind(), "malformed");
+    let error = error_of(&api, Mood::Long(300 * 1024)).to_string();
+    assert!(error.contains("incomplete or too long"), "{error}");
+    assert_eq!(error_of(&api, Mood::Long(200 * 1024)).kind(), "malformed");
 }
 
 #[test]
@@ -136,8 +136,8 @@ fn silence_ends_with_the_timeout() {
     let api = api();
     api.set_mood(Mood::Silent);
     let (client, began) = (client(&api, API_KEY).with_timeout(Duration::from_millis(300)), Instant::now());
-    let said = wait(client.payment_status(session())).unwrap_err();
-    assert_eq!(said.to_string(), "cannot reach Resmic's API: 127.0.0.1: no answer within 300ms");
+    let error = wait(client.payment_status(session())).unwrap_err();
+    assert_eq!(error.to_string(), "cannot reach Resmic's API: 127.0.0.1: no answer within 300ms");
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
@@ -145,17 +145,17 @@ fn silence_ends_with_the_timeout() {
 fn quoted_secrets_are_removed() {
     let api = api();
     for http in [400, 401, 404, 429, 500] {
-        let said = error(&api, Mood::Quotes(http));
-        let shown = format!("{said} {said:?}");
+        let error = error_of(&api, Mood::Quotes(http));
+        let shown = format!("{error} {error:?}");
         assert!(shown.contains("(secret)") && !shown.contains(API_KEY) && !shown.contains(USER_ID), "{shown}");
     }
     api.set_mood(Mood::Value("payment_status", json!({ API_KEY: USER_ID })));
     api.set_session(SESSION, Session::failed("20"));
-    let said = status(&api).unwrap_err().to_string();
-    assert!(!said.contains(API_KEY) && !said.contains(USER_ID), "{said}");
+    let error = status(&api).unwrap_err().to_string();
+    assert!(!error.contains(API_KEY) && !error.contains(USER_ID), "{error}");
     api.set_mood(Mood::Value("updated_at", json!(API_KEY)));
-    let said = status(&api).unwrap_err().to_string();
-    assert!(said.contains("malformed") && !said.contains(API_KEY), "{said}");
+    let error = status(&api).unwrap_err().to_string();
+    assert!(error.contains("malformed") && !error.contains(API_KEY), "{error}");
 }
 
 #[test]
@@ -170,8 +170,8 @@ fn wrong_types_are_malformed() {
         ("session_id", json!("591abe63")),
     ] {
         api.set_mood(Mood::Value(key, value.clone()));
-        let said = status(&api).unwrap_err();
-        assert_eq!(said.kind(), "malformed", "{key} {value}: {said}");
+        let error = status(&api).unwrap_err();
+        assert_eq!(error.kind(), "malformed", "{key} {value}: {error}");
     }
     api.set_mood(Mood::Value("transaction_hash", json!(["0xab"])));
     assert_eq!(details(&api).unwrap_err().kind(), "malformed");
@@ -228,11 +228,11 @@ fn no_error_is_a_payment() {
     };
     let long_ago = Some(registered.created_at);
     let asked = AskedSession { id: session(), registered };
-    let looks = PreviousLooks { first_after_expiry: long_ago, completed_since: long_ago };
+    let inquiries = PreviousInquiries { first_after_expiry: long_ago, completed_since: long_ago };
     let judge = |api: &ResmicApi| {
         let (status, details) = (status(api), details(api));
         let (now, known) = ("2025-03-06T00:00:00Z".parse().unwrap(), PaymentsOfSession::default());
-        reconcile(&asked, &known, looks, status.as_ref(), Some(details.as_ref()), now)
+        reconcile(&asked, &known, inquiries, status.as_ref(), Some(details.as_ref()), now)
     };
     assert!(matches!(judge(&api), Finding::CompletedEvent(_)));
     for mood in [

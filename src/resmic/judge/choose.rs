@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn two_sessions_with_one_hash_are_ambiguous() {
-        let two = [answer(1, Some("0xab"), None), answer(2, Some("0xAB"), Some("Base"))];
-        assert_eq!(choose_session(&event(Some("0xab")), &two), SessionChoice::Ambiguous);
+        let answers = [answer(1, Some("0xab"), None), answer(2, Some("0xAB"), Some("Base"))];
+        assert_eq!(choose_session(&event(Some("0xab")), &answers), SessionChoice::Ambiguous);
         let changed = [answer(1, Some("0xab"), None), answer(1, Some("0xac"), None)];
         assert_eq!(choose_session(&event(Some("0xab")), &changed), SessionChoice::Ambiguous);
         let again = [answer(1, None, None), answer(1, Some("0xab"), None), answer(1, Some("0xab"), None)];

@@ -9,7 +9,7 @@ mod require;
 mod shapes;
 
 pub use choose::{SessionChoice, choose_session};
-pub use reconcile::{AskedSession, Finding, PaymentsOfSession, PreviousLooks, expiry, reconcile};
+pub use reconcile::{AskedSession, Finding, PaymentsOfSession, PreviousInquiries, expiry, reconcile};
 pub use require::{Clearance, clear_delivery};
 
 use super::answer::TransactionDetails;
@@ -18,12 +18,12 @@ use crate::model::{PaymentDetails, Reason, ReasonCode, fold_chain, fold_hash};
 /// Whether two values of a field are the same, apart from their spelling.
 type Same = fn(&str, &str) -> bool;
 
-fn conflict(words: impl AsRef<str>) -> Reason {
-    Reason::new(ReasonCode::Conflict, words)
+fn conflict(message: impl AsRef<str>) -> Reason {
+    Reason::new(ReasonCode::Conflict, message)
 }
 
-fn unreadable(words: impl AsRef<str>) -> Reason {
-    Reason::new(ReasonCode::Unreadable, words)
+fn unreadable(message: impl AsRef<str>) -> Reason {
+    Reason::new(ReasonCode::Unreadable, message)
 }
 
 /// Whether both statements name the same transaction: the same hash, and not two different chains.

@@ -154,15 +154,15 @@ mod tests {
     #[test]
     fn another_transaction_or_value_contradicts() {
         let completed = status(PaymentStatus::Completed);
-        let said = reason(clear(&event(), &completed, &details(Some("0xac"))));
-        assert_eq!(said, "conflict: Resmic names another transaction for the session: \"0xac\"");
+        let message = reason(clear(&event(), &completed, &details(Some("0xac"))));
+        assert_eq!(message, "conflict: Resmic names another transaction for the session: \"0xac\"");
         let elsewhere = TransactionDetails { blockchain: Some("Base".into()), ..details(Some("0xab")) };
         assert!(reason(clear(&event(), &completed, &elsewhere)).contains("on another chain"));
         let hashless = PaymentDetails { transaction_hash: None, ..event() };
         assert!(reason(clear(&hashless, &completed, &details(Some("0xab")))).contains("names no transaction"));
         let mut dear = StatusAnswer { amount: Some("21".into()), ..completed };
-        let said = reason(clear(&event(), &dear, &details(None)));
-        assert_eq!(said, "conflict: amount is known as \"20\" and Resmic says \"21\"");
+        let message = reason(clear(&event(), &dear, &details(None)));
+        assert_eq!(message, "conflict: amount is known as \"20\" and Resmic says \"21\"");
         dear.is_coupon_applied = Some(true);
         assert_eq!(clear(&event(), &dear, &details(None)), Clearance::Clear);
         let failed = status(PaymentStatus::Failed);
@@ -197,11 +197,11 @@ mod tests {
         fn clear_needs_completed_and_no_other_hash(
             word in prop::sample::select(vec!["Completed", "Failed", "initiated", "completed", "paid"]),
             hash in prop::option::of(prop::sample::select(vec!["0xab", "0xAB", "0xac", "x"])),
-            said in prop::option::of(prop::sample::select(vec!["0xab", "0xac"])),
+            event_hash in prop::option::of(prop::sample::select(vec!["0xab", "0xac"])),
         ) {
             let payment_status = serde_json::from_value(word.into()).unwrap();
-            let event = PaymentDetails { transaction_hash: said.map(str::to_owned), ..event() };
-            let same = hash.is_none_or(|hash| said.is_some_and(|said| fold_hash(hash) == fold_hash(said)));
+            let event = PaymentDetails { transaction_hash: event_hash.map(str::to_owned), ..event() };
+            let same = hash.is_none_or(|hash| event_hash.is_some_and(|event_hash| fold_hash(hash) == fold_hash(event_hash)));
             let is_clear = clear(&event, &status(payment_status), &details(hash)) == Clearance::Clear;
             prop_assert_eq!(is_clear, word == "Completed" && same);
         }

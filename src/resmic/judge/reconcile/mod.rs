@@ -12,7 +12,7 @@ use crate::resmic::client::ApiError;
 /// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more minutes.
 const LIFETIME: Duration = Duration::from_secs(40 * 60);
 /// The time between the first answer after the expiry and the second question.
-const SECOND_LOOK: Duration = Duration::from_secs(3_600);
+const SECOND_INQUIRY: Duration = Duration::from_secs(3_600);
 /// How long a mail may take after Resmic reports a session as `Completed`.
 const MAIL_MAY_TAKE: Duration = Duration::from_secs(600);
 /// The shortest pause after a temporary error.
@@ -38,7 +38,7 @@ pub struct PaymentsOfSession {
 
 /// The times of earlier answers about a session. The caller stores them, so that they survive a restart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PreviousLooks {
+pub struct PreviousInquiries {
     /// When Resmic first answered after the session's expiry.
     pub first_after_expiry: Option<Timestamp>,
     /// When Resmic first reported the session as `Completed`.
@@ -86,7 +86,7 @@ pub fn expiry(session: &AskedSession) -> Timestamp {
 pub fn reconcile(
     session: &AskedSession,
     known: &PaymentsOfSession,
-    looks: PreviousLooks,
+    inquiries: PreviousInquiries,
     status: Result<&StatusAnswer, &ApiError>,
     details: Option<Result<&TransactionDetails, &ApiError>>,
     now: Timestamp,
@@ -94,40 +94,42 @@ pub fn reconcile(
     let status = match status {
         Ok(status) if status.session_id == session.id => status,
         Ok(other) => {
-            return undecided(session, looks, now, format!("the answer is about session {}", other.session_id));
+            return undecided(session, inquiries, now, format!("the answer is about session {}", other.session_id));
         }
-        Err(error) => return after_error(session, looks, error, now),
+        Err(error) => return after_error(session, inquiries, error, now),
     };
     match &status.payment_status {
         PaymentStatus::Completed => match details.transpose() {
-            Ok(details) => completed(session, known, looks, status, details, now),
+            Ok(details) => completed(session, known, inquiries, status, details, now),
             // The details could not be fetched. The error counts only if the answer cannot be judged without them.
-            Err(error) => match completed(session, known, looks, status, None, now) {
-                Finding::NeedsDetails => after_error(session, looks, error, now),
+            Err(error) => match completed(session, known, inquiries, status, None, now) {
+                Finding::NeedsDetails => after_error(session, inquiries, error, now),
                 finding => finding,
             },
         },
-        word if !known.completed.is_empty() => {
-            let word = word.to_string();
-            review(conflict(format!("Resmic says {word:?} of a session that has a completed payment")))
+        status_word if !known.completed.is_empty() => {
+            let status_word = status_word.to_string();
+            review(conflict(format!("Resmic says {status_word:?} of a session that has a completed payment")))
         }
         PaymentStatus::Failed | PaymentStatus::Initiated if known.has_failed => Finding::Agrees,
         PaymentStatus::Failed => failed(session, status),
-        PaymentStatus::Initiated => match second_look(session, looks, now) {
+        PaymentStatus::Initiated => match next_inquiry(session, inquiries, now) {
             Some(until) => Finding::Wait { until },
             None => failed(session, status),
         },
-        PaymentStatus::Other(word) => undecided(session, looks, now, format!("Resmic says {word:?} of the session")),
+        PaymentStatus::Other(status_word) => {
+            undecided(session, inquiries, now, format!("Resmic says {status_word:?} of the session"))
+        }
     }
 }
 
 /// The time of the next question. `None`: the present answer decides.
-fn second_look(session: &AskedSession, looks: PreviousLooks, now: Timestamp) -> Option<Timestamp> {
+fn next_inquiry(session: &AskedSession, inquiries: PreviousInquiries, now: Timestamp) -> Option<Timestamp> {
     let expiry = expiry(session);
     if now < expiry {
         return Some(expiry);
     }
-    let second = later(looks.first_after_expiry.unwrap_or(now), SECOND_LOOK);
+    let second = later(inquiries.first_after_expiry.unwrap_or(now), SECOND_INQUIRY);
     (now < second).then_some(second)
 }
 
@@ -141,25 +143,25 @@ fn failed(session: &AskedSession, status: &StatusAnswer) -> Finding {
 }
 
 /// After an unclear answer, the daemon asks a second time. If the second answer is unclear, too, an operator must decide.
-fn undecided(session: &AskedSession, looks: PreviousLooks, now: Timestamp, words: String) -> Finding {
-    match second_look(session, looks, now) {
+fn undecided(session: &AskedSession, inquiries: PreviousInquiries, now: Timestamp, detail: String) -> Finding {
+    match next_inquiry(session, inquiries, now) {
         Some(until) => Finding::Wait { until },
-        None => review(unreadable(words)),
+        None => review(unreadable(detail)),
     }
 }
 
-fn after_error(session: &AskedSession, looks: PreviousLooks, error: &ApiError, now: Timestamp) -> Finding {
+fn after_error(session: &AskedSession, inquiries: PreviousInquiries, error: &ApiError, now: Timestamp) -> Finding {
     if error.concerns_all_sessions() {
         let pause = error.retry_after().unwrap_or_default().clamp(PAUSE, crate::http::MAX_RETRY_AFTER);
         return Finding::Wait { until: later(now, pause) };
     }
-    undecided(session, looks, now, error.to_string())
+    undecided(session, inquiries, now, error.to_string())
 }
 
 fn completed(
     session: &AskedSession,
     known: &PaymentsOfSession,
-    looks: PreviousLooks,
+    inquiries: PreviousInquiries,
     status: &StatusAnswer,
     details: Option<&TransactionDetails>,
     now: Timestamp,
@@ -167,7 +169,7 @@ fn completed(
     if !known.completed.is_empty() {
         return beside_known(known, details);
     }
-    let until = later(looks.completed_since.unwrap_or(now), MAIL_MAY_TAKE);
+    let until = later(inquiries.completed_since.unwrap_or(now), MAIL_MAY_TAKE);
     if now < until {
         return Finding::MailMissing { until };
     }
@@ -208,8 +210,8 @@ fn payment_details(
         ("blockchain", session.registered.blockchain.as_deref(), chain, same_chain),
         ("token", session.registered.token.as_deref(), token, same_token),
     ]);
-    if let Some(words) = difference {
-        return Err(conflict(words));
+    if let Some(difference) = difference {
+        return Err(conflict(difference));
     }
     let need = |field: &str, value: Option<&str>| {
         value.map(str::to_owned).ok_or_else(|| unreadable(format!("the mail is missing, and Resmic names no {field}")))

@@ -65,18 +65,18 @@ fn unpaid() -> PaymentsOfSession {
     PaymentsOfSession::default()
 }
 
-fn looked(first_after_expiry: Option<i64>, completed_since: Option<i64>) -> PreviousLooks {
-    PreviousLooks { first_after_expiry: first_after_expiry.map(at), completed_since: completed_since.map(at) }
+fn inquired(first_after_expiry: Option<i64>, completed_since: Option<i64>) -> PreviousInquiries {
+    PreviousInquiries { first_after_expiry: first_after_expiry.map(at), completed_since: completed_since.map(at) }
 }
 
-fn judge(known: &PaymentsOfSession, looks: PreviousLooks, status: &StatusAnswer, now: i64) -> Finding {
-    reconcile(&session(), known, looks, Ok(status), None, at(now))
+fn judge(known: &PaymentsOfSession, inquiries: PreviousInquiries, status: &StatusAnswer, now: i64) -> Finding {
+    reconcile(&session(), known, inquiries, Ok(status), None, at(now))
 }
 
 /// The finding ten minutes after Resmic first reported `Completed`.
 fn overdue(session: &AskedSession, status: &StatusAnswer, details: &TransactionDetails) -> Finding {
-    let looks = looked(Some(0), Some(0));
-    reconcile(session, &unpaid(), looks, Ok(status), Some(Ok(details)), at(10 * MINUTE))
+    let inquiries = inquired(Some(0), Some(0));
+    reconcile(session, &unpaid(), inquiries, Ok(status), Some(Ok(details)), at(10 * MINUTE))
 }
 
 fn reason(finding: Finding) -> String {
@@ -88,7 +88,7 @@ fn reason(finding: Finding) -> String {
 
 #[test]
 fn failed_session_is_a_failed_event() {
-    let Finding::FailedEvent(event) = judge(&unpaid(), looked(None, None), &status(PaymentStatus::Failed), 5) else {
+    let Finding::FailedEvent(event) = judge(&unpaid(), inquired(None, None), &status(PaymentStatus::Failed), 5) else {
         panic!()
     };
     let body = format!("{{\"session_id\":\"{SESSION}\",\"txTime\":\"Mar 5, 2025, 03:37\",\"status\":false}}");
@@ -97,15 +97,15 @@ fn failed_session_is_a_failed_event() {
 }
 
 #[test]
-fn initiated_session_fails_at_the_second_look() {
+fn initiated_session_fails_at_the_second_inquiry() {
     let initiated = status(PaymentStatus::Initiated);
     let until = |until: i64| Finding::Wait { until: at(until) };
-    let look = |first: Option<i64>, now: i64| judge(&unpaid(), looked(first, None), &initiated, now);
-    assert_eq!(look(None, 40 * MINUTE - 1), until(40 * MINUTE));
-    assert_eq!(look(None, 40 * MINUTE), until(100 * MINUTE));
-    assert_eq!(look(Some(40 * MINUTE), 100 * MINUTE - 1), until(100 * MINUTE));
-    assert!(matches!(look(Some(40 * MINUTE), 100 * MINUTE), Finding::FailedEvent(_)));
-    assert_eq!(look(None, 48 * HOUR), until(49 * HOUR), "the daemon was down, so this is the first look");
+    let inquire = |first: Option<i64>, now: i64| judge(&unpaid(), inquired(first, None), &initiated, now);
+    assert_eq!(inquire(None, 40 * MINUTE - 1), until(40 * MINUTE));
+    assert_eq!(inquire(None, 40 * MINUTE), until(100 * MINUTE));
+    assert_eq!(inquire(Some(40 * MINUTE), 100 * MINUTE - 1), until(100 * MINUTE));
+    assert!(matches!(inquire(Some(40 * MINUTE), 100 * MINUTE), Finding::FailedEvent(_)));
+    assert_eq!(inquire(None, 48 * HOUR), until(49 * HOUR), "the daemon was down, so this is the first inquiry");
 }
 
 #[test]
@@ -113,18 +113,18 @@ fn registered_expiry_replaces_forty_minutes() {
     let session = session_with(|s| s.expires_at = Some(at(2 * HOUR)));
     assert_eq!(expiry(&session), at(2 * HOUR));
     let initiated = status(PaymentStatus::Initiated);
-    let look = |now| reconcile(&session, &unpaid(), looked(None, None), Ok(&initiated), None, at(now));
-    assert_eq!(look(HOUR), Finding::Wait { until: at(2 * HOUR) });
-    assert_eq!(look(2 * HOUR), Finding::Wait { until: at(3 * HOUR) });
+    let inquire = |now| reconcile(&session, &unpaid(), inquired(None, None), Ok(&initiated), None, at(now));
+    assert_eq!(inquire(HOUR), Finding::Wait { until: at(2 * HOUR) });
+    assert_eq!(inquire(2 * HOUR), Finding::Wait { until: at(3 * HOUR) });
 }
 
 #[test]
 fn missing_mail_has_ten_minutes() {
     let completed = status(PaymentStatus::Completed);
-    let look = |since, now| judge(&unpaid(), looked(None, since), &completed, now);
-    assert_eq!(look(None, 50), Finding::MailMissing { until: at(650) });
-    assert_eq!(look(Some(50), 649), Finding::MailMissing { until: at(650) });
-    assert_eq!(look(Some(50), 650), Finding::NeedsDetails);
+    let inquire = |since, now| judge(&unpaid(), inquired(None, since), &completed, now);
+    assert_eq!(inquire(None, 50), Finding::MailMissing { until: at(650) });
+    assert_eq!(inquire(Some(50), 649), Finding::MailMissing { until: at(650) });
+    assert_eq!(inquire(Some(50), 650), Finding::NeedsDetails);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn complete_details_make_the_webhooks_event() {
 #[test]
 fn incomplete_details_need_review() {
     let completed = status(PaymentStatus::Completed);
-    for (bad, words) in [
+    for (bad, expected) in [
         (TransactionDetails { transaction_hash: None, ..details() }, "no transaction_hash"),
         (TransactionDetails { blockchain: None, ..details() }, "no blockchain"),
         (TransactionDetails { token: None, ..details() }, "no token"),
@@ -151,8 +151,8 @@ fn incomplete_details_need_review() {
         (TransactionDetails { transaction_hash: Some("0xab".into()), ..details() }, "does not fit"),
         (TransactionDetails { from_wallet_address: Some("alice".into()), ..details() }, "does not fit"),
     ] {
-        let said = reason(overdue(&session(), &completed, &bad));
-        assert!(said.starts_with("unreadable: ") && said.contains(words), "{said}");
+        let reason_text = reason(overdue(&session(), &completed, &bad));
+        assert!(reason_text.starts_with("unreadable: ") && reason_text.contains(expected), "{reason_text}");
     }
     for bad in [StatusAnswer { amount: None, ..completed.clone() }, StatusAnswer { updated_at: None, ..completed }] {
         assert!(reason(overdue(&session(), &bad, &details())).contains("Resmic names no"));
@@ -162,14 +162,14 @@ fn incomplete_details_need_review() {
 #[test]
 fn contradictions_need_review() {
     let completed = status(PaymentStatus::Completed);
-    for (session, details, words) in [
+    for (session, details, expected) in [
         (session_with(|s| s.amount = Some("21".into())), details(), "amount is known as \"21\""),
         (session_with(|s| s.blockchain = Some("Base".into())), details(), "blockchain is known as \"Base\""),
         (session_with(|s| s.token = Some("USDC".into())), details(), "token is known as \"USDC\""),
         (session(), TransactionDetails { amount: Some("19".into()), ..details() }, "Resmic says \"19\""),
     ] {
-        let said = reason(overdue(&session, &completed, &details));
-        assert!(said.starts_with("conflict: ") && said.contains(words), "{said}");
+        let reason_text = reason(overdue(&session, &completed, &details));
+        assert!(reason_text.starts_with("conflict: ") && reason_text.contains(expected), "{reason_text}");
     }
     let free = session_with(|s| (s.amount, s.blockchain, s.token) = (None, None, None));
     assert!(matches!(overdue(&free, &completed, &details()), Finding::CompletedEvent(_)));
@@ -188,17 +188,17 @@ fn other_names_of_a_token_agree() {
 #[test]
 fn known_payment_agrees_or_needs_review() {
     let completed = status(PaymentStatus::Completed);
-    let look = |known: &PaymentsOfSession, details: Option<&TransactionDetails>| {
-        reconcile(&session(), known, looked(None, None), Ok(&completed), details.map(Ok), at(5))
+    let inquire = |known: &PaymentsOfSession, details: Option<&TransactionDetails>| {
+        reconcile(&session(), known, inquired(None, None), Ok(&completed), details.map(Ok), at(5))
     };
-    assert_eq!(look(&paid(Some(&TX.to_lowercase())), Some(&details())), Finding::Agrees);
-    assert_eq!(look(&paid(Some("0xab")), None), Finding::Agrees);
-    assert!(reason(look(&paid(Some("0xab")), Some(&details()))).starts_with("conflict: Resmic names another"));
-    let said = reason(judge(&paid(None), looked(None, None), &status(PaymentStatus::Failed), HOUR));
-    assert_eq!(said, "conflict: Resmic says \"Failed\" of a session that has a completed payment");
+    assert_eq!(inquire(&paid(Some(&TX.to_lowercase())), Some(&details())), Finding::Agrees);
+    assert_eq!(inquire(&paid(Some("0xab")), None), Finding::Agrees);
+    assert!(reason(inquire(&paid(Some("0xab")), Some(&details()))).starts_with("conflict: Resmic names another"));
+    let reason_text = reason(judge(&paid(None), inquired(None, None), &status(PaymentStatus::Failed), HOUR));
+    assert_eq!(reason_text, "conflict: Resmic says \"Failed\" of a session that has a completed payment");
     let failed = PaymentsOfSession { has_failed: true, ..unpaid() };
-    assert_eq!(judge(&failed, looked(None, None), &status(PaymentStatus::Failed), 5), Finding::Agrees);
-    assert!(matches!(judge(&failed, looked(None, None), &completed, 5), Finding::MailMissing { .. }));
+    assert_eq!(judge(&failed, inquired(None, None), &status(PaymentStatus::Failed), 5), Finding::Agrees);
+    assert!(matches!(judge(&failed, inquired(None, None), &completed, 5), Finding::MailMissing { .. }));
 }
 
 #[test]
@@ -208,10 +208,10 @@ fn unclear_answers_wait_and_then_need_review() {
     let errors = [ApiError::NotFound("404".into()), ApiError::Malformed("HTML".into())];
     let answers = [Ok(&other), Ok(&elsewhere)].into_iter().chain(errors.iter().map(Err));
     for answer in answers {
-        let look =
-            |first: Option<i64>, now| reconcile(&session(), &unpaid(), looked(first, None), answer, None, at(now));
-        assert_eq!(look(None, HOUR), Finding::Wait { until: at(2 * HOUR) }, "{answer:?}");
-        assert!(reason(look(Some(HOUR), 2 * HOUR)).starts_with("unreadable: "), "{answer:?}");
+        let inquire =
+            |first: Option<i64>, now| reconcile(&session(), &unpaid(), inquired(first, None), answer, None, at(now));
+        assert_eq!(inquire(None, HOUR), Finding::Wait { until: at(2 * HOUR) }, "{answer:?}");
+        assert!(reason(inquire(Some(HOUR), 2 * HOUR)).starts_with("unreadable: "), "{answer:?}");
     }
 }
 
@@ -219,18 +219,18 @@ fn unclear_answers_wait_and_then_need_review() {
 fn failures_of_the_server_only_wait() {
     let error = |retry_after: Option<u64>| ApiError::RateLimited {
         retry_after: retry_after.map(Duration::from_secs),
-        words: "429".into(),
+        message: "429".into(),
     };
-    let look =
-        |error: &ApiError| reconcile(&session(), &unpaid(), looked(Some(0), None), Err(error), None, at(99 * HOUR));
-    assert_eq!(look(&error(None)), Finding::Wait { until: at(99 * HOUR + 300) });
-    assert_eq!(look(&error(Some(900))), Finding::Wait { until: at(99 * HOUR + 900) });
-    assert_eq!(look(&error(Some(u64::MAX))), Finding::Wait { until: at(123 * HOUR) });
-    assert_eq!(look(&ApiError::Unauthorized("401".into())), Finding::Wait { until: at(99 * HOUR + 300) });
+    let inquire =
+        |error: &ApiError| reconcile(&session(), &unpaid(), inquired(Some(0), None), Err(error), None, at(99 * HOUR));
+    assert_eq!(inquire(&error(None)), Finding::Wait { until: at(99 * HOUR + 300) });
+    assert_eq!(inquire(&error(Some(900))), Finding::Wait { until: at(99 * HOUR + 900) });
+    assert_eq!(inquire(&error(Some(u64::MAX))), Finding::Wait { until: at(123 * HOUR) });
+    assert_eq!(inquire(&ApiError::Unauthorized("401".into())), Finding::Wait { until: at(99 * HOUR + 300) });
     let completed = status(PaymentStatus::Completed);
     let details = error(Some(900));
-    let looks = looked(Some(0), Some(0));
-    let finding = reconcile(&session(), &unpaid(), looks, Ok(&completed), Some(Err(&details)), at(HOUR));
+    let inquiries = inquired(Some(0), Some(0));
+    let finding = reconcile(&session(), &unpaid(), inquiries, Ok(&completed), Some(Err(&details)), at(HOUR));
     assert_eq!(finding, Finding::Wait { until: at(HOUR + 900) });
 }
 
@@ -261,39 +261,39 @@ fn any_details() -> impl Strategy<Value = TransactionDetails> {
         })
 }
 
-fn any_looks() -> impl Strategy<Value = PreviousLooks> {
+fn any_inquiries() -> impl Strategy<Value = PreviousInquiries> {
     let moment = || prop::option::of(0..4 * HOUR);
-    (moment(), moment()).prop_map(|(first, completed)| looked(first, completed))
+    (moment(), moment()).prop_map(|(first, completed)| inquired(first, completed))
 }
 
 proptest! {
     #[test]
     fn failed_never_follows_completed(
-        status in any_status(), details in prop::option::of(any_details()), looks in any_looks(), now in 0..9 * HOUR,
+        status in any_status(), details in prop::option::of(any_details()), inquiries in any_inquiries(), now in 0..9 * HOUR,
         hash in prop::option::of(prop::sample::select(vec![TX, "0xab"])), has_failed: bool,
     ) {
         let known = PaymentsOfSession { has_failed, ..paid(hash) };
-        let finding = reconcile(&session(), &known, looks, Ok(&status), details.as_ref().map(Ok), at(now));
+        let finding = reconcile(&session(), &known, inquiries, Ok(&status), details.as_ref().map(Ok), at(now));
         prop_assert!(!matches!(finding, Finding::FailedEvent(_) | Finding::CompletedEvent(_)), "{:?}", finding);
     }
 
     #[test]
     fn events_have_what_the_webhook_has(
-        status in any_status(), details in any_details(), looks in any_looks(), now in 0..9 * HOUR,
+        status in any_status(), details in any_details(), inquiries in any_inquiries(), now in 0..9 * HOUR,
     ) {
-        let finding = reconcile(&session(), &unpaid(), looks, Ok(&status), Some(Ok(&details)), at(now));
+        let finding = reconcile(&session(), &unpaid(), inquiries, Ok(&status), Some(Ok(&details)), at(now));
         match finding {
             Finding::CompletedEvent(event) => {
                 let r = &event.payment;
                 prop_assert_eq!(&status.payment_status, &PaymentStatus::Completed);
-                prop_assert!(looks.completed_since.is_some_and(|since| at(now).duration_since(since).as_secs() >= 600));
+                prop_assert!(inquiries.completed_since.is_some_and(|since| at(now).duration_since(since).as_secs() >= 600));
                 prop_assert_eq!((r.amount.as_deref(), r.token.as_deref()), (Some("20"), Some("DAI")));
                 prop_assert_eq!(r.transaction_hash.clone(), Some(TX.to_lowercase()));
                 prop_assert_eq!((r.blockchain.as_deref(), r.from_wallet_address.as_deref()), (Some("Sepolia"), Some(WALLET)));
                 prop_assert!(r.tx_time.is_some());
             }
             Finding::FailedEvent(_) => {
-                let is_old = looks.first_after_expiry.is_some_and(|first| at(now).duration_since(first).as_secs() >= HOUR);
+                let is_old = inquiries.first_after_expiry.is_some_and(|first| at(now).duration_since(first).as_secs() >= HOUR);
                 prop_assert!(status.payment_status == PaymentStatus::Failed
                     || status.payment_status == PaymentStatus::Initiated && is_old && now >= 40 * MINUTE);
             }
@@ -304,21 +304,21 @@ proptest! {
     }
 
     #[test]
-    fn errors_make_no_event(looks in any_looks(), now in 0..9 * HOUR, kind in 0..7_usize) {
+    fn errors_make_no_event(inquiries in any_inquiries(), now in 0..9 * HOUR, kind in 0..7_usize) {
         let error = [
             ApiError::Unauthorized("401".into()),
             ApiError::NotFound("404".into()),
-            ApiError::RateLimited { retry_after: None, words: "429".into() },
-            ApiError::Server { retry_after: None, words: "500".into() },
+            ApiError::RateLimited { retry_after: None, message: "429".into() },
+            ApiError::Server { retry_after: None, message: "500".into() },
             ApiError::Unreachable("no answer".into()),
             ApiError::Malformed("HTML".into()),
             ApiError::OtherSession { requested: SESSION.parse().unwrap(), answered: SessionId::NIL },
         ][kind].clone();
-        let finding = reconcile(&session(), &unpaid(), looks, Err(&error), None, at(now));
+        let finding = reconcile(&session(), &unpaid(), inquiries, Err(&error), None, at(now));
         let undecided = matches!(finding, Finding::Wait { .. } | Finding::NeedsReview { .. });
         prop_assert!(undecided);
         let completed = status(PaymentStatus::Completed);
-        let finding = reconcile(&session(), &unpaid(), looks, Ok(&completed), Some(Err(&error)), at(now));
+        let finding = reconcile(&session(), &unpaid(), inquiries, Ok(&completed), Some(Err(&error)), at(now));
         let undecided =
             matches!(finding, Finding::Wait { .. } | Finding::NeedsReview { .. } | Finding::MailMissing { .. });
         prop_assert!(undecided);
