@@ -9,17 +9,17 @@ use super::output::{self, cell, message};
 use crate::app;
 use crate::config::Config;
 use crate::db::{RetrySelection, StoreReader};
-use crate::forward::{self, Finding, FindingKind};
+use crate::forward::{self, FindingKind, StreamFinding};
 use crate::model::DeliveryState;
 
 pub(super) fn list(
     config: &Config,
     state: Option<DeliveryState>,
-    asked: Option<u32>,
+    requested: Option<u32>,
     json: bool,
 ) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    let limit = output::limit(asked, json);
+    let limit = output::limit(requested, json);
     if json {
         return reader.deliveries::<anyhow::Error>(state, limit, |delivery| output::json(&delivery)).map(drop);
     }
@@ -41,15 +41,15 @@ pub(super) fn list(
         ])
     })?;
     table.finish()?;
-    output::report_left_out(asked, left_out);
+    output::report_left_out(requested, left_out);
     Ok(())
 }
 
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
     // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
-    let which = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
-    let changed = super::with_store(config, async |store| store.retry(which).await).await?;
+    let selection = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
+    let changed = super::with_store(config, async |store| store.retry(selection).await).await?;
     message(&format!("{changed} deliveries are due now; the daemon sends them"));
     Ok(())
 }
@@ -95,8 +95,8 @@ pub(super) async fn verify(
     Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-fn print_finding(finding: &Finding) -> anyhow::Result<()> {
-    let Finding { event_id, receipt, kind } = finding;
+fn print_finding(finding: &StreamFinding) -> anyhow::Result<()> {
+    let StreamFinding { event_id, receipt, kind } = finding;
     output::line(&match kind {
         FindingKind::Missing => format!("missing {event_id}: it was {receipt}"),
         FindingKind::Different(sequence) => {

@@ -17,7 +17,7 @@ mod worker;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use jetstream::{Finding, FindingKind, Verification, verify};
+pub use jetstream::{FindingKind, StreamFinding, Verification, verify};
 pub use settings::{Confirm, ForwardSettings, HttpPath, StreamName, SubjectPrefix, Unresolved};
 use target::TargetKind;
 pub use target::{Target, TargetError};

@@ -134,8 +134,8 @@ fn evaluate(status: StatusCode, field: impl Fn(HeaderName) -> Option<String>) ->
 
 fn failure(status: StatusCode, field: impl Fn(HeaderName) -> Option<String>) -> String {
     if status.is_redirection() {
-        let to = field(header::LOCATION).unwrap_or_default();
-        return format!("{status}: a redirect to {:?}, which is not followed", printable(&to, MAX_EXCERPT));
+        let location = field(header::LOCATION).unwrap_or_default();
+        return format!("{status}: a redirect to {:?}, which is not followed", printable(&location, MAX_EXCERPT));
     }
     status.to_string()
 }

@@ -169,8 +169,8 @@ fn default_statuses() -> Vec<Status> {
 }
 
 fn statuses<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Status>, D::Error> {
-    let words = Vec::<String>::deserialize(from)?;
-    words.iter().map(|word| word.parse().map_err(serde::de::Error::custom)).collect()
+    let texts = Vec::<String>::deserialize(from)?;
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 impl ForwardSettings {

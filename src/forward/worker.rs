@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{AttemptEnd, Failure, RetryRule, after_panic};
 use super::breaker::Breaker;
-use super::jetstream::StreamSession;
+use super::jetstream::StreamConnection;
 use super::post::{self, HandlerResponse};
 use super::target::{CommonTarget, HandlerTarget};
 use crate::db::{self, ClaimLimit, Claimed, ClaimedBatch, FinishedAttempt, NextStep, Store};
@@ -70,7 +70,7 @@ pub(super) struct DeliveryWorker {
 pub(super) enum Route {
     Handler(Arc<HandlerTarget>),
     /// A connection to a stream. It is not opened again after it was lost.
-    Stream(Arc<StreamSession>),
+    Stream(Arc<StreamConnection>),
 }
 
 impl Route {
@@ -78,7 +78,7 @@ impl Route {
     fn concurrency(&self) -> usize {
         match self {
             Route::Handler(_) => CONCURRENCY,
-            Route::Stream(session) => session.concurrency(),
+            Route::Stream(connection) => connection.concurrency(),
         }
     }
 
@@ -86,7 +86,7 @@ impl Route {
     async fn ended(&self) {
         match self {
             Route::Handler(_) => std::future::pending().await,
-            Route::Stream(session) => session.ended().await,
+            Route::Stream(connection) => connection.ended().await,
         }
     }
 }
@@ -161,12 +161,12 @@ impl DeliveryWorker {
         };
         match self.record_and_claim(limit).await {
             Ok(batch) => {
-                if let Route::Stream(session) = route
+                if let Route::Stream(connection) = route
                     && free > 0
                     && batch.claimed.is_empty()
                     && self.in_flight.is_empty()
                 {
-                    session.note_idle();
+                    connection.note_idle();
                 }
                 for claimed in batch.claimed {
                     self.send(route.clone(), claimed);
@@ -275,7 +275,7 @@ async fn attempt(
         Route::Handler(handler) => {
             evaluate(post::post(target, handler, &claimed.event, permit, sent).await, permit, sent)
         }
-        Route::Stream(session) => session.deliver(target, &claimed.event, sent).await,
+        Route::Stream(connection) => connection.deliver(target, &claimed.event, sent).await,
     };
     end.finish(target, claimed, at, began.elapsed())
 }

@@ -1,23 +1,23 @@
 //! A target that is a JetStream stream: each event becomes a message whose subject ends with the event's id.
 //!
 //! The server creates the message only if the subject has none. So a message can be published any number of times, and the stream
-//! has it once. `inspect` reads the configuration of the stream. `session` is one connection to a stream that was found fit.
+//! has it once. `inspect` reads the configuration of the stream. `connection` is one connection to a stream that was found fit.
 //! `run` keeps such a connection open and lets the worker deliver. `republish` publishes the last events again after each
 //! connect. `verify` compares the stream with the database.
 
+mod connection;
 mod inspect;
 mod republish;
 mod run;
-mod session;
 mod verify;
 
 use async_nats::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
 
+pub(super) use connection::StreamConnection;
 pub(super) use inspect::probe;
 pub(super) use run::run;
-pub(super) use session::StreamSession;
-pub use verify::{Finding, FindingKind, Verification, verify};
+pub use verify::{FindingKind, StreamFinding, Verification, verify};
 
 use super::headers::event_headers;
 use super::settings::ForwardSettings;

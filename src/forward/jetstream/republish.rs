@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::StreamProblem;
-use super::session::StreamSession;
+use super::connection::StreamConnection;
 use crate::db::{self, DeliveredEvent, DeliveredPosition, Store};
 use crate::forward::target::CommonTarget;
 use crate::forward::worker::CONCURRENCY;
@@ -24,7 +24,7 @@ const PAGE: u32 = 500;
 pub(super) enum RepublishError {
     Store(db::Error),
     /// The connection to the stream has ended or must end.
-    Session(StreamProblem),
+    Connection(StreamProblem),
 }
 
 impl From<db::Error> for RepublishError {
@@ -36,7 +36,7 @@ impl From<db::Error> for RepublishError {
 /// Publishes again the events that the stream acknowledged in the five minutes before its last acknowledgement. Events of one
 /// payment session are published one after the other.
 pub(super) async fn republish(
-    session: &StreamSession,
+    connection: &StreamConnection,
     target: &CommonTarget,
     store: &Store,
 ) -> Result<(), RepublishError> {
@@ -53,7 +53,7 @@ pub(super) async fn republish(
             }
             let session_id = delivered.event.session_id.clone();
             sessions.push(session_id.clone());
-            running.push(async move { (session_id, put_again(session, target, store, &delivered).await) });
+            running.push(async move { (session_id, put_again(connection, target, store, &delivered).await) });
         }
         while !running.is_empty() {
             finish(running.next().await, &mut sessions)?;
@@ -79,26 +79,28 @@ fn is_blocked(sessions: &[Option<String>], delivered: &DeliveredEvent) -> bool {
 }
 
 async fn put_again(
-    session: &StreamSession,
+    connection: &StreamConnection,
     target: &CommonTarget,
     store: &Store,
     delivered: &DeliveredEvent,
 ) -> Result<(), RepublishError> {
-    match session.put(target, &delivered.event).await {
+    match connection.put(target, &delivered.event).await {
         PublishAnswer::SubjectTaken => Ok(()),
         PublishAnswer::Stored(sequence) => {
             let (event_id, lost) = (delivered.event.event_id.as_str(), delivered.receipt.as_str());
-            let receipt = session.receipt(sequence, false);
+            let receipt = connection.receipt(sequence, false);
             tracing::warn!(callback = target.name, event_id, lost, %receipt, "the stream had lost this event; it has it again");
             Ok(store.record_refill(&target.name, delivered.delivery_id, receipt).await?)
         }
         PublishAnswer::Refused { reason, passes } => {
-            let line = session.about(&format!("cannot publish the last events again: {reason}"));
-            Err(RepublishError::Session(StreamProblem { lines: vec![line], needs_person: !passes }))
+            let line = connection.about(&format!("cannot publish the last events again: {reason}"));
+            Err(RepublishError::Connection(StreamProblem { lines: vec![line], needs_person: !passes }))
         }
-        PublishAnswer::Unproven(reason) => Err(RepublishError::Session(StreamProblem::lasting(session.about(&reason)))),
+        PublishAnswer::Unproven(reason) => {
+            Err(RepublishError::Connection(StreamProblem::lasting(connection.about(&reason))))
+        }
         PublishAnswer::NoAnswer(reason) | PublishAnswer::NotSent(reason) => {
-            Err(RepublishError::Session(StreamProblem::passing(session.about(&reason))))
+            Err(RepublishError::Connection(StreamProblem::passing(connection.about(&reason))))
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::sync::watch;
 
+use super::connection::StreamConnection;
 use super::republish::{RepublishError, republish};
-use super::session::StreamSession;
 use super::{StreamProblem, StreamTarget};
 use crate::backoff::Backoff;
 use crate::db::{self, Store, StreamChange};
@@ -28,14 +28,14 @@ pub(in crate::forward) async fn run(
 ) -> db::Result<()> {
     let log = StateLog { store: worker.store.clone(), target: worker.target.name.clone(), stream: stream.clone() };
     log.record(StreamChange::Connecting).await?;
-    let mut keeper = SessionKeeper { worker, stream, log, failures: 0, reported: None };
+    let mut keeper = ConnectionKeeper { worker, stream, log, failures: 0, reported: None };
     while !*shutdown.borrow() {
         let opened = tokio::select! {
-            opened = StreamSession::open(&keeper.stream, keeper.worker.sending.clone()) => opened,
+            opened = StreamConnection::open(&keeper.stream, keeper.worker.sending.clone()) => opened,
             _ = shutdown.wait_for(|ending| *ending) => break,
         };
         let ended = match opened {
-            Ok(session) => keeper.use_session(Arc::new(session), &mut shutdown).await?,
+            Ok(connection) => keeper.use_connection(Arc::new(connection), &mut shutdown).await?,
             Err(problem) => Some(problem),
         };
         let Some(problem) = ended else { break };
@@ -50,7 +50,7 @@ pub(in crate::forward) async fn run(
 }
 
 /// The worker, and the state that is kept from one connection to the next.
-struct SessionKeeper {
+struct ConnectionKeeper {
     worker: DeliveryWorker,
     stream: Arc<StreamTarget>,
     log: StateLog,
@@ -60,15 +60,15 @@ struct SessionKeeper {
     reported: Option<StreamProblem>,
 }
 
-impl SessionKeeper {
+impl ConnectionKeeper {
     /// Delivers through a connection. Returns why the connection has ended; `None` after `shutdown`.
-    async fn use_session(
+    async fn use_connection(
         &mut self,
-        session: Arc<StreamSession>,
+        connection: Arc<StreamConnection>,
         shutdown: &mut watch::Receiver<bool>,
     ) -> db::Result<Option<StreamProblem>> {
         let prepared = tokio::select! {
-            prepared = self.prepare(&session) => prepared?,
+            prepared = self.prepare(&connection) => prepared?,
             _ = shutdown.wait_for(|ending| *ending) => return Ok(None),
         };
         if let Err(problem) = prepared {
@@ -79,11 +79,11 @@ impl SessionKeeper {
         let (log, must_prove) = (self.log.clone(), self.reported.is_some());
         let recording = async {
             if must_prove {
-                session.proven().await;
+                connection.proven().await;
             }
-            log.connected(&session).await;
+            log.connected(&connection).await;
         };
-        let route = Route::Stream(session.clone());
+        let route = Route::Stream(connection.clone());
         let delivering = self.worker.deliver(&route, shutdown);
         match select(pin!(delivering), pin!(recording)).await {
             Either::Left((delivered, _)) => delivered?,
@@ -92,34 +92,38 @@ impl SessionKeeper {
         if *shutdown.borrow() {
             return Ok(None);
         }
-        if session.is_proven() {
+        if connection.is_proven() {
             self.reported = None;
         }
-        if session.has_acknowledged() {
+        if connection.has_acknowledged() {
             self.failures = 0;
         }
         // The attempts that were running end with the connection.
         self.worker.wait_for_requests().await;
         self.worker.record_ended().await?;
-        Ok(Some(session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the connection has ended")))))
+        Ok(Some(
+            connection
+                .problem()
+                .unwrap_or_else(|| StreamProblem::passing(connection.about("the connection has ended"))),
+        ))
     }
 
     /// Makes the pending deliveries due, and publishes the last events again.
-    async fn prepare(&self, session: &StreamSession) -> db::Result<Result<(), StreamProblem>> {
+    async fn prepare(&self, connection: &StreamConnection) -> db::Result<Result<(), StreamProblem>> {
         let (store, target) = (&self.worker.store, &self.worker.target);
         let preparing = async {
             store.restart_periods(&target.name).await?;
-            republish(session, target, store).await
+            republish(connection, target, store).await
         };
         let prepared = tokio::select! {
             prepared = preparing => prepared,
-            () = session.ended() => Err(RepublishError::Session(
-                session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the connection has ended"))),
+            () = connection.ended() => Err(RepublishError::Connection(
+                connection.problem().unwrap_or_else(|| StreamProblem::passing(connection.about("the connection has ended"))),
             )),
         };
         match prepared {
             Ok(()) => Ok(Ok(())),
-            Err(RepublishError::Session(problem)) => Ok(Err(problem)),
+            Err(RepublishError::Connection(problem)) => Ok(Err(problem)),
             Err(RepublishError::Store(db::Error::Stopped)) => Err(db::Error::Stopped),
             Err(RepublishError::Store(error)) => {
                 Ok(Err(StreamProblem::passing(format!("cannot use the outbox: {error}"))))
@@ -153,8 +157,8 @@ struct StateLog {
 }
 
 impl StateLog {
-    async fn connected(&self, session: &StreamSession) {
-        let (version, notes) = (session.version().to_owned(), session.notes().to_vec());
+    async fn connected(&self, connection: &StreamConnection) {
+        let (version, notes) = (connection.version().to_owned(), connection.notes().to_vec());
         tracing::info!(callback = self.target, version, "connected to {}", self.stream.servers);
         // The only error is the end of the database writer, which the worker reports.
         let _ = self.record(StreamChange::Connected { version, notes }).await;

@@ -6,7 +6,7 @@ use futures_util::stream::{self, StreamExt};
 use jiff::Timestamp;
 
 use super::StreamTarget;
-use super::session::StreamSession;
+use super::connection::StreamConnection;
 use crate::db::{DeliveredEvent, DeliveredPosition, Store};
 use crate::forward::Target;
 use crate::forward::target::{CommonTarget, TargetKind};
@@ -18,7 +18,7 @@ const PAGE: u32 = 500;
 
 /// An event that the stream does not have as it was delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct StreamFinding {
     /// The event's id.
     pub event_id: String,
     /// The receipt that the delivery had.
@@ -27,7 +27,7 @@ pub struct Finding {
     pub kind: FindingKind,
 }
 
-/// The problem of a [`Finding`].
+/// The problem of a [`StreamFinding`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FindingKind {
     /// The stream has no message for the event.
@@ -69,11 +69,11 @@ pub async fn verify(
     store: &Store,
     since: Option<Timestamp>,
     refill: bool,
-    mut report: impl FnMut(Finding) -> Result<(), String>,
+    mut report: impl FnMut(StreamFinding) -> Result<(), String>,
 ) -> Option<Result<Verification, String>> {
     let TargetKind::Stream(stream) = &target.kind else { return None };
     let compared = async {
-        let session = open(stream, refill).await?;
+        let connection = open(stream, refill).await?;
         let mut counts = Verification::default();
         let mut position = DeliveredPosition::before(since);
         loop {
@@ -81,14 +81,14 @@ pub async fn verify(
             let Some(last) = page.last() else { return Ok(counts) };
             position = DeliveredPosition::after(last);
             let mut reading = stream::iter(page)
-                .map(|delivered| async { (session.stored(&delivered.event).await, delivered) })
+                .map(|delivered| async { (connection.stored(&delivered.event).await, delivered) })
                 .buffered(CONCURRENCY);
             while let Some((found, delivered)) = reading.next().await {
-                let found = found.map_err(|error| session.about(&error.to_string()))?;
+                let found = found.map_err(|error| connection.about(&error.to_string()))?;
                 counts.checked += 1;
                 let Some(kind) = compare(found.as_ref(), &delivered) else { continue };
                 let kind = match kind {
-                    FindingKind::Missing if refill => put_again(&session, &target.common, store, &delivered).await?,
+                    FindingKind::Missing if refill => put_again(&connection, &target.common, store, &delivered).await?,
                     kind => kind,
                 };
                 match kind {
@@ -97,7 +97,7 @@ pub async fn verify(
                     FindingKind::Refilled(_) => counts.refilled += 1,
                 }
                 let DeliveredEvent { receipt, event, .. } = delivered;
-                report(Finding { event_id: event.event_id, receipt, kind })?;
+                report(StreamFinding { event_id: event.event_id, receipt, kind })?;
             }
         }
     };
@@ -105,13 +105,13 @@ pub async fn verify(
 }
 
 /// Opens a connection for reading. An unfit stream can be read, but not refilled.
-async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamSession, String> {
+async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamConnection, String> {
     let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
     let problems = stream.problems(&inspection);
     if refill && !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    Ok(StreamSession::new(stream, Sending::default(), inspection))
+    Ok(StreamConnection::new(stream, Sending::default(), inspection))
 }
 
 fn compare(found: Option<&StoredMessage>, delivered: &DeliveredEvent) -> Option<FindingKind> {
@@ -123,21 +123,21 @@ fn compare(found: Option<&StoredMessage>, delivered: &DeliveredEvent) -> Option<
 }
 
 async fn put_again(
-    session: &StreamSession,
+    connection: &StreamConnection,
     target: &CommonTarget,
     store: &Store,
     delivered: &DeliveredEvent,
 ) -> Result<FindingKind, String> {
-    let sequence = match session.put(target, &delivered.event).await {
+    let sequence = match connection.put(target, &delivered.event).await {
         PublishAnswer::Stored(sequence) => sequence,
         // The daemon has published the event meanwhile.
         PublishAnswer::SubjectTaken => return Ok(FindingKind::Refilled(delivered.receipt.clone())),
         PublishAnswer::Refused { reason, .. }
         | PublishAnswer::Unproven(reason)
         | PublishAnswer::NoAnswer(reason)
-        | PublishAnswer::NotSent(reason) => return Err(session.about(&reason)),
+        | PublishAnswer::NotSent(reason) => return Err(connection.about(&reason)),
     };
-    let receipt = session.receipt(sequence, false);
+    let receipt = connection.receipt(sequence, false);
     let text = receipt.to_string();
     store.record_refill(&target.name, delivered.delivery_id, receipt).await.map_err(|e| e.to_string())?;
     Ok(FindingKind::Refilled(text))

@@ -25,8 +25,8 @@ async fn connect(settings: &NatsSettings) -> Result<(), NatsError> {
 
 /// Whether the server refused the login, and the text has this advice and no secret.
 fn is_refused(connected: &Result<(), NatsError>, advice: &str) -> bool {
-    let words = format!("the server refuses the login; {advice}");
-    matches!(connected, Err(NatsError::NotAllowed(text)) if text.ends_with(&words) && !text.contains("s3cret"))
+    let message = format!("the server refuses the login; {advice}");
+    matches!(connected, Err(NatsError::NotAllowed(text)) if text.ends_with(&message) && !text.contains("s3cret"))
 }
 
 #[tokio::test]

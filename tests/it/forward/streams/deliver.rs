@@ -68,15 +68,16 @@ async fn a_burst_arrives_once_despite_restarts() {
     const SESSIONS: u32 = 150;
     let mut server = server_with_stream().await;
     let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "timeout = \"2s\"")]);
-    let mut events: Vec<Event> = (0..3).flat_map(|minute| (0..SESSIONS).map(move |of| failed(of, minute))).collect();
-    events.extend((0..SESSIONS).map(|of| paid(Some(of), of)));
+    let mut events: Vec<Event> =
+        (0..3).flat_map(|minute| (0..SESSIONS).map(move |session_number| failed(session_number, minute))).collect();
+    events.extend((0..SESSIONS).map(|session_number| paid(Some(session_number), session_number)));
     let count = events.len() as u64;
     setup.record(events).await;
     setup.start();
     for part in 1..=2 {
         let done = count / 3 * part;
         let enough =
-            |all: &[DeliveryRow]| all.iter().filter(|d| d.state.as_str() == "delivered").count() as u64 >= done;
+            |rows: &[DeliveryRow]| rows.iter().filter(|d| d.state.as_str() == "delivered").count() as u64 >= done;
         setup.until("partly delivered", enough).await;
         if part == 1 {
             server.kill()
@@ -95,10 +96,10 @@ async fn a_burst_arrives_once_despite_restarts() {
         steps.entry(body["session_id"].to_string()).or_default().push(step);
     }
     assert_eq!(steps.len(), SESSIONS as usize);
-    for (of, steps) in steps {
+    for (session_number, steps) in steps {
         let mut sorted = steps.clone();
         sorted.sort();
-        assert_eq!((steps.len(), steps.last().unwrap().as_str(), &steps), (4, "paid", &sorted), "{of}");
+        assert_eq!((steps.len(), steps.last().unwrap().as_str(), &steps), (4, "paid", &sorted), "{session_number}");
     }
 }
 
@@ -112,7 +113,7 @@ async fn a_paused_server_has_the_event_once() {
     server.pause();
     setup.record(vec![paid(Some(1), 1)]).await;
     // The message is in the socket of the paused server. An attempt without an answer does not count towards give_up_after.
-    setup.until("tried", |all| all[0].attempts >= 1 && all[0].last_error.is_some()).await;
+    setup.until("tried", |rows| rows[0].attempts >= 1 && rows[0].last_error.is_some()).await;
     assert_eq!(setup.results()[0], "no_response");
     assert!(setup.deliveries()[0].last_error.as_ref().unwrap().contains("no answer within 300ms"));
     setup.until_sql("SELECT state || ' ' || problems FROM streams", "failed").await;
@@ -178,7 +179,7 @@ async fn a_stop_completes_the_running_publishes() {
     setup.start();
     setup.until_connected().await;
     setup.record((1..=50).map(|n| paid(Some(n), n)).collect()).await;
-    setup.until("begun", |all| all.iter().any(|d| d.state.as_str() == "delivered")).await;
+    setup.until("begun", |rows| rows.iter().any(|d| d.state.as_str() == "delivered")).await;
     setup.stop().await;
     let delivered = setup.deliveries().iter().filter(|d| d.state.as_str() == "delivered").count();
     assert_eq!(server.count(STREAM).await, delivered as u64, "what was sent is recorded");

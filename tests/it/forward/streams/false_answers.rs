@@ -48,7 +48,7 @@ async fn false_acknowledgements_are_no_deliveries() {
 }
 
 #[tokio::test]
-async fn malformed_protocol_ends_only_the_session() {
+async fn malformed_protocol_ends_only_the_connection() {
     for bytes in [
         "-ERR\r\n",
         "-ERR 'Permissions Violation for Publish to \"shop.paid\"'\r\n",

@@ -14,8 +14,8 @@ use testkit::nats_server::NatsServer;
 const STREAM: &str = "PAID";
 
 /// The settings of a target for the stream of this server.
-fn paid_stream(url: &str, more: &str) -> ForwardSettings {
-    settings(&format!("name = \"stream\"\nnats = [\"{url}\"]\nstream = \"{STREAM}\"\nsubject = \"shop.paid\"\n{more}"))
+fn paid_stream(url: &str, keys: &str) -> ForwardSettings {
+    settings(&format!("name = \"stream\"\nnats = [\"{url}\"]\nstream = \"{STREAM}\"\nsubject = \"shop.paid\"\n{keys}"))
 }
 
 /// A server with a stream that is fit for payments.

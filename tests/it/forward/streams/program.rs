@@ -73,8 +73,10 @@ async fn the_program_tells_what_a_stream_lacks() {
     unfit["deny_purge"] = false.into();
     api(&server, "STREAM.CREATE.PAID", unfit).await;
     let named = checked(&home);
-    for words in ["retention is \"interest\"", "deny_purge is false", "nats stream add PAID --subjects='shop.paid.>'"] {
-        assert!(named.contains(words), "{words}: {named}");
+    for expected in
+        ["retention is \"interest\"", "deny_purge is false", "nats stream add PAID --subjects='shop.paid.>'"]
+    {
+        assert!(named.contains(expected), "{expected}: {named}");
     }
     let daemon = home.start();
     home.data(&["import", "1.eml"]);

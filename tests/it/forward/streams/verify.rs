@@ -1,11 +1,11 @@
 //! `deliveries verify`: a stream that has lost or changed messages.
 
-use resmic_mailhook::forward::{Finding, FindingKind, Verification};
+use resmic_mailhook::forward::{FindingKind, StreamFinding, Verification};
 
 use super::*;
 
 /// Compares the stream of the only target. Returns the counts and the findings.
-async fn verify(setup: &ForwarderSetup, refill: bool) -> Result<(Verification, Vec<Finding>), String> {
+async fn verify(setup: &ForwarderSetup, refill: bool) -> Result<(Verification, Vec<StreamFinding>), String> {
     let target = Target::load(setup.settings[0].clone(), "secret".into()).await.unwrap();
     let mut findings = Vec::new();
     let report = |finding| {

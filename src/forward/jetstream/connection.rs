@@ -20,10 +20,10 @@ use crate::nats::{EngineError, NatsConnection, PublishAnswer, StoredMessage};
 use crate::sending_permit::NO_PERMIT;
 
 /// A connection to a stream.
-pub(in crate::forward) struct StreamSession {
+pub(in crate::forward) struct StreamConnection {
     stream: Arc<StreamTarget>,
     sending: Sending,
-    connection: NatsConnection,
+    nats: NatsConnection,
     reads_directly: bool,
     version: String,
     notes: Vec<String>,
@@ -35,7 +35,7 @@ pub(in crate::forward) struct StreamSession {
     end: watch::Sender<Option<StreamProblem>>,
 }
 
-impl StreamSession {
+impl StreamConnection {
     /// Connects, and refuses a stream that does not keep what it acknowledges. Events are published within the limits of
     /// `sending`.
     pub(super) async fn open(stream: &Arc<StreamTarget>, sending: Sending) -> Result<Self, StreamProblem> {
@@ -44,16 +44,16 @@ impl StreamSession {
         if !lines.is_empty() {
             return Err(StreamProblem { lines, needs_person: true });
         }
-        Ok(StreamSession::new(stream, sending, inspection))
+        Ok(StreamConnection::new(stream, sending, inspection))
     }
 
     /// A connection to a stream that was inspected.
     pub(super) fn new(stream: &Arc<StreamTarget>, sending: Sending, inspection: Inspection) -> Self {
-        let Inspection { connection, version, info, fitness, .. } = inspection;
-        StreamSession {
+        let Inspection { connection: nats, version, info, fitness, .. } = inspection;
+        StreamConnection {
             stream: stream.clone(),
             sending,
-            connection,
+            nats,
             reads_directly: info.allows_direct(),
             version,
             notes: fitness.notes,
@@ -79,7 +79,7 @@ impl StreamSession {
         let mut end = self.end.subscribe();
         tokio::select! {
             _ = end.wait_for(Option::is_some) => {}
-            () = self.connection.lost() => self.end(StreamProblem::passing(format!(
+            () = self.nats.lost() => self.end(StreamProblem::passing(format!(
                 "the connection to {} was lost",
                 self.stream.servers
             ))),
@@ -132,7 +132,7 @@ impl StreamSession {
             Ok(headers) => headers,
             Err(error) => return PublishAnswer::NotSent(error),
         };
-        if self.problem().is_some() || self.connection.is_lost() {
+        if self.problem().is_some() || self.nats.is_lost() {
             self.end(StreamProblem::passing(format!("the connection to {} was lost", self.stream.servers)));
             return PublishAnswer::NotSent("the connection was lost before the attempt".into());
         }
@@ -140,7 +140,7 @@ impl StreamSession {
             return PublishAnswer::NotSent(NO_PERMIT.into());
         }
         let (subject, body) = (self.stream.subject(event), Bytes::copy_from_slice(event.webhook.as_bytes()));
-        let publishing = self.connection.publish(&self.stream.name, subject, headers, body, target.timeout);
+        let publishing = self.nats.publish(&self.stream.name, subject, headers, body, target.timeout);
         let mut end = self.end.subscribe();
         let ended = async {
             let _ = end.wait_for(Option::is_some).await;
@@ -224,7 +224,7 @@ impl StreamSession {
 
     /// The message that the stream has for an event.
     pub(super) async fn stored(&self, event: &OutboundEvent) -> Result<Option<StoredMessage>, EngineError> {
-        self.connection.stored_message(&self.stream.name, &self.stream.subject(event), self.reads_directly).await
+        self.nats.stored_message(&self.stream.name, &self.stream.subject(event), self.reads_directly).await
     }
 
     pub(super) fn receipt(&self, sequence: u64, was_there: bool) -> Receipt {
