@@ -147,9 +147,9 @@ impl LeaseAgent {
     }
 }
 
-/// An open connection.
-pub(super) struct Session {
-    pub(super) connection: NatsConnection,
+/// An open connection to the bucket of the lease.
+pub(super) struct LeaseConnection {
+    pub(super) nats: NatsConnection,
     pub(super) bucket: LeaseBucket,
     pub(super) announcements: Subscriber,
 }
@@ -173,13 +173,13 @@ impl Driver {
     async fn run(mut self) {
         let mut failures = 0;
         loop {
-            let opening = open_session(self.place.clone());
+            let opening = open_connection(self.place.clone());
             let Some(opened) = self.while_offline(opening).await else { return };
             match opened {
-                Ok(session) => {
+                Ok(connection) => {
                     failures = 0;
                     self.set_problem(None);
-                    if !self.serve(session).await {
+                    if !self.serve(connection).await {
                         return;
                     }
                     let lost = format!("the connection to {} was lost", self.place.servers);
@@ -216,27 +216,27 @@ impl Driver {
 
     /// Carries out the machine's steps until the connection is lost or the server does not answer. False if all handles were
     /// dropped.
-    async fn serve(&mut self, mut session: Session) -> bool {
+    async fn serve(&mut self, mut connection: LeaseConnection) -> bool {
         let now = BootInstant::now();
-        let created = session.bucket.created();
+        let created = connection.bucket.created();
         if created != self.known_bucket {
             self.machine.forget_revision();
             self.known_bucket = created;
         }
-        self.machine.set_lease(session.bucket.lease());
+        self.machine.set_lease(connection.bucket.lease());
         self.machine.connected(now);
         let mut failures = 0;
-        while !session.connection.is_lost() && failures < FAILURES {
+        while !connection.nats.is_lost() && failures < FAILURES {
             self.heartbeat.beat();
             let step = self.machine.next_step(BootInstant::now());
             self.publish();
             match step {
                 Step::Read => {
-                    let answered = self.read(&session.bucket).await;
+                    let answered = self.read(&connection.bucket).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 Step::Write { expected, value } => {
-                    let answered = self.write(&session.bucket, expected, value).await;
+                    let answered = self.write(&connection.bucket, expected, value).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 Step::Wait(until) => {
@@ -247,11 +247,11 @@ impl Driver {
                             Some(command) => self.execute(command),
                             None => return false,
                         },
-                        announced = session.announcements.next() => match announced {
-                            Some(message) => self.hear(&mut session.announcements, message),
+                        announced = connection.announcements.next() => match announced {
+                            Some(message) => self.hear(&mut connection.announcements, message),
                             None => return true,
                         },
-                        () = session.connection.lost() => return true,
+                        () = connection.nats.lost() => return true,
                         () = sleep(wait) => {}
                     }
                 }
@@ -370,13 +370,13 @@ fn log_change(before: &LeaseView, after: &LeaseView) {
 }
 
 /// Connects and opens the bucket.
-pub(super) async fn open_session(place: Arc<LeasePlace>) -> Result<Session, String> {
-    let connection = place.servers.connect().await.map_err(|error| error.to_string())?;
-    let bucket = LeaseBucket::open(connection.client().clone(), &place.bucket, &place.name).await;
-    let bucket = bucket.map_err(|error| explain(&connection, error.to_string()))?;
+pub(super) async fn open_connection(place: Arc<LeasePlace>) -> Result<LeaseConnection, String> {
+    let nats = place.servers.connect().await.map_err(|error| error.to_string())?;
+    let bucket = LeaseBucket::open(nats.client().clone(), &place.bucket, &place.name).await;
+    let bucket = bucket.map_err(|error| explain(&nats, error.to_string()))?;
     let announcements = bucket.announcements().await;
-    let announcements = announcements.map_err(|error| explain(&connection, error.to_string()))?;
-    Ok(Session { connection, bucket, announcements })
+    let announcements = announcements.map_err(|error| explain(&nats, error.to_string()))?;
+    Ok(LeaseConnection { nats, bucket, announcements })
 }
 
 /// Adds the last error of the connection to `error`. If the server does not permit a request, it reports only such an error.

@@ -127,9 +127,12 @@ mod tests {
     #[test]
     fn a_value_survives_the_bucket() {
         assert_eq!(LeaseValue::parse(&value().to_bytes()), Some(value()));
-        let more = String::from_utf8(value().to_bytes()).unwrap().replacen('{', "{\"later\":[1],", 1);
-        assert_eq!(LeaseValue::parse(more.as_bytes()), Some(value()), "keys of later versions are skipped");
-        assert!(more.contains("\"stage\":\"taking-over\"") && more.contains("\"last_mail_id\":5"), "{more}");
+        let with_later_key = String::from_utf8(value().to_bytes()).unwrap().replacen('{', "{\"later\":[1],", 1);
+        assert_eq!(LeaseValue::parse(with_later_key.as_bytes()), Some(value()), "keys of later versions are skipped");
+        assert!(
+            with_later_key.contains("\"stage\":\"taking-over\"") && with_later_key.contains("\"last_mail_id\":5"),
+            "{with_later_key}"
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::agent::{LeasePlace, Session, open_session};
+use super::agent::{LeaseConnection, LeasePlace, open_connection};
 use super::lease_value::LeaseValue;
 use super::machine::{Entry, EntryContent, WriteResult};
 
@@ -41,14 +41,14 @@ pub enum Handover {
 /// Connects, checks the settings of the bucket and reads the lease. Returns lines for the operator; nothing is written.
 pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
     let servers = place.servers.to_string();
-    let session = match open_session(Arc::new(place)).await {
-        Ok(session) => session,
+    let connection = match open_connection(Arc::new(place)).await {
+        Ok(connection) => connection,
         Err(problem) => return vec![Err(problem)],
     };
-    let version = session.connection.client().server_info().version;
+    let version = connection.nats.client().server_info().version;
     let mut lines = vec![Ok(format!("connected to {servers}, version {}", crate::model::printable(&version, 32)))];
-    lines.extend(session.bucket.describe().into_iter().map(Ok));
-    lines.push(match session.bucket.read().await {
+    lines.extend(connection.bucket.describe().into_iter().map(Ok));
+    lines.push(match connection.bucket.read().await {
         Ok(entry) => Ok(match holder(&entry) {
             LeaseHolder::Host(host) => format!("host {host} has the lease"),
             LeaseHolder::Unknown => "the key has a content that this version does not know".into(),
@@ -57,7 +57,7 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
         Err(error) => Err(error.to_string()),
     });
     // If the server does not permit the subscription, it reports that only as the last error of the connection.
-    lines.extend(session.connection.last_error().map(|error| Err(format!("the server reports: {error}"))));
+    lines.extend(connection.nats.last_error().map(|error| Err(format!("the server reports: {error}"))));
     lines
 }
 
@@ -66,8 +66,8 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
 /// # Errors
 /// Why the holder is not known.
 pub async fn find_holder(place: LeasePlace) -> Result<LeaseHolder, String> {
-    let session = open_session(Arc::new(place)).await?;
-    session.bucket.read().await.map(|entry| holder(&entry)).map_err(|error| error.to_string())
+    let connection = open_connection(Arc::new(place)).await?;
+    connection.bucket.read().await.map(|entry| holder(&entry)).map_err(|error| error.to_string())
 }
 
 fn holder(entry: &Entry) -> LeaseHolder {
@@ -83,12 +83,12 @@ fn holder(entry: &Entry) -> LeaseHolder {
 /// # Errors
 /// Another host has the lease, the daemon does not react, or the server does not answer.
 pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, String> {
-    let mut session = open_session(Arc::new(place)).await?;
+    let mut connection = open_connection(Arc::new(place)).await?;
     let deadline = Instant::now() + RELEASE_TIMEOUT;
-    let process = ask(&session, host, deadline).await?;
+    let process = ask(&connection, host, deadline).await?;
     let mut released_until = None;
     loop {
-        let entry = session.bucket.read().await.map_err(|error| error.to_string())?;
+        let entry = connection.bucket.read().await.map_err(|error| error.to_string())?;
         match entry.content {
             EntryContent::Value(value) if value.is_live() && value.process != process => {
                 return Ok(Handover::TakenBy(value.host));
@@ -108,14 +108,14 @@ pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, 
             _ => {}
         }
         // Waits for the next announcement, but not longer than `POLL`.
-        let _ = timeout_at(now + POLL, session.announcements.next()).await;
+        let _ = timeout_at(now + POLL, connection.announcements.next()).await;
     }
 }
 
 /// Writes the request into the holder's value. Returns the holder's process.
-async fn ask(session: &Session, host: &str, deadline: Instant) -> Result<String, String> {
+async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Result<String, String> {
     loop {
-        let entry = session.bucket.read().await.map_err(|error| error.to_string())?;
+        let entry = connection.bucket.read().await.map_err(|error| error.to_string())?;
         let value = match entry.content {
             EntryContent::Value(value) if value.is_live() && value.host == host => value,
             EntryContent::Value(value) if value.is_live() => {
@@ -126,7 +126,7 @@ async fn ask(session: &Session, host: &str, deadline: Instant) -> Result<String,
         };
         let process = value.process.clone();
         let request = LeaseValue { release: true, ..value };
-        match session.bucket.write(entry.revision, &request).await {
+        match connection.bucket.write(entry.revision, &request).await {
             (WriteResult::Stored(_), _) => return Ok(process),
             // The daemon has renewed the lease meanwhile.
             (WriteResult::Conflict, _) if Instant::now() < deadline => {}

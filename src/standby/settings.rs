@@ -142,8 +142,8 @@ fn is_name(name: &str, others: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parse(more: &str) -> Result<StandbySettings, String> {
-        let text = format!("nats = [\"nats://127.0.0.1\"]\nbucket = \"leases\"\nname = \"shop\"\n{more}");
+    fn parse(keys: &str) -> Result<StandbySettings, String> {
+        let text = format!("nats = [\"nats://127.0.0.1\"]\nbucket = \"leases\"\nname = \"shop\"\n{keys}");
         let settings: StandbySettings = toml::from_str(&text).map_err(|e| e.message().to_owned())?;
         settings.check().map_err(|(key, message)| format!("{key}: {message}"))?;
         Ok(settings)
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_wrong_key() {
-        for (more, message) in [
+        for (keys, message) in [
             ("host = \"\"", "host: expected 1 to 64"),
             ("host = \"a b\"", "host: expected"),
             ("restore = { command = [] }", "restore.command: names no program"),
@@ -167,8 +167,8 @@ mod tests {
             ("user = \"x\"", "user: expected a `password`"),
             ("colour = \"red\"", "colour"),
         ] {
-            let error = parse(more).unwrap_err();
-            assert!(error.contains(message), "{more}: {error}");
+            let error = parse(keys).unwrap_err();
+            assert!(error.contains(message), "{keys}: {error}");
         }
         for (key, value) in [("bucket", "a.b"), ("bucket", ""), ("name", "a>"), ("name", "*")] {
             let (bucket, name) = if key == "bucket" { (value, "n") } else { ("b", value) };

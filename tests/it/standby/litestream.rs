@@ -79,9 +79,9 @@ impl Copies {
     }
 
     /// `env`, with the search path and more assignments.
-    fn command(&self, more: &[String]) -> Command {
+    fn command(&self, assignments: &[String]) -> Command {
         let mut command = Command::new("env");
-        command.args(self.environment()).args(more);
+        command.args(self.environment()).args(assignments);
         command
     }
 
@@ -165,12 +165,12 @@ fn files(home: &Home) -> Vec<(String, Vec<u8>)> {
 fn only_a_complete_copy_replaces_the_database() {
     let (copies, a, b) = (Copies::new(), database_with(3), database_with(1));
     let before = files(&b);
-    let refused = |last_host: &str, last_mail_id: &str, words: &str| {
+    let refused = |last_host: &str, last_mail_id: &str, expected: &str| {
         let output = copies.take_over(&b.database(), last_host, last_mail_id);
-        assert_eq!(output.status.code(), Some(1), "{words}: {}", text(&output));
-        assert!(text(&output).contains(words), "{words}: {}", text(&output));
-        assert_eq!(files(&b), before, "{words}");
-        assert!(!copies.of("b").exists(), "{words}: it is no copy of this host");
+        assert_eq!(output.status.code(), Some(1), "{expected}: {}", text(&output));
+        assert!(text(&output).contains(expected), "{expected}: {}", text(&output));
+        assert_eq!(files(&b), before, "{expected}");
+        assert!(!copies.of("b").exists(), "{expected}: it is no copy of this host");
     };
     refused("a", "3", "cannot fetch the copy of host a");
     copies.store("a", &a.database());

@@ -82,10 +82,10 @@ fn hosts_take_turns_with_client_certificates() {
 fn a_missing_client_certificate_is_explained() {
     let mut hosts = hosts(&format!("{TLS}, verify: true }}"), |_| String::new());
     let a = hosts.a.start();
-    let words = "the server refuses the client certificate, or needs one (TLS alert";
-    a.says(words, SOON);
+    let message = "the server refuses the client certificate, or needs one (TLS alert";
+    a.says(message, SOON);
     // The server may also close the connection before its alert arrives.
-    until("the reason in status", || is_waiting(&hosts.a, words));
+    until("the reason in status", || is_waiting(&hosts.a, message));
     hosts.nats.reconfigure(&format!("{TLS} }}"));
     a.says("this host is active", SOON);
     assert_eq!(a.end(), Some(0));
@@ -98,16 +98,16 @@ fn a_wrong_password_is_explained_and_not_shown() {
     hosts.configure(&hosts.a, "a", &restore(&backup_of(&hosts.b, &hosts.a)), "[telemetry]\nlog = \"trace\"\n");
     fs::write(hosts.a.folder.path().join(PASSWORD_FILE), WRONG).unwrap();
     let a = hosts.a.start();
-    let words = "the server refuses the login; check user and password";
-    a.says(&format!("{words}; trying again"), SOON);
-    assert!(is_waiting(&hosts.a, words));
+    let message = "the server refuses the login; check user and password";
+    a.says(&format!("{message}; trying again"), SOON);
+    assert!(is_waiting(&hosts.a, message));
     let commands: [&[&str]; 4] =
         [&["status"], &["standby", "release"], &["check", "--connect"], &["session", "add", SESSION]];
     for arguments in commands {
         let failed = hosts.a.run(arguments);
         assert_eq!(failed.status.code(), Some(1), "{arguments:?}");
         let printed = text(&failed);
-        assert!(printed.contains(words) && !printed.contains("s3cret"), "{arguments:?}: {printed}");
+        assert!(printed.contains(message) && !printed.contains("s3cret"), "{arguments:?}: {printed}");
     }
     let b = start_active(&hosts.b);
     hosts.deliver(1..=3);
@@ -118,7 +118,7 @@ fn a_wrong_password_is_explained_and_not_shown() {
     a.says("this host is active", SOON);
     hosts.deliver(4..=6);
     hosts.until_accepted(6);
-    until("the reason in status", || is_waiting(&hosts.b, words));
+    until("the reason in status", || is_waiting(&hosts.b, message));
     assert_eq!(hosts.callback.repeated().len(), 0);
     for daemon in [&a, &b] {
         assert!(!daemon.log().contains("s3cret"), "{}", daemon.log());
@@ -126,10 +126,10 @@ fn a_wrong_password_is_explained_and_not_shown() {
     assert_eq!((a.end(), b.end()), (Some(0), Some(0)));
 }
 
-/// Whether a host stands by, and `status` is red for a reason with these words.
-fn is_waiting(home: &Home, words: &str) -> bool {
+/// Whether a host stands by, and `status` is red for a reason with this text.
+fn is_waiting(home: &Home, message: &str) -> bool {
     let found = status(home);
     let reason = "this host cannot take over: the lease: cannot log in to tls://localhost:";
     let attention = found["attention"].to_string();
-    found["role"]["state"] == "standby" && attention.contains(reason) && attention.contains(words)
+    found["role"]["state"] == "standby" && attention.contains(reason) && attention.contains(message)
 }

@@ -112,10 +112,10 @@ fn systemd_gets_answers_without_an_engine() {
     let mut command = home.command(&["run"]);
     command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "1000000");
     let daemon = Daemon::start(command);
-    let receive_until = |words: &[&str]| {
+    let receive_until = |texts: &[&str]| {
         let (deadline, mut received) = (Instant::now() + SOON, String::new());
-        while !words.iter().all(|word| received.contains(word)) {
-            assert!(Instant::now() < deadline, "{words:?} are not in {received}");
+        while !texts.iter().all(|word| received.contains(word)) {
+            assert!(Instant::now() < deadline, "{texts:?} are not in {received}");
             let mut message = [0; 1024];
             let length = match supervisor.recv(&mut message) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
