@@ -47,8 +47,8 @@ fn digits(number: &str) -> Option<(u128, u32)> {
         return None;
     }
     let fraction = fraction.trim_end_matches('0');
-    let all = format!("{whole}{fraction}").parse().ok()?;
-    Some((all, u32::try_from(fraction.len()).ok()?))
+    let digits = format!("{whole}{fraction}").parse().ok()?;
+    Some((digits, u32::try_from(fraction.len()).ok()?))
 }
 
 /// The least that must arrive: `floor(amount × (1 − discount) × 10^decimals) − 1`, in the token's smallest units. One unit is

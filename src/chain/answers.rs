@@ -182,11 +182,11 @@ mod tests {
 
     #[test]
     fn the_transfer_topic_is_a_hash() {
-        let mut sum = [0; 32];
+        let mut hash = [0; 32];
         let mut keccak = tiny_keccak::Keccak::v256();
         tiny_keccak::Hasher::update(&mut keccak, b"Transfer(address,address,uint256)");
-        tiny_keccak::Hasher::finalize(keccak, &mut sum);
-        assert_eq!(TRANSFER, Hash(sum));
+        tiny_keccak::Hasher::finalize(keccak, &mut hash);
+        assert_eq!(TRANSFER, Hash(hash));
     }
 
     #[test]
@@ -214,10 +214,10 @@ mod tests {
     #[test]
     fn a_receipt_without_status_or_bloom_is_refused() {
         let word = format!("0x{}", "1".repeat(64));
-        let whole = serde_json::json!({"transactionHash": word, "transactionIndex": "0x0", "blockHash": word,
+        let receipt = serde_json::json!({"transactionHash": word, "transactionIndex": "0x0", "blockHash": word,
             "blockNumber": "0x1", "status": "0x1", "logs": [], "logsBloom": format!("0x{}", "0".repeat(512))});
-        let read = |value: serde_json::Value| serde_json::from_value::<Receipt>(value);
-        assert!(read(whole.clone()).unwrap().succeeded);
+        let parse = |value: serde_json::Value| serde_json::from_value::<Receipt>(value);
+        assert!(parse(receipt.clone()).unwrap().succeeded);
         for (key, value) in [
             ("status", "null"),
             ("status", "\"0x2\""),
@@ -229,9 +229,9 @@ mod tests {
             ("transactionHash", "\"0x1\""),
             ("logs", "null"),
         ] {
-            let mut changed = whole.clone();
+            let mut changed = receipt.clone();
             changed[key] = serde_json::from_str(value).unwrap();
-            assert!(read(changed).is_err(), "{key}: {value}");
+            assert!(parse(changed).is_err(), "{key}: {value}");
         }
     }
 }

@@ -19,7 +19,7 @@ const MOST_LOGS: usize = 1_000;
 pub struct LogFilter {
     /// The contract that wrote the logs.
     pub address: Address,
-    /// The allowed words of each topic. A topic without an entry may have any value.
+    /// The allowed values of each topic. A topic without an entry may have any value.
     pub topics: Vec<Vec<Hash>>,
 }
 
@@ -33,13 +33,13 @@ impl LogFilter {
 
     /// Whether the filter includes a log. A dishonest node may return other logs, too.
     fn has(&self, log: &Log) -> bool {
-        let fits = |(n, words): (usize, &Vec<Hash>)| log.topics.get(n).is_some_and(|topic| words.contains(topic));
+        let fits = |(n, allowed): (usize, &Vec<Hash>)| log.topics.get(n).is_some_and(|topic| allowed.contains(topic));
         log.address == self.address && !log.removed && self.topics.iter().enumerate().all(fits)
     }
 
     fn params(&self, from: u64, to: u64) -> Value {
         let topics: Vec<Vec<String>> =
-            self.topics.iter().map(|words| words.iter().map(Hash::to_string).collect()).collect();
+            self.topics.iter().map(|allowed| allowed.iter().map(Hash::to_string).collect()).collect();
         json!([{ "address": self.address.to_string(), "topics": topics, "fromBlock": hex(from), "toBlock": hex(to) }])
     }
 }
@@ -138,8 +138,8 @@ impl Node {
             let logs: Result<Vec<Log>, NodeError> = self.call("eth_getLogs", filter.params(at, end)).await;
             match logs {
                 Ok(logs) => {
-                    let room = MOST_LOGS - found.len();
-                    found.extend(logs.into_iter().filter(|log| filter.has(log)).take(room));
+                    let space = MOST_LOGS - found.len();
+                    found.extend(logs.into_iter().filter(|log| filter.has(log)).take(space));
                     at = end.saturating_add(1);
                 }
                 Err(error) if end > at && error.may_be_the_range() => range = (end - at).div_ceil(2),
@@ -167,7 +167,7 @@ impl Node {
         Ok(answer)
     }
 
-    pub(super) fn bad(&self, method: &'static str, words: String) -> NodeError {
-        NodeError { host: self.host().to_owned(), method, kind: NodeErrorKind::BadAnswer(words) }
+    pub(super) fn bad(&self, method: &'static str, message: String) -> NodeError {
+        NodeError { host: self.host().to_owned(), method, kind: NodeErrorKind::BadAnswer(message) }
     }
 }

@@ -43,14 +43,14 @@ impl Claim {
         registered_at: Option<Timestamp>,
         waits_since: Timestamp,
     ) -> Self {
-        let said = event.payment.clone();
+        let payment = event.payment.clone();
         Claim {
-            blockchain: said.blockchain,
-            token: said.token,
-            transaction_hash: said.transaction_hash,
-            from_wallet_address: said.from_wallet_address,
-            amount: said.amount,
-            currency: said.currency,
+            blockchain: payment.blockchain,
+            token: payment.token,
+            transaction_hash: payment.transaction_hash,
+            from_wallet_address: payment.from_wallet_address,
+            amount: payment.amount,
+            currency: payment.currency,
             sent_at,
             registered_at,
             waits_since,
@@ -95,8 +95,9 @@ impl<'a> Question<'a> {
         })?;
         let token = claim.token.as_deref().unwrap_or_default();
         let coin = chain.coin(token).ok_or_else(|| {
-            let words = format!("the token {} is not known on {}; add it to [chain.tokens]", quoted(token), chain.name);
-            unproven(ConfirmationCode::NoToken, words)
+            let message =
+                format!("the token {} is not known on {}; add it to [chain.tokens]", quoted(token), chain.name);
+            unproven(ConfirmationCode::NoToken, message)
         })?;
         let hash = value(claim.transaction_hash.as_deref(), "transaction hash", str::parse)?;
         let payer = value(claim.from_wallet_address.as_deref(), "payer's wallet", Address::parse)?;
@@ -106,8 +107,8 @@ impl<'a> Question<'a> {
     }
 }
 
-fn unproven(code: ConfirmationCode, words: String) -> ConfirmationReason {
-    ConfirmationReason::new(code, words)
+fn unproven(code: ConfirmationCode, message: String) -> ConfirmationReason {
+    ConfirmationReason::new(code, message)
 }
 
 fn quoted(value: &str) -> String {
@@ -116,23 +117,23 @@ fn quoted(value: &str) -> String {
 
 fn value<T>(
     text: Option<&str>,
-    what: &str,
+    kind: &str,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<T, ConfirmationReason> {
-    let fail = |words| unproven(ConfirmationCode::NoHash, words);
-    let text = text.ok_or_else(|| fail(format!("the mail has no {what}")))?;
-    parse(text).map_err(|e| fail(format!("the {what} {} cannot be looked up: {e}", quoted(text))))
+    let fail = |message| unproven(ConfirmationCode::NoHash, message);
+    let text = text.ok_or_else(|| fail(format!("the mail has no {kind}")))?;
+    parse(text).map_err(|e| fail(format!("the {kind} {} cannot be looked up: {e}", quoted(text))))
 }
 
 /// The smallest sufficient amount. An amount in dollars can be compared only for dollar tokens. An amount in units of the coin
 /// can always be compared.
 fn least(claim: &Claim, chain: &Chain, coin: &Coin) -> Result<Option<u128>, ConfirmationReason> {
-    let fail = |words| unproven(ConfirmationCode::NoToken, words);
+    let fail = |message| unproven(ConfirmationCode::NoToken, message);
     match claim.currency.as_deref().filter(|currency| !currency.eq_ignore_ascii_case("USD")) {
         None if !coin.dollar => return Ok(None),
         Some(currency) if !same_token(currency, &coin.symbol) => {
-            let words = format!("the amount is in {}, the payment in {}", quoted(currency), coin.symbol);
-            return Err(fail(words));
+            let message = format!("the amount is in {}, the payment in {}", quoted(currency), coin.symbol);
+            return Err(fail(message));
         }
         _ => {}
     }
@@ -150,9 +151,9 @@ pub(super) mod tests {
     pub(in crate::chain) const SHOP: Address = Address([0x55; 20]);
     pub(in crate::chain) const TX: Hash = Hash([0x11; 32]);
 
-    pub(in crate::chain) fn chain(more: &str) -> Chain {
+    pub(in crate::chain) fn chain(keys: &str) -> Chain {
         let text =
-            format!("name = \"Polygon\"\nnodes = [{{ env = \"N\" }}]\nwallets = [\"0x{}\"]\n{more}", "55".repeat(20));
+            format!("name = \"Polygon\"\nnodes = [{{ env = \"N\" }}]\nwallets = [\"0x{}\"]\n{keys}", "55".repeat(20));
         toml::from_str::<ChainSettings>(&text).unwrap().chain().unwrap()
     }
 

@@ -106,8 +106,8 @@ impl Address {
     #[must_use]
     pub fn checksummed(&self) -> String {
         let digits = data_encoding::HEXLOWER.encode(&self.0);
-        let sum = keccak(digits.as_bytes());
-        let nibbles = sum.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let hash = keccak(digits.as_bytes());
+        let nibbles = hash.iter().flat_map(|byte| [byte >> 4, byte & 15]);
         let cased = digits.chars().zip(nibbles).map(|(c, n)| if n >= 8 { c.to_ascii_uppercase() } else { c });
         format!("0x{}", cased.collect::<String>())
     }
@@ -116,10 +116,10 @@ impl Address {
 /// Keccak-256.
 fn keccak(bytes: &[u8]) -> [u8; 32] {
     let mut keccak = Keccak::v256();
-    let mut sum = [0; 32];
+    let mut hash = [0; 32];
     keccak.update(bytes);
-    keccak.finalize(&mut sum);
-    sum
+    keccak.finalize(&mut hash);
+    hash
 }
 
 impl FromStr for Address {
@@ -155,20 +155,23 @@ impl fmt::Debug for Address {
 }
 
 /// Parses a JSON string with one of the functions above.
-fn read<'de, D: Deserializer<'de>, T>(from: D, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, D::Error> {
+fn deserialize_text<'de, D: Deserializer<'de>, T>(
+    from: D,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
     let text = String::deserialize(from)?;
     parse(&text).map_err(de::Error::custom)
 }
 
 impl<'de> Deserialize<'de> for Hash {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        read(from, str::parse)
+        deserialize_text(from, str::parse)
     }
 }
 
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        read(from, str::parse)
+        deserialize_text(from, str::parse)
     }
 }
 
@@ -178,7 +181,7 @@ pub struct Quantity(pub u128);
 
 impl<'de> Deserialize<'de> for Quantity {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        read(from, |text| quantity(text).map(Quantity))
+        deserialize_text(from, |text| quantity(text).map(Quantity))
     }
 }
 
@@ -190,7 +193,7 @@ pub(super) fn u64_quantity<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D:
 
 /// For `deserialize_with`: data of any length.
 pub(super) fn any_data<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-    read(from, data)
+    deserialize_text(from, data)
 }
 
 #[cfg(test)]
@@ -198,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_read_exactly_or_refused() {
+    fn quantities_are_parsed_exactly_or_refused() {
         assert_eq!(quantity("0x0"), Ok(0));
         assert_eq!(quantity("0x1aF"), Ok(431));
         assert_eq!(quantity(&format!("0x{}", "f".repeat(32))), Ok(u128::MAX));

@@ -134,8 +134,8 @@ impl Look<'_> {
     /// Follows a token from the payer's transaction through temporary wallets to the merchant's wallets.
     async fn follow_token(&mut self, token: Address, payment: &Receipt, last: u64) -> Option<()> {
         let chain = self.question.chain;
-        let paid = temporary_wallets(self.question, token, payment)?;
-        for wallet in paid {
+        let wallets = temporary_wallets(self.question, token, payment)?;
+        for wallet in wallets {
             let filter = LogFilter::transfers(token, wallet, &chain.wallets);
             let answer = self.node.logs(&filter, payment.block_number, last, chain.log_range).await;
             let asked = format!("eth_getLogs (transfers from {wallet} to our wallets)");
@@ -212,16 +212,16 @@ impl Look<'_> {
 
 /// The temporary wallets that the payer paid. `None`: the payer paid the merchant directly.
 fn temporary_wallets(question: &Question<'_>, token: Address, payment: &Receipt) -> Option<Vec<Address>> {
-    let paid: Vec<Address> = payment
+    let wallets: Vec<Address> = payment
         .transfers(token)
         .filter(|transfer| transfer.from == question.payer)
         .map(|transfer| transfer.to)
         .collect();
-    if paid.iter().any(|to| question.chain.is_ours(*to)) {
+    if wallets.iter().any(|to| question.chain.is_ours(*to)) {
         return None;
     }
     let mut known = HashSet::new();
-    Some(paid.into_iter().filter(|to| known.insert(*to)).take(MOST_WALLETS).collect())
+    Some(wallets.into_iter().filter(|to| known.insert(*to)).take(MOST_WALLETS).collect())
 }
 
 fn distinct(hashes: impl Iterator<Item = Hash>) -> Vec<Hash> {
@@ -229,8 +229,8 @@ fn distinct(hashes: impl Iterator<Item = Hash>) -> Vec<Hash> {
     hashes.filter(|hash| known.insert(*hash)).take(MOST_CANDIDATES).collect()
 }
 
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 fn describe_receipt(receipt: &Receipt) -> String {

@@ -181,8 +181,8 @@ fn default_give_up_after() -> HumanDuration {
 /// The key with the wrong value, and the problem.
 pub(super) type Problem = (String, String);
 
-pub(super) fn wrong<T>(key: impl Into<String>, words: impl Into<String>) -> Result<T, Problem> {
-    Err((key.into(), words.into()))
+pub(super) fn wrong<T>(key: impl Into<String>, message: impl Into<String>) -> Result<T, Problem> {
+    Err((key.into(), message.into()))
 }
 
 impl ChainSettings {
@@ -201,7 +201,7 @@ impl ChainSettings {
     pub fn check_all(all: &[ChainSettings]) -> Result<(), Problem> {
         let mut known: Vec<Chain> = Vec::new();
         for (n, settings) in all.iter().enumerate() {
-            let chain = settings.chain().map_err(|(key, words)| (format!("chain[{n}].{key}"), words))?;
+            let chain = settings.chain().map_err(|(key, message)| (format!("chain[{n}].{key}"), message))?;
             if known.iter().any(|other| fold_chain(&other.name) == fold_chain(&chain.name)) {
                 return wrong(format!("chain[{n}].name"), "another [[chain]] has this name; names must differ");
             }
@@ -227,7 +227,9 @@ impl ChainSettings {
         for (n, node) in self.nodes.iter().enumerate() {
             let key = || format!("nodes[{n}]");
             let url = node.source().load().await.map_err(|missing| (key(), missing.to_string()))?;
-            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?.counted_in(requests, &self.name));
+            nodes.push(
+                Node::new(&url, tls.cloned()).map_err(|message| (key(), message))?.counted_in(requests, &self.name),
+            );
         }
         Ok(nodes)
     }
@@ -239,14 +241,14 @@ mod tests {
 
     const REST: &str = "\nnodes = [{ env = \"N\" }]\nwallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n";
 
-    fn read(text: &str) -> Result<Chain, String> {
+    fn parse_chain(text: &str) -> Result<Chain, String> {
         let settings: ChainSettings = toml::from_str(text).map_err(|e| e.message().to_owned())?;
-        settings.chain().map_err(|(key, words)| format!("{key}: {words}"))
+        settings.chain().map_err(|(key, message)| format!("{key}: {message}"))
     }
 
     #[test]
     fn the_defaults_are_those_of_the_contract() {
-        let chain = read(&format!("name = \"POLYGON\"{REST}")).unwrap();
+        let chain = parse_chain(&format!("name = \"POLYGON\"{REST}")).unwrap();
         assert_eq!((chain.name.as_str(), chain.id, chain.nodes), ("Polygon", 137, 1));
         assert_eq!((chain.finality, chain.discount), (Finality::Finalized, Discount::default()));
         assert_eq!((chain.window.as_secs(), chain.settle.as_secs()), (7200, 120));
@@ -255,7 +257,7 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let chain = read(
+        let chain = parse_chain(
             "name = \"Polygon\"\nnodes = [{ credential = \"a\" }, { command = [\"pass\", \"b\"] }]\n\
              wallets = [\"0x5aaeb6053f3e94c9b9a09f33669435e7ef1beaed\"]\nfinal = 20\ndiscount = \"10%\"\nwindow = \"1h\"\n\
              settle = \"0s\"\ntrace = true\nlog_range = 500\ngive_up_after = \"2d\"\nid = 137\nnative = [\"POL\"]\n\
@@ -277,7 +279,7 @@ mod tests {
 
     #[test]
     fn each_coin_is_known_under_all_its_names() {
-        let coin = |chain: &str, name: &str| read(&format!("name = \"{chain}\"{REST}")).unwrap().coin(name);
+        let coin = |chain: &str, name: &str| parse_chain(&format!("name = \"{chain}\"{REST}")).unwrap().coin(name);
         for (chain, name, symbol, is_native) in [
             ("Ethereum", "ethereum", "ETH", true),
             ("Ethereum", "WETH", "ETH", true),
@@ -298,16 +300,18 @@ mod tests {
     #[test]
     fn an_unknown_chain_needs_its_id() {
         let chain =
-            read(&format!("name = \"Gnosis\"\nid = 100\nnative = [\"XDAI\", \"xdai\"]\nfinal = \"safe\"{REST}"))
+            parse_chain(&format!("name = \"Gnosis\"\nid = 100\nnative = [\"XDAI\", \"xdai\"]\nfinal = \"safe\"{REST}"))
                 .unwrap();
         assert_eq!((chain.id, chain.finality, chain.coin("xdai").unwrap().decimals), (100, Finality::Safe, 18));
-        assert!(read(&format!("name = \"Gnosis\"{REST}")).unwrap_err().starts_with("id: Gnosis is not built in"));
+        assert!(
+            parse_chain(&format!("name = \"Gnosis\"{REST}")).unwrap_err().starts_with("id: Gnosis is not built in")
+        );
     }
 
     #[test]
     fn a_wrong_key_is_named() {
         let wallet = "\nnodes = [{ env = \"N\" }]\n";
-        for (table, words) in [
+        for (table, expected) in [
             (format!("name = \"Solana\"{REST}"), "name: Solana is no EVM chain"),
             (format!("name = \"\"{REST}"), "name: "),
             (format!("name = \"Polygon\"\nid = 1{REST}"), "id: the id of Polygon is 137"),
@@ -349,15 +353,16 @@ mod tests {
                 "decimals",
             ),
         ] {
-            let said = read(&table).unwrap_err();
-            assert!(said.contains(words), "{table}: {said}");
+            let message = parse_chain(&table).unwrap_err();
+            assert!(message.contains(expected), "{table}: {message}");
         }
     }
 
     #[test]
     fn a_plain_url_is_refused_and_not_quoted() {
-        let said = read("name = \"Polygon\"\nnodes = [\"https://node.example/v2/s3cret\"]\nwallets = []").unwrap_err();
-        assert!(said.contains("a node's URL is a secret") && !said.contains("s3cret"), "{said}");
+        let message =
+            parse_chain("name = \"Polygon\"\nnodes = [\"https://node.example/v2/s3cret\"]\nwallets = []").unwrap_err();
+        assert!(message.contains("a node's URL is a secret") && !message.contains("s3cret"), "{message}");
     }
 
     #[test]
@@ -384,8 +389,8 @@ mod tests {
         for bad in ["http://node.example/v2/s3cret", "s3cret", "https://s3cret@node.example/", "ws://127.0.0.1/s3cret"]
         {
             std::fs::write(&path, bad).unwrap();
-            let (key, words) = settings.open_nodes(None, &NodeRequests::default()).await.unwrap_err();
-            assert!(key == "nodes[0]" && !words.contains("s3cret"), "{key}: {words}");
+            let (key, message) = settings.open_nodes(None, &NodeRequests::default()).await.unwrap_err();
+            assert!(key == "nodes[0]" && !message.contains("s3cret"), "{key}: {message}");
         }
     }
 }

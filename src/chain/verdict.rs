@@ -85,20 +85,20 @@ pub struct ConfirmationReason {
     /// The code, which is an interface.
     pub code: ConfirmationCode,
     /// The text: one printable line.
-    pub words: String,
+    pub message: String,
 }
 
 impl ConfirmationReason {
     /// Creates a reason. Unprintable characters in the text are replaced.
     #[must_use]
-    pub fn new(code: ConfirmationCode, words: impl AsRef<str>) -> Self {
-        ConfirmationReason { code, words: printable(words.as_ref(), 500) }
+    pub fn new(code: ConfirmationCode, message: impl AsRef<str>) -> Self {
+        ConfirmationReason { code, message: printable(message.as_ref(), 500) }
     }
 }
 
 impl fmt::Display for ConfirmationReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.words)
+        write!(f, "{}: {}", self.code, self.message)
     }
 }
 
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_is_read_back_and_none_confirms() {
+    fn every_code_is_parsed_back_and_none_confirms() {
         for code in ConfirmationCode::ALL {
             assert_eq!(code.as_str().parse(), Ok(*code));
             assert!(![ConfirmationState::Confirmed, ConfirmationState::Operator].contains(&code.state()), "{code}");

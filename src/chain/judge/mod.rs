@@ -34,7 +34,7 @@ pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_c
     let judge_one = |node: &Observation| {
         let finding = Judge { question, node }.finding(is_claimed);
         // With several nodes, the reason names its node.
-        finding.map_err(|reason| if seen.len() > 1 { named(&node.host, &reason) } else { reason })
+        finding.map_err(|reason| if seen.len() > 1 { with_host(&node.host, &reason) } else { reason })
     };
     let findings: Vec<ArrivalResult> = seen.iter().map(judge_one).collect();
     let outcome = combine(question, findings).map_err(|reason| give_up(question, reason, now));
@@ -74,7 +74,7 @@ pub fn revisit(
 ) -> Revisited {
     let findings = seen.iter().map(|node| Judge { question, node }.finding(is_claimed)).collect();
     let is_passed = seen.iter().all(|node| node.error.is_none() && node.final_block >= Some(arrival.block));
-    let lost = |words: String| Revisited::Lost(Reason::new(Code::Lost, words));
+    let lost = |message: String| Revisited::Lost(Reason::new(Code::Lost, message));
     match combine(question, findings) {
         Ok(found) if found.transaction == arrival.transaction => Revisited::Stands,
         _ if !is_passed => Revisited::Later,
@@ -89,11 +89,11 @@ fn is_gone(code: Code) -> bool {
     [Code::Unseen, Code::Unarrived].contains(&code) || code.state() == State::Doubtful
 }
 
-fn named(host: &str, reason: &Reason) -> Reason {
-    if reason.words.starts_with(host) {
+fn with_host(host: &str, reason: &Reason) -> Reason {
+    if reason.message.starts_with(host) {
         return reason.clone();
     }
-    Reason::new(reason.code, format!("{host}: {}", reason.words))
+    Reason::new(reason.code, format!("{host}: {}", reason.message))
 }
 
 fn paid_block(node: &Observation) -> Option<BlockId> {
@@ -110,24 +110,24 @@ fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResu
     // A reason of the state `Unproven` comes first, because waiting does not change it. A reason to wait comes second, because
     // the answers of its node may change.
     for state in [State::Unproven, State::Waiting] {
-        let is = |finding: &&ArrivalResult| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
-        if let Some(Err(reason)) = findings.iter().find(is) {
+        let is_in_state = |finding: &&ArrivalResult| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
+        if let Some(Err(reason)) = findings.iter().find(is_in_state) {
             return Err(reason.clone());
         }
     }
-    let words = findings.iter().map(|finding| match finding {
+    let texts = findings.iter().map(|finding| match finding {
         Ok(arrival) => format!("{} {} arrived in {}", arrival.received, arrival.token, arrival.transaction),
         Err(reason) => reason.to_string(),
     });
-    let words = words.collect::<Vec<_>>().join("; ");
+    let message = texts.collect::<Vec<_>>().join("; ");
     let mut findings = findings.into_iter();
     let first = findings.next().unwrap_or_else(|| Err(Reason::new(Code::Node, "no node was asked")));
-    let same = |other: ArrivalResult| match (&first, &other) {
-        (Ok(one), Ok(other)) => one == other,
-        (Err(one), Err(other)) => one.code == other.code,
+    let agrees = |other: ArrivalResult| match (&first, &other) {
+        (Ok(first), Ok(other)) => first == other,
+        (Err(first), Err(other)) => first.code == other.code,
         _ => false,
     };
-    if findings.all(same) { first } else { Err(Reason::new(Code::Disagree, words)) }
+    if findings.all(agrees) { first } else { Err(Reason::new(Code::Disagree, message)) }
 }
 
 /// Replaces the reason of an event that has waited too long: it needs review.
@@ -142,8 +142,9 @@ fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
             Reason::new(Code::GaveUp, format!("not confirmed within {limit}; the last reason was {reason}"))
         }
         State::Waiting if reason.code == Code::Unseen && is_over(question.sent_at) => {
-            let words = format!("the mail is older than {limit}, and nodes may have pruned its transaction: {reason}");
-            Reason::new(Code::GaveUp, words)
+            let message =
+                format!("the mail is older than {limit}, and nodes may have pruned its transaction: {reason}");
+            Reason::new(Code::GaveUp, message)
         }
         _ => reason,
     }
@@ -161,7 +162,7 @@ impl Judge<'_> {
         let last = self.final_block()?;
         let payment = self.node.payment.as_ref();
         let payment = payment.ok_or_else(|| self.missing(Code::Unseen, "the node does not have the transaction"))?;
-        let block = self.settled(payment, *hash, last)?;
+        let block = self.check_final(payment, *hash, last)?;
         self.check_time(block)?;
         if chain.is_ours(*payer) {
             return doubt(Code::Payer, format!("the payer's wallet {payer} is one of ours"));
@@ -178,27 +179,27 @@ impl Judge<'_> {
         let chain = self.question.chain;
         let id = self.node.chain_id.ok_or_else(|| self.missing(Code::Node, "the node does not say its chain id"))?;
         if id != chain.id {
-            let words = format!("{} is a node of chain {id}, not of {} ({})", self.node.host, chain.name, chain.id);
-            return doubt(Code::Node, words);
+            let message = format!("{} is a node of chain {id}, not of {} ({})", self.node.host, chain.name, chain.id);
+            return doubt(Code::Node, message);
         }
         self.node.final_block.ok_or_else(|| self.missing(Code::Node, "the node does not say its final block"))
     }
 
     /// The reason for a missing answer: [`Code::Node`] if a call failed. It is `code` if no call failed, or if the node has
     /// pruned the answer.
-    fn missing(&self, code: Code, words: &str) -> Reason {
+    fn missing(&self, code: Code, message: &str) -> Reason {
         match &self.node.error {
             Some(error) if matches!(error.kind, NodeErrorKind::Pruned(_)) => Reason::new(code, error.to_string()),
             Some(error) => Reason::new(Code::Node, error.to_string()),
-            None => Reason::new(code, words),
+            None => Reason::new(code, message),
         }
     }
 
     /// Checks that a transaction was executed in a final block of the node's chain, and returns the block.
-    fn settled(&self, seen: &Seen, hash: Hash, last: u64) -> Result<Block, Reason> {
+    fn check_final(&self, seen: &Seen, hash: Hash, last: u64) -> Result<Block, Reason> {
         let receipt = &seen.receipt;
-        if let Some(words) = unsound(receipt, hash) {
-            return doubt(Code::Node, format!("{}: bad receipt of {hash}: {words}", self.node.host));
+        if let Some(defect) = unsound(receipt, hash) {
+            return doubt(Code::Node, format!("{}: bad receipt of {hash}: {defect}", self.node.host));
         }
         let number = receipt.block_number;
         let Some(block) = seen.block else {
@@ -317,8 +318,8 @@ impl Judge<'_> {
     /// the merchant's balance.
     fn check_trace(&self, wallet: Address) -> Result<(), Reason> {
         let chain = self.question.chain;
-        let lacks = self.node.error.as_ref().filter(|error| matches!(error.kind, NodeErrorKind::NoMethod(_)));
-        match lacks {
+        let missing_method = self.node.error.as_ref().filter(|error| matches!(error.kind, NodeErrorKind::NoMethod(_)));
+        match missing_method {
             _ if !chain.trace => doubt(
                 Code::NoTrace,
                 format!("{wallet} was paid; only a trace proves that it paid us (trace = true, at a node that can)"),
@@ -330,8 +331,8 @@ impl Judge<'_> {
 
     /// The successful candidates in final blocks, oldest first and without duplicates.
     fn candidates(&self, last: u64) -> Result<Vec<&Seen>, Reason> {
-        let settled = |seen: &&Seen| self.settled(seen, seen.receipt.transaction_hash, last).is_ok();
-        let mut candidates: Vec<&Seen> = self.node.candidates.iter().filter(settled).collect();
+        let is_final = |seen: &&Seen| self.check_final(seen, seen.receipt.transaction_hash, last).is_ok();
+        let mut candidates: Vec<&Seen> = self.node.candidates.iter().filter(is_final).collect();
         candidates.sort_by_key(|seen| place(&seen.receipt));
         candidates.dedup_by_key(|seen| seen.receipt.transaction_hash);
         Ok(candidates)
@@ -342,7 +343,7 @@ impl Judge<'_> {
         if !movements.is_empty() {
             return Ok(movements);
         }
-        let fresh = self.node.candidates.iter().map(|seen| self.settled(seen, seen.receipt.transaction_hash, last));
+        let fresh = self.node.candidates.iter().map(|seen| self.check_final(seen, seen.receipt.transaction_hash, last));
         let mut fresh = fresh.filter_map(Result::err).filter(|reason| reason.code == Code::Fresh);
         Err(fresh.next().unwrap_or_else(|| {
             self.missing(Code::Unarrived, "the wallet that the payer paid has not paid one of ours")
@@ -381,8 +382,8 @@ impl Judge<'_> {
     }
 }
 
-fn doubt<T>(code: Code, words: String) -> Result<T, Reason> {
-    Err(Reason::new(code, words))
+fn doubt<T>(code: Code, message: String) -> Result<T, Reason> {
+    Err(Reason::new(code, message))
 }
 
 /// The reason why a receipt cannot belong to the transaction `hash`.

@@ -123,7 +123,7 @@ async fn another_chain_is_refused() {
 async fn a_missing_block_tag_makes_the_event_wait() {
     let null = |request: &Value| Some(NodeReply::result(&request["id"], Value::Null));
     let reason = ask_with("eth_getBlockByNumber", null).await.outcome.unwrap_err();
-    assert!(reason.to_string().starts_with("node: ") && reason.words.contains("finalized"), "{reason}");
+    assert!(reason.to_string().starts_with("node: ") && reason.message.contains("finalized"), "{reason}");
     let error = |request: &Value| Some(NodeReply::error(&request["id"], -32000, "finalized block not found"));
     assert_eq!(code(&ask_with("eth_getBlockByNumber", error).await), "node");
 }

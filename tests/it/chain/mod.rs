@@ -94,13 +94,13 @@ impl ChainSetup {
     }
 
     /// The `[[chain]]` of this setup, with more lines of configuration.
-    fn chain(&self, more: &str) -> Chain {
-        self.chain_with(more, 6)
+    fn chain(&self, keys: &str) -> Chain {
+        self.chain_with(keys, 6)
     }
 
-    fn chain_with(&self, more: &str, decimals: u8) -> Chain {
+    fn chain_with(&self, keys: &str, decimals: u8) -> Chain {
         let text = format!(
-            "name = \"Sepolia\"\nnodes = [{{ env = \"UNUSED\" }}]\nwallets = [\"{}\"]\n{more}\n\
+            "name = \"Sepolia\"\nnodes = [{{ env = \"UNUSED\" }}]\nwallets = [\"{}\"]\n{keys}\n\
              [tokens]\nUSDC = {{ contract = \"{}\", decimals = {decimals} }}\n",
             self.shop(),
             self.token

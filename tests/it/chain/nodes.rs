@@ -48,9 +48,9 @@ async fn reorganisation_before_the_depth_revokes_the_payment() {
     setup.anvil.mine(10);
     assert_eq!(code(&setup.ask(&chain, &claim).await), "unseen");
     // A payment that is mined again is found in its new block.
-    let again = paid(&setup);
+    let later_claim = paid(&setup);
     setup.anvil.mine(5);
-    assert!(is_confirmed(&setup.ask(&chain, &again).await));
+    assert!(is_confirmed(&setup.ask(&chain, &later_claim).await));
 }
 
 #[tokio::test]
@@ -62,20 +62,20 @@ async fn a_reorganisation_after_the_depth_loses_the_arrival() {
     finalized.finality = Finality::Finalized;
     let chains = [finalized];
     let question = Question::new(&claim, &chains).unwrap();
-    let again = async || {
+    let revisit_now = async || {
         let seen = [look(&setup.node(), &question).await];
         let confirmed = ConfirmedArrival { transaction: arrival.transaction, block: arrival.block.number };
         revisit(&question, &seen, &confirmed, &|_, _| false)
     };
-    assert_eq!(again().await, Revisited::Later);
+    assert_eq!(revisit_now().await, Revisited::Later);
     let snapshot = setup.anvil.call("evm_snapshot", json!([]));
     setup.finalise();
-    assert_eq!(again().await, Revisited::Stands);
+    assert_eq!(revisit_now().await, Revisited::Stands);
     setup.anvil.call("evm_revert", json!([snapshot]));
     setup.anvil.reorganise(2);
-    assert_eq!(again().await, Revisited::Later);
+    assert_eq!(revisit_now().await, Revisited::Later);
     setup.finalise();
-    let Revisited::Lost(reason) = again().await else { panic!("it still stands") };
+    let Revisited::Lost(reason) = revisit_now().await else { panic!("it still stands") };
     assert!(reason.to_string().starts_with("lost: "), "{reason}");
 }
 
@@ -94,8 +94,8 @@ async fn a_lying_node_does_not_confirm_alone() {
     });
     let chain = setup.chain("");
     assert!(is_confirmed(&ask(&chain, &claim, &[node_at(&liar.url())]).await), "one node is believed");
-    let both = ask(&chain, &claim, &[node_at(&liar.url()), setup.node()]).await;
-    assert_eq!(code(&both), "unarrived");
+    let confirmation = ask(&chain, &claim, &[node_at(&liar.url()), setup.node()]).await;
+    assert_eq!(code(&confirmation), "unarrived");
 }
 
 #[tokio::test]
@@ -104,11 +104,11 @@ async fn a_node_with_another_amount_disagrees() {
     let claim = paid(&setup);
     setup.finalise();
     let word = |units: u128| format!("{units:064x}");
-    let more = ScriptedNode::altering(setup.anvil.port, move |_, answer| {
+    let generous = ScriptedNode::altering(setup.anvil.port, move |_, answer| {
         *answer = serde_json::from_str(&answer.to_string().replace(&word(UNITS), &word(UNITS + 1))).unwrap();
     });
-    let both = ask(&setup.chain(""), &claim, &[setup.node(), node_at(&more.url())]).await;
-    assert_eq!(code(&both), "disagree");
+    let confirmation = ask(&setup.chain(""), &claim, &[setup.node(), node_at(&generous.url())]).await;
+    assert_eq!(code(&confirmation), "disagree");
 }
 
 #[tokio::test]
@@ -147,8 +147,8 @@ async fn a_node_of_another_chain_is_named() {
     let claim = paid(&setup);
     setup.finalise();
     let reason = setup.ask(&setup.chain(""), &claim).await.outcome.unwrap_err();
-    let words = "node: 127.0.0.1 is a node of chain 137, not of Sepolia (11155111)";
-    assert_eq!(reason.to_string(), words);
+    let expected = "node: 127.0.0.1 is a node of chain 137, not of Sepolia (11155111)";
+    assert_eq!(reason.to_string(), expected);
 }
 
 #[tokio::test]

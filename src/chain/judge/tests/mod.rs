@@ -163,21 +163,21 @@ fn money_from_the_merchants_wallet_pays_nothing() {
 #[test]
 fn a_coupon_is_allowed_up_to_the_discount() {
     let seen = Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, 18_000_000, 4)])), ..node() };
-    let with = |more: &str| ask(&chain(more), &claim("USDC"), std::slice::from_ref(&seen)).state();
-    assert_eq!(with(""), State::Doubtful);
-    assert_eq!(with("discount = \"9.9%\""), State::Doubtful);
-    assert_eq!(with("discount = \"10%\""), State::Confirmed);
+    let state_with = |keys: &str| ask(&chain(keys), &claim("USDC"), std::slice::from_ref(&seen)).state();
+    assert_eq!(state_with(""), State::Doubtful);
+    assert_eq!(state_with("discount = \"9.9%\""), State::Doubtful);
+    assert_eq!(state_with("discount = \"10%\""), State::Confirmed);
 }
 
 #[test]
 fn an_arrival_is_limited_by_the_payment() {
     let dust = |seen: &mut Observation| payment(seen).logs = vec![log(usdc(), PAYER, WALLET, 1, 4)];
-    let own = |seen: &mut Observation| {
+    let dust_in_its_block = |seen: &mut Observation| {
         dust(seen);
         let hash = payment(seen).block_hash;
         payment(seen).logs[0].block_hash = hash;
     };
-    assert_eq!(code("USDC", through_wallet(), own), "short");
+    assert_eq!(code("USDC", through_wallet(), dust_in_its_block), "short");
 }
 
 #[test]
@@ -239,8 +239,8 @@ fn only_final_blocks_confirm_or_contradict() {
     assert_eq!(code("USDC", through_wallet(), |seen| seen.final_block = Some(91)), "fresh");
     let mut seen = direct();
     (seen.head, seen.final_block) = (Some(101), Some(82));
-    let words = ask(&chain("final = 20"), &claim("USDC"), &[seen]).outcome.unwrap_err().to_string();
-    assert_eq!(words, "fresh: block 90 has 12 of 20 blocks");
+    let reason = ask(&chain("final = 20"), &claim("USDC"), &[seen]).outcome.unwrap_err().to_string();
+    assert_eq!(reason, "fresh: block 90 has 12 of 20 blocks");
 }
 
 #[test]
@@ -292,8 +292,9 @@ fn only_a_call_that_stands_moves_native_money() {
 fn native_money_through_a_wallet_needs_a_trace() {
     let confirmation = ask(&chain(""), &claim("MATIC"), &[native_through_wallet()]);
     assert_eq!(confirmation.outcome.unwrap_err().code, Code::NoTrace);
-    let lacks = |seen: &mut Observation| seen.error = Some(error(NodeErrorKind::NoMethod("Method not found".into())));
-    assert_eq!(code("MATIC", native_through_wallet(), lacks), "no-trace");
+    let no_method =
+        |seen: &mut Observation| seen.error = Some(error(NodeErrorKind::NoMethod("Method not found".into())));
+    assert_eq!(code("MATIC", native_through_wallet(), no_method), "no-trace");
 }
 
 fn error(kind: NodeErrorKind) -> NodeError {
@@ -302,16 +303,16 @@ fn error(kind: NodeErrorKind) -> NodeError {
 
 #[test]
 fn two_nodes_must_say_the_same() {
-    let two = chain("").nodes;
-    assert_eq!(two, 1);
+    let default_nodes = chain("").nodes;
+    assert_eq!(default_nodes, 1);
     let mut chain = chain("");
     chain.nodes = 2;
     let code = |seen: &[Observation]| ask(&chain, &claim("USDC"), seen).outcome.err().map(|reason| reason.code);
     assert_eq!(code(&[direct(), direct()]), None);
     assert_eq!(code(&[direct()]), Some(Code::Node), "one of them was not asked");
     assert_eq!(code(&[]), Some(Code::Node));
-    let more = Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, UNITS + 1, 4)])), ..node() };
-    assert_eq!(code(&[direct(), more]), Some(Code::Disagree));
+    let larger = Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, UNITS + 1, 4)])), ..node() };
+    assert_eq!(code(&[direct(), larger]), Some(Code::Disagree));
     let false_token = || Observation { payment: Some(seen(TX, 90, vec![log(STRANGER, PAYER, SHOP, 1, 4)])), ..node() };
     assert_eq!(code(&[direct(), false_token()]), Some(Code::Disagree));
     assert_eq!(code(&[false_token(), false_token()]), Some(Code::Token));
@@ -343,16 +344,16 @@ fn a_wait_that_is_too_long_ends() {
 fn an_arrival_missing_when_final_is_lost() {
     let (chains, claim) = ([chain("")], claim("USDC"));
     let question = Question::new(&claim, &chains).unwrap();
-    let again = |seen: Observation| {
+    let revisit_with = |seen: Observation| {
         let arrival = ConfirmedArrival { transaction: TX, block: 90 };
         revisit(&question, &[seen], &arrival, &|_, _| false)
     };
-    let is_lost = |seen| matches!(again(seen), Revisited::Lost(reason) if reason.code == Code::Lost);
-    assert_eq!(again(direct()), Revisited::Stands);
-    assert_eq!(again(Observation { final_block: Some(89), ..node() }), Revisited::Later);
-    assert_eq!(again(Observation { final_block: Some(89), ..direct() }), Revisited::Later);
+    let is_lost = |seen| matches!(revisit_with(seen), Revisited::Lost(reason) if reason.code == Code::Lost);
+    assert_eq!(revisit_with(direct()), Revisited::Stands);
+    assert_eq!(revisit_with(Observation { final_block: Some(89), ..node() }), Revisited::Later);
+    assert_eq!(revisit_with(Observation { final_block: Some(89), ..direct() }), Revisited::Later);
     assert!(is_lost(node()));
     assert!(is_lost(through_wallet()), "it has arrived in another transaction");
     let down = Observation { error: Some(error(NodeErrorKind::Unreachable("no answer".into()))), ..node() };
-    assert_eq!(again(down), Revisited::Later);
+    assert_eq!(revisit_with(down), Revisited::Later);
 }

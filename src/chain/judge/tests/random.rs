@@ -75,8 +75,8 @@ prop_compose! {
         failed in prop::bool::weighted(0.1),
     ) -> Observation {
         let paid_block = payment.as_ref().map_or(TX, |payment: &Seen| payment.receipt.block_hash);
-        let transaction = transaction.map(|(from, to, value, is_there)| Transaction {
-            hash: TX, from, to: Some(to), value, block_hash: is_there.then_some(paid_block),
+        let transaction = transaction.map(|(from, to, value, is_mined)| Transaction {
+            hash: TX, from, to: Some(to), value, block_hash: is_mined.then_some(paid_block),
         });
         let error = failed.then(|| error(NodeErrorKind::Unreachable("no answer".into())));
         Observation { chain_id, payment, candidates, transaction, error, ..node() }
@@ -105,7 +105,7 @@ fn units_in_calls(frame: &Frame) -> u128 {
 /// Whether a receipt in a final block of the node's chain shows the arrival.
 fn stands(seen: &Observation, arrival: &Arrival, is_native: bool) -> bool {
     seen.payment.iter().chain(&seen.candidates).any(|tx| {
-        let is_it = tx.receipt.transaction_hash == arrival.transaction && tx.receipt.succeeded;
+        let is_arrival = tx.receipt.transaction_hash == arrival.transaction && tx.receipt.succeeded;
         let is_final = tx.block.is_some_and(|block| block.hash == tx.receipt.block_hash && block.number <= 100);
         let paid_directly = || seen.transaction.as_ref().filter(|t| t.to == Some(SHOP)).map_or(0, |t| t.value);
         let units = match (is_native, arrival.keys.as_slice()) {
@@ -115,7 +115,7 @@ fn stands(seen: &Observation, arrival: &Arrival, is_native: bool) -> bool {
             }
             (true, _) => tx.trace.as_ref().map_or(0, units_in_calls),
         };
-        is_it && is_final && units >= arrival.units && arrival.units > 0
+        is_arrival && is_final && units >= arrival.units && arrival.units > 0
     })
 }
 
@@ -154,16 +154,16 @@ fn nothing_confirms_without_an_arrival_in_a_receipt() {
 proptest! {
     #[test]
     fn one_node_of_two_confirms_nothing(other in any_observation()) {
-        let mut two = chain("");
-        two.nodes = 2;
-        let confirmation = ask(&two, &claim("USDC"), &[direct(), other.clone()]);
+        let mut chain_of_two = chain("");
+        chain_of_two.nodes = 2;
+        let confirmation = ask(&chain_of_two, &claim("USDC"), &[direct(), other.clone()]);
         let alone = ask(&chain(""), &claim("USDC"), &[other]);
         let agreed = ask(&chain(""), &claim("USDC"), &[direct()]).outcome.ok() == alone.outcome.ok();
         prop_assert_eq!(confirmation.state() == State::Confirmed, agreed);
     }
 
     #[test]
-    fn no_answer_makes_the_reader_panic(text in "[\\[\\]{}\":,0-9a-fxlogsdt]{0,200}") {
+    fn no_answer_makes_parsing_panic(text in "[\\[\\]{}\":,0-9a-fxlogsdt]{0,200}") {
         let _ = serde_json::from_str::<Receipt>(&text);
         let _ = serde_json::from_str::<Frame>(&text);
         let _ = serde_json::from_str::<Vec<Log>>(&text);
