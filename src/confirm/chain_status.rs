@@ -14,7 +14,7 @@ use crate::model::{iso, printable};
 /// The shortest time between two requests for the newest block while events wait.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// The longest error that is stored, in characters.
-const KEPT_WORDS: usize = 300;
+const MAX_MESSAGE: usize = 300;
 
 /// The newest block of a node, and its last final block.
 pub(super) struct NodeBlocks {
@@ -34,7 +34,7 @@ pub(super) struct ChainStatus {
 
 /// The reason why a node cannot be used now.
 pub(super) struct Fault {
-    pub(super) words: String,
+    pub(super) message: String,
     pub(super) needs_person: bool,
 }
 
@@ -59,15 +59,14 @@ impl ChainStatus {
         let answers = join_all(watched.nodes.iter().map(|node| ask(node, &watched.chain))).await;
         let fault = answers.iter().find_map(|answer| answer.as_ref().err());
         if let (Some(fault), false) = (fault, events_wait) {
-            tracing::warn!(chain = watched.chain.name, error = fault.words, "a node of the chain is not usable");
+            tracing::warn!(chain = watched.chain.name, error = fault.message, "a node of the chain is not usable");
         }
-        self.row.last_error = fault.map(|fault| fault.words.clone());
+        self.row.last_error = fault.map(|fault| fault.message.clone());
         self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
         let now = Timestamp::now();
         // A block is final only if all nodes say so. So the node with the oldest final block counts.
-        let furthest =
-            answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|heartbeat| heartbeat.last.number);
-        if let Some(NodeBlocks { head, last }) = furthest {
+        let slowest = answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|blocks| blocks.last.number);
+        if let Some(NodeBlocks { head, last }) = slowest {
             let seconds = |block: &Block| i64::try_from(block.timestamp).unwrap_or(i64::MAX);
             self.row.head = i64::try_from(head.number).ok();
             self.row.head_age_s = Some(now.as_second().saturating_sub(seconds(head)).max(0));
@@ -85,7 +84,7 @@ impl ChainStatus {
         if fault.is_none() && seen.is_empty() {
             return Ok(());
         }
-        self.row.last_error = fault.as_ref().map(|fault| fault.words.clone());
+        self.row.last_error = fault.as_ref().map(|fault| fault.message.clone());
         self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
         self.write().await
     }
@@ -118,7 +117,7 @@ pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<NodeBlocks, Fault>
 }
 
 pub(super) fn fault(error: &NodeError) -> Fault {
-    Fault { words: printable(&error.to_string(), KEPT_WORDS), needs_person: error.needs_person() }
+    Fault { message: printable(&error.to_string(), MAX_MESSAGE), needs_person: error.needs_person() }
 }
 
 fn fault_of(node: &Observation, chain: &Chain) -> Option<Fault> {
@@ -130,6 +129,6 @@ fn fault_of(node: &Observation, chain: &Chain) -> Option<Fault> {
 }
 
 fn wrong_chain(host: &str, id: u64, chain: &Chain) -> Fault {
-    let words = format!("{host} is a node of chain {id}, not of {} ({}); correct `nodes`", chain.name, chain.id);
-    Fault { words, needs_person: true }
+    let message = format!("{host} is a node of chain {id}, not of {} ({}); correct `nodes`", chain.name, chain.id);
+    Fault { message, needs_person: true }
 }

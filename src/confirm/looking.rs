@@ -46,9 +46,9 @@ pub(super) async fn look_at(nodes: &[Node], question: &Question<'_>) -> Vec<Obse
 /// could answer each of them just before the deadline.
 async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
     let host = node.host().to_owned();
-    let words = || format!("the look did not end within {}", crate::units::HumanDuration(LONGEST_LOOK));
+    let message = || format!("the look did not end within {}", crate::units::HumanDuration(LONGEST_LOOK));
     let late = |_| {
-        let error = NodeError { host: host.clone(), method: "look", kind: NodeErrorKind::Unreachable(words()) };
+        let error = NodeError { host: host.clone(), method: "look", kind: NodeErrorKind::Unreachable(message()) };
         Observation { host, error: Some(error), ..Observation::default() }
     };
     timeout(LONGEST_LOOK, look(node, question)).await.unwrap_or_else(late)

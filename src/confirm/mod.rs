@@ -58,7 +58,8 @@ pub async fn run(
 ) -> db::Result<()> {
     let heartbeat = heartbeats.begin(format!("confirming on {}", watched.chain.name), LONGEST_LOOK * 2);
     let status = ChainStatus::new(store.clone(), &watched);
-    let mut worker = Worker { store: store.clone(), watched, status, heartbeat, failures: 0, not_before: None };
+    let mut worker =
+        ConfirmationWorker { store: store.clone(), watched, status, heartbeat, failures: 0, not_before: None };
     let mut ending = shutdown.clone();
     let work = async {
         // A node of the wrong chain is reported at the start, not only with the first payment.
@@ -80,7 +81,7 @@ pub async fn run(
     Ok(())
 }
 
-struct Worker {
+struct ConfirmationWorker {
     store: Store,
     watched: WatchedChain,
     status: ChainStatus,
@@ -91,7 +92,7 @@ struct Worker {
     not_before: Option<Instant>,
 }
 
-impl TurnWorker for Worker {
+impl TurnWorker for ConfirmationWorker {
     async fn turn(&mut self) -> db::Result<Option<Instant>> {
         if let Some(at) = self.not_before.take() {
             self.heartbeat.beat_before(at.saturating_duration_since(Instant::now()));
@@ -111,7 +112,7 @@ impl TurnWorker for Worker {
     }
 }
 
-impl Worker {
+impl ConfirmationWorker {
     /// Looks at the next due event. Returns the time at which the loop must search again. `None`: another event may be due now.
     async fn look_at_next(&mut self) -> db::Result<Option<Instant>> {
         let (due, next) = self.store.due_look(&self.watched.chain).await?;

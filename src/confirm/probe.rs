@@ -11,41 +11,44 @@ const STALE_SECONDS: i64 = 600;
 
 /// Asks each node of a chain, and returns a line for each answer. `Err`: a call failed, or the operator must correct something.
 pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
-    let mut found = Vec::new();
+    let mut lines = Vec::new();
     for node in &watched.nodes {
-        let lines = probe_node(node, &watched.chain).await;
-        let named = |words: String| match words.starts_with(node.host()) {
-            true => words,
-            false => format!("{}: {words}", node.host()),
+        let node_lines = probe_node(node, &watched.chain).await;
+        let with_host = |message: String| match message.starts_with(node.host()) {
+            true => message,
+            false => format!("{}: {message}", node.host()),
         };
-        found.extend(lines.into_iter().map(|line| line.map(named).map_err(named)));
+        lines.extend(node_lines.into_iter().map(|line| line.map(with_host).map_err(with_host)));
     }
-    found
+    lines
 }
 
 async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
     let NodeBlocks { head, last } = match ask(node, chain).await {
         Ok(blocks) => blocks,
-        Err(fault) => return vec![Err(fault.words)],
+        Err(fault) => return vec![Err(fault.message)],
     };
     let seconds = |timestamp: u64| i64::try_from(timestamp).unwrap_or(i64::MAX);
     let age = Timestamp::now().as_second().saturating_sub(seconds(head.timestamp));
-    let words = format!(
+    let message = format!(
         "chain {}; newest block {}, {age} s old; {} is {} blocks behind",
         chain.id,
         head.number,
         chain.finality,
         head.number.saturating_sub(last.number)
     );
-    let mut found =
-        vec![if age > STALE_SECONDS { Err(format!("{words}: the node does not follow its chain")) } else { Ok(words) }];
+    let mut lines = vec![if age > STALE_SECONDS {
+        Err(format!("{message}: the node does not follow its chain"))
+    } else {
+        Ok(message)
+    }];
     for coin in &chain.tokens {
-        found.extend(probe_token(node, coin).await);
+        lines.extend(probe_token(node, coin).await);
     }
     if chain.trace {
-        found.push(probe_trace(node).await);
+        lines.push(probe_trace(node).await);
     }
-    found
+    lines
 }
 
 async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>> {
