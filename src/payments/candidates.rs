@@ -32,36 +32,36 @@ pub(super) fn newest_unasked(
     event: &Event,
     settings: &StoreSettings,
 ) -> Result<Option<SessionId>> {
-    let newest = find(tx, event, settings, Some(event_id))?;
+    let newest = query(tx, event, settings, Some(event_id))?;
     Ok(newest.first().and_then(|session| session.session_id.parse().ok()))
 }
 
 /// All candidates, the newest first. They are read once, at the end of a search, because more than one may have the event's
 /// transaction.
-pub(super) fn all(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
-    find(tx, event, settings, None)
+pub(super) fn find_all(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
+    query(tx, event, settings, None)
 }
 
-/// The candidates, the newest first. `asking`: the id of the event, if the caller looks for the next question. With this id, each
-/// query returns only the newest candidate about which the daemon still has to ask.
-fn find(
+/// The candidates, the newest first. `event_id`: the id of the event, if the caller looks for the next question. With this id,
+/// each query returns only the newest candidate about which the daemon still has to ask.
+fn query(
     tx: &Connection,
     event: &Event,
     settings: &StoreSettings,
-    asking: Option<&str>,
+    event_id: Option<&str>,
 ) -> Result<Vec<RegisteredSession>> {
     let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for (condition, value) in searches(event) {
         let mut statement = tx.prepare_cached(&sql(condition))?;
-        for session in statement.query_map(params![from, to, value, asking], read_session)? {
+        for session in statement.query_map(params![from, to, value, event_id], read_session)? {
             let session = session?;
             // Other programs insert sessions. An id that is no UUID does not come from Resmic.
             if session.session_id.parse::<SessionId>().is_ok()
                 && matching::may_have_transaction(event, &session, settings.matching.window)
             {
                 found.push(session);
-                if asking.is_some() {
+                if event_id.is_some() {
                     break;
                 }
             }

@@ -57,9 +57,9 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
 
 /// Asks again about an event, if the new values change the question. An earlier answer was about other values.
 pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Result<()> {
-    let r = &new.payment;
+    let payment = &new.payment;
     let now = current_time();
-    let next = r.session_id.as_ref().map(|_| now.clone());
+    let next = payment.session_id.as_ref().map(|_| now.clone());
     let restarted = tx
         .prepare_cached(
             "UPDATE clearances SET state = 'waiting', reason = NULL, next_ask_at = ?6, waits_since = ?7, asks = asks + 1
@@ -68,7 +68,7 @@ pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Resu
                AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1
                            AND (e.session_id IS NOT ?2 OR e.amount IS NOT ?3 OR e.blockchain IS NOT ?4 OR e.token IS NOT ?5))",
         )?
-        .execute(params![id, r.session_id, r.amount, r.blockchain, r.token, next, now])?;
+        .execute(params![id, payment.session_id, payment.amount, payment.blockchain, payment.token, next, now])?;
     if restarted > 0 { holds::hold_for_resmic(tx, id) } else { Ok(()) }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn due(tx: &Connection, now: Timestamp) -> Result<Option<DueClearance
         let Some((event_id, asks, session)) = newest.optional()? else { return Ok(None) };
         match session.unwrap_or_default().parse() {
             Ok(session) => return Ok(Some(DueClearance { event_id, session, asks })),
-            Err(words) => write(tx, &event_id, ConfirmationState::Doubtful, Some(&words), None)?,
+            Err(error) => write(tx, &event_id, ConfirmationState::Doubtful, Some(&error), None)?,
         }
     }
 }
@@ -147,11 +147,11 @@ pub(super) fn record(
             write(tx, id, ConfirmationState::Confirmed, None, None)?;
             Ok(RecordedClearance::Cleared { released: confirmations::release(tx, settings, id)? })
         }
-        Clearance::Wait(words) => {
+        Clearance::Wait(message) => {
             let error = status.err().or(details.err());
             let next = next_ask(since.unwrap_or(now), error.and_then(ApiError::retry_after), now);
-            write(tx, id, ConfirmationState::Waiting, Some(&words), Some(next))?;
-            Ok(RecordedClearance::Waits(words))
+            write(tx, id, ConfirmationState::Waiting, Some(&message), Some(next))?;
+            Ok(RecordedClearance::Waits(message))
         }
         Clearance::Contradicts(reason) => {
             write(tx, id, ConfirmationState::Doubtful, Some(&reason.to_string()), None)?;

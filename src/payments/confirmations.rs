@@ -98,7 +98,7 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
 
 /// Starts the confirmation of an event again if new values change its claim. An earlier look does not apply to the new values.
 pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: &str, new: &Event) -> Result<()> {
-    let r = &new.payment;
+    let payment = &new.payment;
     let changed: bool = tx
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM confirmations c JOIN events e ON e.event_id = c.event_id
@@ -108,7 +108,15 @@ pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: 
                       OR e.token IS NOT ?6 OR e.from_wallet_address IS NOT ?7))",
         )?
         .query_row(
-            params![id, r.session_id, r.amount, r.currency, r.blockchain, r.token, r.from_wallet_address],
+            params![
+                id,
+                payment.session_id,
+                payment.amount,
+                payment.currency,
+                payment.blockchain,
+                payment.token,
+                payment.from_wallet_address
+            ],
             |row| row.get(0),
         )?;
     if changed { restart(tx, settings, id, new) } else { Ok(()) }

@@ -101,7 +101,7 @@ pub(super) fn with_session(mut event: Event, found: Option<&FoundSession>) -> Ev
 
 fn contradicts_registration(event: &Event, found: Option<&FoundSession>) -> Option<Reason> {
     let registered = found?.registered.as_ref()?;
-    matching::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
+    matching::contradiction(event, registered).map(|message| Reason::new(ReasonCode::Conflict, message))
 }
 
 fn insert(
@@ -112,7 +112,7 @@ fn insert(
     hold: Option<&Reason>,
     from: EventSource,
 ) -> Result<()> {
-    let r = &event.payment;
+    let payment = &event.payment;
     tx.prepare_cached(
         "INSERT OR FAIL INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
            from_wallet_address, transaction_hash, tx_time, tx_time_source, webhook, hold, created_at, source)
@@ -121,16 +121,16 @@ fn insert(
     )?
     .execute(named_params! {
         ":event_id": id,
-        ":status": r.status.as_str(),
-        ":session_id": r.session_id,
+        ":status": payment.status.as_str(),
+        ":session_id": payment.session_id,
         ":session_source": found.map(|f| f.source.as_str()),
         ":order_ref": event.order_ref,
-        ":amount": r.amount,
-        ":currency": r.currency,
-        ":blockchain": r.blockchain,
-        ":token": r.token,
-        ":from_wallet_address": r.from_wallet_address,
-        ":transaction_hash": r.transaction_hash,
+        ":amount": payment.amount,
+        ":currency": payment.currency,
+        ":blockchain": payment.blockchain,
+        ":token": payment.token,
+        ":from_wallet_address": payment.from_wallet_address,
+        ":transaction_hash": payment.transaction_hash,
         ":tx_time": event.time().map(iso),
         ":tx_time_source": event.time_source(),
         ":webhook": event.webhook(),
@@ -218,7 +218,7 @@ pub(super) fn update(
     event: &Event,
     source: Option<matching::SessionSource>,
 ) -> Result<()> {
-    let r = &event.payment;
+    let payment = &event.payment;
     confirmations::restart_if_changed(tx, settings, id, event)?;
     clearances::restart_if_changed(tx, id, event)?;
     tx.prepare_cached(
@@ -231,14 +231,14 @@ pub(super) fn update(
     )?
     .execute(named_params! {
         ":event_id": id,
-        ":session_id": r.session_id,
+        ":session_id": payment.session_id,
         ":source": source.map(matching::SessionSource::as_str),
         ":order_ref": event.order_ref,
-        ":amount": r.amount,
-        ":currency": r.currency,
-        ":blockchain": r.blockchain,
-        ":token": r.token,
-        ":from_wallet_address": r.from_wallet_address,
+        ":amount": payment.amount,
+        ":currency": payment.currency,
+        ":blockchain": payment.blockchain,
+        ":token": payment.token,
+        ":from_wallet_address": payment.from_wallet_address,
         ":tx_time": event.time().map(iso),
         ":tx_time_source": event.time_source(),
         ":webhook": event.webhook(),

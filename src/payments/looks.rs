@@ -140,8 +140,8 @@ impl Store {
             let mut claimed = HashSet::new();
             for hash in transactions {
                 let mut statement = tx.prepare_cached(sql)?;
-                let given = params![sql_id(chain_id), hash.to_string(), event_id];
-                for log in statement.query_map(given, |row| row.get::<_, i64>(0))? {
+                let parameters = params![sql_id(chain_id), hash.to_string(), event_id];
+                for log in statement.query_map(parameters, |row| row.get::<_, i64>(0))? {
                     claimed.insert((hash, log?));
                 }
             }
@@ -243,9 +243,9 @@ fn record_look(tx: &Connection, settings: &StoreSettings, look: &FinishedLook, n
         return record_open(tx, look, None, &reason, None);
     }
     if now < look.settles_at {
-        let words =
+        let message =
             format!("the money has arrived; delivery waits until {} for contradicting mails", iso(look.settles_at));
-        let reason = ConfirmationReason::new(ConfirmationCode::Fresh, words);
+        let reason = ConfirmationReason::new(ConfirmationCode::Fresh, message);
         return record_open(tx, look, Some(arrival), &reason, Some(look.settles_at));
     }
     if let Some(rival) = rival(tx, look, arrival)? {
@@ -267,11 +267,11 @@ fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Re
         "SELECT event_id FROM arrivals WHERE chain_id = ?1 AND tx = ?2 AND log = ?3 AND event_id <> ?4",
     )?;
     for key in &arrival.keys {
-        let given = params![sql_id(look.chain_id), arrival.transaction.to_string(), key, look.due.event_id];
-        let other: Option<String> = statement.query_row(given, |row| row.get(0)).optional()?;
-        if let Some(other) = other {
-            let words = format!("the money that arrived pays event {other}");
-            return Ok(Some(ConfirmationReason::new(ConfirmationCode::Claimed, words)));
+        let parameters = params![sql_id(look.chain_id), arrival.transaction.to_string(), key, look.due.event_id];
+        let other_id: Option<String> = statement.query_row(parameters, |row| row.get(0)).optional()?;
+        if let Some(other_id) = other_id {
+            let message = format!("the money that arrived pays event {other_id}");
+            return Ok(Some(ConfirmationReason::new(ConfirmationCode::Claimed, message)));
         }
     }
     Ok(None)
@@ -281,9 +281,9 @@ fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Re
 fn rival(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<String>> {
     let sql = "SELECT event_id FROM confirmations WHERE chain_id = ?1 AND arrival = ?2 AND arrival_log = ?3 AND event_id <> ?4
                  AND (state = 'waiting' OR state = 'doubtful') LIMIT 1";
-    let given =
+    let parameters =
         params![sql_id(look.chain_id), arrival.transaction.to_string(), arrival.keys.first(), look.due.event_id];
-    Ok(tx.prepare_cached(sql)?.query_row(given, |row| row.get(0)).optional()?)
+    Ok(tx.prepare_cached(sql)?.query_row(parameters, |row| row.get(0)).optional()?)
 }
 
 fn record_open(

@@ -24,9 +24,13 @@ model::string_enum!(SessionSource, "session source", Mail => "mail", Address => 
 
 /// The one open session that this event pays; `None` if none matches, or more than one.
 #[must_use]
-pub fn only_match<'a>(event: &Event, open: &'a [RegisteredSession], how: Matching) -> Option<&'a RegisteredSession> {
+pub fn only_match<'a>(
+    event: &Event,
+    open: &'a [RegisteredSession],
+    matching: Matching,
+) -> Option<&'a RegisteredSession> {
     let at = event.time()?;
-    only(open.iter().filter(|session| is_candidate(event, session, at, how)))
+    only(open.iter().filter(|session| is_candidate(event, session, at, matching)))
 }
 
 fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
@@ -38,8 +42,8 @@ fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
 
 /// Whether an event may pay a session, by amount, chain, token and time.
 #[must_use]
-pub fn may_pay(event: &Event, session: &RegisteredSession, how: Matching) -> bool {
-    event.time().is_some_and(|at| is_candidate(event, session, at, how))
+pub fn may_pay(event: &Event, session: &RegisteredSession, matching: Matching) -> bool {
+    event.time().is_some_and(|at| is_candidate(event, session, at, matching))
 }
 
 /// Whether Resmic may name the event's transaction for a session: the event does not contradict the session, and was paid in
@@ -49,11 +53,11 @@ pub(super) fn may_have_transaction(event: &Event, session: &RegisteredSession, w
     contradiction(event, session).is_none() && event.time().is_some_and(|at| is_alive(session, at, window))
 }
 
-fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, how: Matching) -> bool {
+fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, matching: Matching) -> bool {
     let amounts = session.amount.as_deref().zip(event.payment.amount.as_deref());
     amounts.is_some_and(|(owed, paid)| same_amount(owed, paid))
         && contradiction(event, session).is_none()
-        && is_alive(session, at, how.window)
+        && is_alive(session, at, matching.window)
 }
 
 /// Whether a session may be paid at `at`: registered at most `window` before, and not expired.
@@ -93,21 +97,21 @@ pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<Strin
     let mismatch = |field: &str, registered: &str, reported: &str| {
         Some(format!("{field} is registered as {registered:?} for its session and the event says {reported:?}"))
     };
-    let r = &event.payment;
-    let amounts = session.amount.as_deref().zip(r.amount.as_deref());
+    let payment = &event.payment;
+    let amounts = session.amount.as_deref().zip(payment.amount.as_deref());
     if let Some((a, b)) = amounts.filter(|(a, b)| !same_amount(a, b)) {
         return mismatch("amount", a, b);
     }
     // Sessions are registered in US dollars. An amount in another currency is another amount.
-    let other = r.currency.as_deref().filter(|currency| *currency != "USD");
+    let other = payment.currency.as_deref().filter(|currency| *currency != "USD");
     if let (Some(_), Some(currency)) = (amounts, other) {
         return mismatch("currency", "USD", currency);
     }
-    let chains = session.blockchain.as_deref().zip(r.blockchain.as_deref());
+    let chains = session.blockchain.as_deref().zip(payment.blockchain.as_deref());
     if let Some((a, b)) = chains.filter(|(a, b)| model::fold_chain(a) != model::fold_chain(b)) {
         return mismatch("blockchain", a, b);
     }
-    let tokens = session.token.as_deref().zip(r.token.as_deref());
+    let tokens = session.token.as_deref().zip(payment.token.as_deref());
     if let Some((a, b)) = tokens.filter(|(a, b)| !same_token(a, b)) {
         return mismatch("token", a, b);
     }

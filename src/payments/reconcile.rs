@@ -107,16 +107,16 @@ impl Store {
 }
 
 impl Reconciled {
-    fn add(&mut self, more: Reconciled) {
-        self.resolved += more.resolved;
-        self.released += more.released;
-        self.held += more.held;
-        self.too_late.extend(more.too_late);
+    fn add(&mut self, other: Reconciled) {
+        self.resolved += other.resolved;
+        self.released += other.released;
+        self.held += other.held;
+        self.too_late.extend(other.too_late);
     }
 
     /// The sum of both.
-    pub(super) fn and(mut self, more: Reconciled) -> Reconciled {
-        self.add(more);
+    pub(super) fn and(mut self, other: Reconciled) -> Reconciled {
+        self.add(other);
         self
     }
 }
@@ -187,8 +187,8 @@ fn affected_events(tx: &Connection, settings: &StoreSettings, session: &Register
            AND CAST(amount AS REAL) IN (?5, ?6, ?7) AND tx_time BETWEEN ?3 AND ?4
          ORDER BY n",
     )?;
-    let given = params![session.session_id, session.order_ref, from, to, low, amount, high];
-    let rows = statement.query_map(given, |row| row.get(1))?;
+    let parameters = params![session.session_id, session.order_ref, from, to, low, amount, high];
+    let rows = statement.query_map(parameters, |row| row.get(1))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 

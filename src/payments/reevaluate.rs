@@ -76,13 +76,13 @@ fn reevaluate(
     examined: &Examined,
     next: Option<Timestamp>,
 ) -> Result<Reevaluation> {
-    let (outcome, reason, made): (String, Option<String>, Option<String>) = tx
+    let (outcome, reason, stored_event_id): (String, Option<String>, Option<String>) = tx
         .query_row("SELECT outcome, reason, event_id FROM mails WHERE id = ?1", params![id], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })
         .optional()?
         .ok_or_else(|| Error::Refused(format!("no mail {id}")))?;
-    match made {
+    match stored_event_id {
         Some(event_id) if outcome == Outcome::Event.as_str() => {
             return reevaluate_event(tx, settings, &event_id, examined);
         }
@@ -96,7 +96,7 @@ fn reevaluate(
         Judgement::Quarantined(reason) => Admitted::without_event(Outcome::Quarantined, reason),
         Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
     };
-    let Admitted { outcome: new, reason: why, event_id, .. } = admitted;
+    let Admitted { outcome: new, reason: new_reason, event_id, .. } = admitted;
     let proof = examined.proof.as_ref();
     let next = if new == Outcome::Deferred { next.map(iso) } else { None };
     tx.execute(
@@ -108,7 +108,7 @@ fn reevaluate(
         params![
             id,
             new.as_str(),
-            why.as_ref().map(Reason::to_string),
+            new_reason.as_ref().map(Reason::to_string),
             event_id,
             proof.map(|p| p.trust.as_str()),
             proof.and_then(|p| p.domain.as_deref()),
@@ -127,10 +127,10 @@ fn reevaluate(
         let at = time_received(parse_time(by_server), examined.envelope.sent_at, Timestamp::now());
         record_notification(tx, &account, at)?;
     }
-    if outcome == new.as_str() && reason == why.as_ref().map(Reason::to_string) {
+    if outcome == new.as_str() && reason == new_reason.as_ref().map(Reason::to_string) {
         return Ok(Reevaluation::Same);
     }
-    Ok(Reevaluation::Outcome { outcome: new, reason: why, event_id })
+    Ok(Reevaluation::Outcome { outcome: new, reason: new_reason, event_id })
 }
 
 /// Updates the event of a mail after a better parse, if no delivery of it was attempted.
@@ -176,9 +176,9 @@ impl StoreReader {
     /// An error of SQLite.
     pub fn mails_with_raw(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
         let word = outcome.map(Outcome::as_str);
-        let (condition, given) = where_clause(&[("outcome = ?", optional(&word))]);
+        let (condition, parameters) = where_clause(&[("outcome = ?", optional(&word))]);
         let sql = format!("SELECT id FROM (SELECT id, raw FROM mails {condition}) WHERE raw IS NOT NULL ORDER BY id");
-        self.query_all(&sql, &given, |r| r.get(0))
+        self.query_all(&sql, &parameters, |r| r.get(0))
     }
 
     /// The deferred mails that are due at `at`, and those whose time was written while the clock was ahead.
@@ -238,7 +238,7 @@ fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
 }
 
 fn proof(row: &Row) -> rusqlite::Result<Option<TrustProof>> {
-    let words = |text: Option<String>| {
+    let split_words = |text: Option<String>| {
         text.unwrap_or_default().split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect()
     };
     let Some(trust) = row.get::<_, Option<String>>("trust")?.and_then(|t| t.parse().ok()) else { return Ok(None) };
@@ -250,8 +250,8 @@ fn proof(row: &Row) -> rusqlite::Result<Option<TrustProof>> {
         signed_headers: if covers.as_deref() == Some("*") {
             SignedHeaders::All
         } else {
-            SignedHeaders::Only(words(covers))
+            SignedHeaders::Only(split_words(covers))
         },
-        to: words(row.get("trust_to")?),
+        to: split_words(row.get("trust_to")?),
     }))
 }

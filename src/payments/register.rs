@@ -70,30 +70,31 @@ impl Store {
 }
 
 impl StoreReader {
-    /// Passes the newest `limit` registered sessions to `each`, or all if there is no limit. The oldest one comes first. Returns
-    /// whether older sessions were left out.
+    /// Passes the newest `limit` registered sessions to `on_row`, or all if there is no limit. The oldest one comes first.
+    /// Returns whether older sessions were left out.
     ///
     /// # Errors
     ///
-    /// An error of SQLite, or the first error of `each`.
+    /// An error of SQLite, or the first error of `on_row`.
     pub fn sessions<E: From<Error>>(
         &self,
         limit: Option<u32>,
-        mut each: impl FnMut(SessionRow) -> std::result::Result<(), E>,
+        mut on_row: impl FnMut(SessionRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
         let newest = "SELECT CAST(created_at AS BLOB), rowid FROM sessions ORDER BY created_at DESC, rowid DESC LIMIT 1 OFFSET ?1";
-        let before = limit.map(|limit| self.query_one(newest, &[&limit], place)).transpose()?.flatten();
+        let before = limit.map(|limit| self.query_one(newest, &[&limit], read_position)).transpose()?.flatten();
         let (left_out, mut left) = (before.is_some(), limit.map_or(usize::MAX, |limit| limit as usize));
         let mut after = before.unwrap_or((Vec::new(), i64::MIN));
         while left > 0 {
             let rows = i64::try_from(left.min(PAGE)).unwrap_or(i64::MAX);
-            let page = self
-                .query_all(SESSIONS_PAGE, &[&after.0, &after.1, &rows], |row| Ok((place(row)?, session_row(row)?)))?;
+            let page = self.query_all(SESSIONS_PAGE, &[&after.0, &after.1, &rows], |row| {
+                Ok((read_position(row)?, session_row(row)?))
+            })?;
             let is_last = page.len() < PAGE;
-            for (place, session) in page {
-                after = place;
+            for (position, session) in page {
+                after = position;
                 left = left.saturating_sub(1);
-                each(session)?;
+                on_row(session)?;
             }
             if is_last {
                 break;
@@ -103,14 +104,14 @@ impl StoreReader {
     }
 }
 
-/// The sessions after the place `(?1, ?2)` in the order of registration.
+/// The sessions after the position `(?1, ?2)` in the order of registration.
 pub(super) const SESSIONS_PAGE: &str = "
     SELECT CAST(s.created_at AS BLOB), s.rowid, s.*, p.status, p.event_id
     FROM sessions s LEFT JOIN payments p ON p.session_id = s.session_id
     WHERE (s.created_at, s.rowid) > (CAST(?1 AS TEXT), ?2) ORDER BY s.created_at, s.rowid LIMIT ?3";
 
-/// A session's place in the order of registration. Other programs write the time, so its text may be invalid UTF-8.
-fn place(row: &Row) -> rusqlite::Result<(Vec<u8>, i64)> {
+/// A session's position in the order of registration. Other programs write the time, so its text may be invalid UTF-8.
+fn read_position(row: &Row) -> rusqlite::Result<(Vec<u8>, i64)> {
     Ok((row.get(0)?, row.get(1)?))
 }
 
@@ -135,14 +136,14 @@ impl SessionRegistration {
         if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {
             return Err(Error::Value(format!("amount {text:?}: expected US dollars in decimal digits, such as 19.99")));
         }
-        let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+        let trimmed = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
         Ok(SessionRegistration {
             session_id: parse_session_id(&self.session_id)?,
             // The order reference stays unchanged, because it is the merchant's text.
             order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
             amount,
-            blockchain: some(self.blockchain).map(|chain| model::spell_chain(&chain)),
-            token: some(self.token),
+            blockchain: trimmed(self.blockchain).map(|chain| model::spell_chain(&chain)),
+            token: trimmed(self.token),
             expires_at: self.expires_at,
         })
     }
@@ -188,6 +189,6 @@ fn insert(tx: &Connection, new: &SessionRegistration) -> Result<bool> {
            OR coalesce(excluded.expires_at, expires_at) IS NOT expires_at",
     )?;
     let end = new.expires_at.map(iso);
-    let given = params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, end];
-    Ok(statement.execute(given)? > 0)
+    let parameters = params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, end];
+    Ok(statement.execute(parameters)? > 0)
 }

@@ -112,7 +112,7 @@ fn decide(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Reconci
     let Some(event) = stored_event(tx, id)? else { return end(tx, id, "none") };
     let (mut sessions, mut answers) = (Vec::new(), Vec::new());
     if applies(settings, &event) {
-        for session in candidates::all(tx, &event, settings)? {
+        for session in candidates::find_all(tx, &event, settings)? {
             answers.extend(stored_answer(tx, &session.session_id)?);
             sessions.push(session);
         }

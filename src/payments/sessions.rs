@@ -33,14 +33,16 @@ pub(super) fn find_session(
         // The address names the order. Matching by amount must not find a session of another order.
         let sessions = sessions_of_order(tx, order_ref)?;
         let only = matching::session_of_order(event, &sessions, settings.matching.window);
-        return Ok(only.map(|registered| found(registered.clone(), SessionSource::Address)));
+        return Ok(only.map(|registered| found_session(registered.clone(), SessionSource::Address)));
     }
     if !settings.matching.enabled || searches::may_find_session(tx, settings, id, event)? {
         return Ok(None);
     }
     let open = unpaid_sessions(tx, event, settings)?;
     match matching::only_match(event, &open, settings.matching) {
-        Some(only) if !has_rival(tx, settings, event, only)? => Ok(Some(found(only.clone(), SessionSource::Match))),
+        Some(only) if !has_rival(tx, settings, event, only)? => {
+            Ok(Some(found_session(only.clone(), SessionSource::Match)))
+        }
         _ => Ok(None),
     }
 }
@@ -86,7 +88,7 @@ pub(super) fn payment_window(
 /// How long before its registration a session may seem to be paid: a payment's time has no seconds, and clocks differ.
 const SLACK: Duration = Duration::from_secs(120);
 
-fn found(registered: RegisteredSession, source: SessionSource) -> FoundSession {
+fn found_session(registered: RegisteredSession, source: SessionSource) -> FoundSession {
     FoundSession { session_id: registered.session_id.clone(), source, registered: Some(registered) }
 }
 

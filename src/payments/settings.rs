@@ -47,7 +47,7 @@ impl SessionSettings {
             return Err(("window".into(), "expected a duration longer than zero".into()));
         }
         let mailbox = self.address.as_ref().map(|address| check_mailbox(&address.mailbox));
-        mailbox.unwrap_or(Ok(())).map_err(|words| ("address.mailbox".into(), words))
+        mailbox.unwrap_or(Ok(())).map_err(|message| ("address.mailbox".into(), message))
     }
 
     /// The settings that the store needs.

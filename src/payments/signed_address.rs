@@ -15,7 +15,7 @@ const LONGEST_LOCAL_PART: usize = 64;
 const LONGEST_ADDRESS: usize = 254;
 
 /// The prefix of the signed text, so that no other use of the key can produce an address.
-const DOMAIN: &[u8] = b"resmic-mailhook address\n";
+const MAC_DOMAIN: &[u8] = b"resmic-mailhook address\n";
 
 /// The length of a signature. An attacker would have to send 2^80 mails to guess one. In base32, a signature takes 16 of the 64
 /// characters of a local part.
@@ -124,13 +124,13 @@ impl SignedAddresses {
     }
 
     fn is_signed(&self, order_ref: &str, mac: &str) -> bool {
-        let given = from_base32(mac).unwrap_or_default();
-        self.mac(order_ref).as_slice().ct_eq(&given).into()
+        let given_mac = from_base32(mac).unwrap_or_default();
+        self.mac(order_ref).as_slice().ct_eq(&given_mac).into()
     }
 
     fn mac(&self, order_ref: &str) -> Vec<u8> {
         let mut context = hmac::Context::with_key(&self.key);
-        context.update(DOMAIN);
+        context.update(MAC_DOMAIN);
         context.update(order_ref.as_bytes());
         context.sign().as_ref().iter().copied().take(MAC_BYTES).collect()
     }
@@ -170,14 +170,14 @@ fn from_base32(text: &str) -> Option<Vec<u8>> {
 pub fn check_mailbox(mailbox: &str) -> Result<(), String> {
     const EXPECTED: &str = "expected a plain address such as \"payments@shop.example\", without a + tag";
     let (local, domain) = mailbox.rsplit_once('@').ok_or(EXPECTED)?;
-    let is_atom = |part: &str, also: &str| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
+    let is_atom = |part: &str, extra: &str| {
+        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
     };
-    let right = local.split('.').all(|part| is_atom(part, "!#$%&'*/=?^_`{|}~-"))
+    let is_valid = local.split('.').all(|part| is_atom(part, "!#$%&'*/=?^_`{|}~-"))
         && domain.split('.').all(|part| is_atom(part, "-"));
     // The shortest tag, with an order of one character, must fit.
-    let room = local.len() + "+o.".len() + MAC_BYTES * 8 / 5 <= LONGEST_LOCAL_PART && mailbox.len() <= 190;
-    match (right, room) {
+    let fits = local.len() + "+o.".len() + MAC_BYTES * 8 / 5 <= LONGEST_LOCAL_PART && mailbox.len() <= 190;
+    match (is_valid, fits) {
         (false, _) => Err(EXPECTED.into()),
         (true, false) => Err("too long: no order reference would fit into its addresses".into()),
         (true, true) => Ok(()),
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn two_orders_are_ambiguous_and_forgeries_are_ignored() {
         let (a, b) = (ours().address_for("a").unwrap(), ours().address_for("b").unwrap());
-        let named = |all: &[&String]| ours().lookup(&all.iter().map(|s| (*s).clone()).collect::<Vec<_>>());
+        let named = |addresses: &[&String]| ours().lookup(&addresses.iter().map(|s| (*s).clone()).collect::<Vec<_>>());
         assert_eq!(named(&[&a, &b]), OrderLookup::Several);
         assert_eq!(named(&[&a, &b, &a]), OrderLookup::Several);
         assert_eq!(named(&[&a.replace("+a", "+c"), &a, &a]), OrderLookup::Order("a".into()));
@@ -243,8 +243,8 @@ mod tests {
 
     #[test]
     fn an_order_that_does_not_fit_is_refused() {
-        let words = ours().address_for(&"x".repeat(40)).unwrap_err();
-        assert!(words.contains("too long") && words.contains("66 characters"), "{words}");
+        let message = ours().address_for(&"x".repeat(40)).unwrap_err();
+        assert!(message.contains("too long") && message.contains("66 characters"), "{message}");
         ours().address_for(&"x".repeat(38)).unwrap();
         assert!(ours().address_for("").is_err());
         for wrong in
@@ -275,8 +275,8 @@ mod tests {
         }
 
         #[test]
-        fn any_to_header_is_handled(any in ".*") {
-            prop_assert!(!matches!(order_of(&any), OrderLookup::Order(_)));
+        fn any_to_header_is_handled(header in ".*") {
+            prop_assert!(!matches!(order_of(&header), OrderLookup::Order(_)));
         }
     }
 }

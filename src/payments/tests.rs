@@ -52,13 +52,13 @@ fn cursor(last_uid: u32) -> Option<Cursor> {
 }
 
 fn deliveries(store: &Store) -> Vec<(String, String)> {
-    let mut all = Vec::new();
+    let mut rows = Vec::new();
     let push = |d: DeliveryRow| {
-        all.push((d.target, d.state.to_string()));
+        rows.push((d.target, d.state.to_string()));
         Ok::<_, Error>(())
     };
     store.reader().unwrap().deliveries(None, None, push).unwrap();
-    all
+    rows
 }
 
 #[tokio::test]
@@ -122,16 +122,16 @@ async fn a_contradiction_leaves_the_event_unchanged() {
 }
 
 #[tokio::test]
-async fn a_better_reading_never_overrules_a_person() {
+async fn a_better_parse_never_overrules_a_person() {
     const OTHER: &str = "11111111-aa61-411d-a419-0b546729bbd0";
-    for (of, told) in [(Some("A"), (OTHER, "mail")), (None, (SESSION, "operator"))] {
+    for (order, expected) in [(Some("A"), (OTHER, "mail")), (None, (SESSION, "operator"))] {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder);
         let id = paid(None).id().unwrap().to_string();
-        let order_ref = of.map(str::to_owned);
+        let order_ref = order.map(str::to_owned);
         let first = Event { order_ref: order_ref.clone(), ..paid(None) };
         store.record(vec![entry(1, first)], cursor(1)).await.unwrap();
-        if of.is_some() {
+        if order.is_some() {
             let session =
                 SessionRegistration { session_id: SESSION.into(), order_ref, ..SessionRegistration::default() };
             store.session_add(session).await.unwrap();
@@ -141,8 +141,8 @@ async fn a_better_reading_never_overrules_a_person() {
         store.reevaluate(1, entry(1, paid(Some(OTHER))).examined, None).await.unwrap();
         let event = store.reader().unwrap().event(&id).unwrap().unwrap();
         let found = (event.session_id.as_deref().unwrap(), event.session_source.as_deref().unwrap());
-        assert_eq!(found, told);
-        assert!(event.webhook.contains(told.0));
+        assert_eq!(found, expected);
+        assert!(event.webhook.contains(expected.0));
     }
 }
 

@@ -31,10 +31,10 @@ pub(super) fn of_uid(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Ro
     )?;
     let mut rows = statement.query(params![mail.origin.account, mail.origin.mailbox, validity, uid])?;
     while let Some(row) = rows.next()? {
-        let (sum, lacks_bytes) = (row.get_ref(2)?.as_str().unwrap_or_default(), row.get(3)?);
-        if sum == EMPTY_SHA256 && lacks_bytes {
+        let (hash, lacks_bytes) = (row.get_ref(2)?.as_str().unwrap_or_default(), row.get(3)?);
+        if hash == EMPTY_SHA256 && lacks_bytes {
             found.without_bytes = Some(row.get(0)?);
-        } else if sum == sha256 {
+        } else if hash == sha256 {
             found.same = Some(row.get(1)?);
         }
     }
@@ -123,8 +123,8 @@ impl Store {
                  WHERE outcome = 'quarantined' AND sha256 = ?1 AND raw IS NULL
                    AND account = ?2 AND mailbox = ?3 AND uid_validity = ?4 ORDER BY id LIMIT ?5",
             )?;
-            let given = params![EMPTY_SHA256, account, mailbox, position.uid_validity, MOST];
-            let rows = statement.query_map(given, |row| Ok((row.get(0)?, parse_time(row.get(1)?))))?;
+            let parameters = params![EMPTY_SHA256, account, mailbox, position.uid_validity, MOST];
+            let rows = statement.query_map(parameters, |row| Ok((row.get(0)?, parse_time(row.get(1)?))))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
         .await

@@ -66,8 +66,8 @@ fn differs(field: &str, a: &Option<String>, b: &Option<String>) -> Option<String
 /// The first value in which two reports of one payment differ, as a message.
 pub(super) fn contradiction(known: &Event, new: &Event) -> Option<String> {
     let (k, n) = (&known.payment, &new.payment);
-    if let Some(words) = contradiction_of_claims(known, new) {
-        return Some(words);
+    if let Some(difference) = contradiction_of_claims(known, new) {
+        return Some(difference);
     }
     if !agree(&k.currency, &n.currency, |a, b| same_token(a, b)) {
         return differs("currency", &k.currency, &n.currency);

@@ -74,10 +74,10 @@ pub enum Classification {
 /// Classifies `new`, whose id is `id`. `known` are the stored events with its id, transaction or session.
 #[must_use]
 pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification {
-    if let Some(same) = find_repeated(id, new, known) {
-        return match contradiction(&same.to_compare(), new) {
-            Some(words) => conflict(&same.event_id, &words),
-            None => Classification::Duplicate { event_id: same.event_id.clone(), filled: fill_gaps(same, new) },
+    if let Some(repeated) = find_repeated(id, new, known) {
+        return match contradiction(&repeated.to_compare(), new) {
+            Some(difference) => conflict(&repeated.event_id, &difference),
+            None => Classification::Duplicate { event_id: repeated.event_id.clone(), filled: fill_gaps(repeated, new) },
         };
     }
     match conflict_with_siblings(new, known) {
@@ -137,11 +137,11 @@ pub fn contested<'k>(
 ) -> impl Iterator<Item = (&'k StoredEvent, Reason)> {
     known.iter().filter_map(move |k| {
         let is_same = k.event_id == id || shares_transaction(&k.event.payment, &new.payment);
-        let words = contradiction_of_claims(&k.event, new).filter(|_| {
+        let difference = contradiction_of_claims(&k.event, new).filter(|_| {
             is_same && k.event.payment.status == Status::Completed && new.payment.status == Status::Completed
         })?;
-        let words = format!("another mail claims the same transaction: {words}");
-        Some((k, Reason::new(ReasonCode::Conflict, words)))
+        let message = format!("another mail claims the same transaction: {difference}");
+        Some((k, Reason::new(ReasonCode::Conflict, message)))
     })
 }
 
@@ -149,29 +149,30 @@ pub fn contested<'k>(
 /// The hash of a stored event never changes. Other events with the same session or transaction were compared with those values
 /// when they arrived, and were held if they contradicted this event.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
-    let had = |of: fn(&PaymentDetails) -> &Option<String>| {
+    let is_unchanged = |field: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
-            of(before).is_some() == of(&event.payment).is_some() && same_text(of(before), of(&event.payment))
+            field(before).is_some() == field(&event.payment).is_some()
+                && same_text(field(before), field(&event.payment))
         })
     };
     let mut new = event.clone();
-    new.payment.session_id.take_if(|_| had(|r| &r.session_id));
-    new.payment.transaction_hash.take_if(|_| had(|r| &r.blockchain));
+    new.payment.session_id.take_if(|_| is_unchanged(|payment| &payment.session_id));
+    new.payment.transaction_hash.take_if(|_| is_unchanged(|payment| &payment.blockchain));
     new
 }
 
-fn conflict(with: &str, words: &str) -> Classification {
-    Classification::Conflict(conflict_with(with, words))
+fn conflict(event_id: &str, message: &str) -> Classification {
+    Classification::Conflict(conflict_with(event_id, message))
 }
 
-fn conflict_with(event_id: &str, words: &str) -> Reason {
-    Reason::new(ReasonCode::Conflict, format!("{words} (event {event_id})"))
+fn conflict_with(event_id: &str, message: &str) -> Reason {
+    Reason::new(ReasonCode::Conflict, format!("{message} (event {event_id})"))
 }
 
 /// The first contradiction to another event of the same transaction.
 fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.payment, &new.payment));
-    siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
+    siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|message| conflict_with(&k.event_id, &message)))
 }
 
 /// Compares a new event with the other events of its session, and with events that have the same hash on another chain.
@@ -208,12 +209,12 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
             && (is_its_session || is_pending && shares_transaction(&k.event.payment, &new.payment))
     });
     let Some(completed) = completed else { return Classification::New { hold: None, superseded: false } };
-    let words = match new.payment.status {
+    let message = match new.payment.status {
         Status::Pending => return Classification::New { hold: None, superseded: true },
         Status::Completed => "its session already has a completed payment with another transaction",
         Status::Failed => "it reports a failure of a session that is already completed",
     };
-    let hold = Reason::new(ReasonCode::Conflict, format!("{words} (event {})", completed.event_id));
+    let hold = Reason::new(ReasonCode::Conflict, format!("{message} (event {})", completed.event_id));
     Classification::New { hold: Some(hold), superseded: false }
 }
 

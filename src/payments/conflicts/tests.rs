@@ -136,7 +136,7 @@ fn a_hash_without_chain_is_the_same_payment() {
 }
 
 #[test]
-fn a_filled_gap_keeps_the_payment_one() {
+fn a_filled_gap_makes_no_second_payment() {
     let mut bare = paid();
     bare.payment.blockchain = None;
     let filled = |first: &Event, second: &Event| {
@@ -178,7 +178,7 @@ fn header_times_do_not_split_a_payment() {
 }
 
 #[test]
-fn later_reports_of_a_completed_session() {
+fn a_completed_session_holds_later_reports() {
     let session = Some("591abe63-aa61-411d-a419-0b546729bbd0".to_owned());
     let mut first = paid();
     first.payment.session_id = session.clone();
