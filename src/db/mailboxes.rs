@@ -35,12 +35,12 @@ impl Store {
     pub async fn uid_fingerprints(&self, cursor: &Cursor, reach: u32) -> Result<UidFingerprints> {
         let Cursor { account, mailbox, position } = cursor.clone();
         self.write(move |tx| {
-            let mut found = tx.prepare_cached(
+            let mut statement = tx.prepare_cached(
                 "SELECT uid, received_at FROM mails
                  WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid > ?4 AND uid <= ?5 AND id > ?6",
             )?;
             let last = position.last_uid;
-            let given = params![
+            let parameters = params![
                 account,
                 mailbox,
                 position.uid_validity,
@@ -48,7 +48,7 @@ impl Store {
                 last,
                 position.renumbered_after
             ];
-            let rows = found.query_map(given, |row| Ok((row.get(0)?, super::parse_time(row.get(1)?))))?;
+            let rows = statement.query_map(parameters, |row| Ok((row.get(0)?, super::parse_time(row.get(1)?))))?;
             let rows = rows.collect::<rusqlite::Result<Vec<(Uid, Option<Timestamp>)>>>()?;
             let last_row = tx.query_row("SELECT coalesce(max(id), 0) FROM mails", [], |row| row.get(0))?;
             let mails = rows.into_iter().filter_map(|(uid, at)| Some((uid, at?))).collect();
@@ -69,7 +69,7 @@ impl Store {
                     "SELECT uid_validity, last_uid, begun_at, begun_uid, newest_at, renumbered_after FROM mailboxes
                      WHERE account = ?1 AND mailbox = ?2 AND uid_validity IS NOT NULL AND last_uid IS NOT NULL",
                 )?
-                .query_row(params![account, mailbox], parse_position)
+                .query_row(params![account, mailbox], read_position)
                 .optional()?;
             Ok(found.map(|position| Cursor { account, mailbox, position }))
         })
@@ -116,7 +116,7 @@ impl Store {
     }
 }
 
-fn parse_position(row: &Row) -> rusqlite::Result<SyncPosition> {
+fn read_position(row: &Row) -> rusqlite::Result<SyncPosition> {
     let begun_at = super::parse_time(row.get("begun_at")?);
     let begun_uid: Option<Uid> = row.get("begun_uid")?;
     Ok(SyncPosition {

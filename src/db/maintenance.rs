@@ -183,15 +183,15 @@ impl StoreReader {
         let mut part = to.as_os_str().to_owned();
         part.push(format!(".{}.part", std::process::id()));
         let part = Path::new(&part);
-        let made = create_private(part).map_err(io).and_then(|()| self.write_copy(part)).and_then(|()| {
+        let copied = create_private(part).map_err(io).and_then(|()| self.write_copy(part)).and_then(|()| {
             File::open(part).and_then(|file| file.sync_all()).map_err(io)?;
             give_name(part, to, |part, to| fs::hard_link(part, to)).map_err(io)?;
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
         });
         match fs::remove_file(part) {
             // The copy has its final name.
-            Err(error) if error.kind() == ErrorKind::NotFound => made,
-            removed => made.and(removed.map_err(io)),
+            Err(error) if error.kind() == ErrorKind::NotFound => copied,
+            removed => copied.and(removed.map_err(io)),
         }
     }
 
@@ -205,8 +205,8 @@ impl StoreReader {
         }
         // The copy is one file. The next program that opens it for writing turns on WAL mode.
         copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
-        let sound: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
-        if sound == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is damaged: {sound}"))) }
+        let integrity: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
+        if integrity == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is damaged: {integrity}"))) }
     }
 }
 

@@ -23,22 +23,22 @@ pub(super) struct List<'a, T> {
 }
 
 impl StoreReader {
-    /// Passes the newest `limit` rows, or all rows, to `each`, oldest first. Returns whether older rows were left out.
+    /// Passes the newest `limit` rows, or all rows, to `on_row`, oldest first. Returns whether older rows were left out.
     pub(super) fn list<T, E: From<Error>>(
         &self,
         list: &List<T>,
         limit: Option<u32>,
-        each: &mut dyn FnMut(T) -> std::result::Result<(), E>,
+        on_row: &mut dyn FnMut(T) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
         let last_left_out = limit.map(|limit| self.row_before_newest(list, limit)).transpose()?.flatten();
-        let (mut after, mut left) = (last_left_out.unwrap_or(i64::MIN), limit.map_or(usize::MAX, |n| n as usize));
-        while left > 0 {
-            let page = self.page(list, after, left.min(PAGE))?;
+        let (mut after, mut remaining) = (last_left_out.unwrap_or(i64::MIN), limit.map_or(usize::MAX, |n| n as usize));
+        while remaining > 0 {
+            let page = self.page(list, after, remaining.min(PAGE))?;
             let is_last = page.len() < PAGE;
             for row in page {
                 after = (list.key_of)(&row);
-                left = left.saturating_sub(1);
-                each(row)?;
+                remaining = remaining.saturating_sub(1);
+                on_row(row)?;
             }
             if is_last {
                 break;
@@ -49,11 +49,11 @@ impl StoreReader {
 
     /// The key of the row before the newest `limit` rows.
     fn row_before_newest<T>(&self, list: &List<T>, limit: u32) -> Result<Option<i64>> {
-        let (condition, mut given) = where_clause(list.conditions);
+        let (condition, mut parameters) = where_clause(list.conditions);
         let List { table, key, .. } = list;
-        given.push(&limit);
+        parameters.push(&limit);
         let sql = format!("SELECT {key} FROM {table} {condition} ORDER BY {key} DESC LIMIT 1 OFFSET ?");
-        self.query_one(&sql, &given, |row| row.get(0))
+        self.query_one(&sql, &parameters, |row| row.get(0))
     }
 
     fn page<T>(&self, list: &List<T>, after: i64, rows: usize) -> Result<Vec<T>> {
@@ -61,9 +61,9 @@ impl StoreReader {
         let (after_key, rows) = (format!("{key} > ?"), i64::try_from(rows).unwrap_or(i64::MAX));
         let mut conditions = list.conditions.to_vec();
         conditions.push((&after_key, Some(&after)));
-        let (condition, mut given) = where_clause(&conditions);
-        given.push(&rows);
+        let (condition, mut parameters) = where_clause(&conditions);
+        parameters.push(&rows);
         let sql = format!("SELECT {columns} FROM {table} {condition} ORDER BY {key} LIMIT ?");
-        self.query_all(&sql, &given, list.read)
+        self.query_all(&sql, &parameters, list.read)
     }
 }

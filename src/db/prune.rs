@@ -51,7 +51,7 @@ struct Retention {
 }
 
 /// A row that may be deleted: its place in the index, and its key.
-struct Candidate {
+struct PruneCandidate {
     at: String,
     id: i64,
     attempt: i64,
@@ -149,9 +149,9 @@ struct Pruning<'s, P> {
 
 impl<P: FnMut(&Pruned)> Pruning<'_, P> {
     async fn delete(&mut self, reader: &StoreReader, kind: &Kind, retention: &Retention) -> Result<()> {
-        let mut place = Candidate { at: retention.before.clone(), id: i64::MAX, attempt: i64::MAX };
+        let mut position = PruneCandidate { at: retention.before.clone(), id: i64::MAX, attempt: i64::MAX };
         loop {
-            let mut candidates = find(reader, kind, retention, &place)?;
+            let mut candidates = find(reader, kind, retention, &position)?;
             let is_last = candidates.len() < CANDIDATES;
             while !candidates.is_empty() {
                 let (retention, change) = (retention.clone(), kind.change);
@@ -159,7 +159,7 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
                 let (changed, last, left) = self.step(step).await?;
                 *(kind.count)(&mut self.pruned) += changed;
                 (self.progress)(&self.pruned);
-                (place, candidates) = (last.unwrap_or(place), left);
+                (position, candidates) = (last.unwrap_or(position), left);
             }
             self.shrink().await?;
             if is_last {
@@ -211,15 +211,20 @@ fn next_work(work: Duration, took: Duration) -> Duration {
     work.mul_f64(ratio.min(2.0)).clamp(SHORTEST_WORK, LONGEST_WORK)
 }
 
-fn find(reader: &StoreReader, kind: &Kind, retention: &Retention, place: &Candidate) -> Result<Vec<Candidate>> {
+fn find(
+    reader: &StoreReader,
+    kind: &Kind,
+    retention: &Retention,
+    position: &PruneCandidate,
+) -> Result<Vec<PruneCandidate>> {
     let Retention { before, quarantined } = retention;
     let number = i64::try_from(CANDIDATES).unwrap_or(i64::MAX);
-    let given: [&dyn ToSql; 6] = [before, quarantined, &place.at, &place.id, &place.attempt, &number];
-    reader.query_all(kind.find, &given, candidate)
+    let parameters: [&dyn ToSql; 6] = [before, quarantined, &position.at, &position.id, &position.attempt, &number];
+    reader.query_all(kind.find, &parameters, candidate)
 }
 
-fn candidate(row: &Row) -> rusqlite::Result<Candidate> {
-    Ok(Candidate { at: row.get("at")?, id: row.get("id")?, attempt: row.get("attempt")? })
+fn candidate(row: &Row) -> rusqlite::Result<PruneCandidate> {
+    Ok(PruneCandidate { at: row.get("at")?, id: row.get("id")?, attempt: row.get("attempt")? })
 }
 
 /// Changes candidates until the time is over. Returns the number of changed candidates, the last one that was tried, and those
@@ -228,17 +233,17 @@ fn change_some(
     tx: &Connection,
     change: &[&str],
     retention: &Retention,
-    candidates: Vec<Candidate>,
+    candidates: Vec<PruneCandidate>,
     work: Duration,
-) -> Result<(usize, Option<Candidate>, Vec<Candidate>)> {
+) -> Result<(usize, Option<PruneCandidate>, Vec<PruneCandidate>)> {
     let begun = Instant::now();
     let mut statements = change.iter().map(|sql| tx.prepare_cached(sql)).collect::<rusqlite::Result<Vec<_>>>()?;
     let (mut changed, mut last, mut left) = (0, None, candidates.into_iter());
     for candidate in left.by_ref() {
-        let given = params![retention.quarantined, candidate.attempt, retention.before, candidate.id];
+        let parameters = params![retention.quarantined, candidate.attempt, retention.before, candidate.id];
         let mut is_changed = true;
         for statement in &mut statements {
-            is_changed = is_changed && statement.execute(given)? > 0;
+            is_changed = is_changed && statement.execute(parameters)? > 0;
         }
         changed += usize::from(is_changed);
         last = Some(candidate);
@@ -261,11 +266,11 @@ fn free_some(tx: &Connection, work: Duration) -> Result<(u32, bool)> {
         let mut statement = tx.prepare_cached("PRAGMA incremental_vacuum(16)")?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
-        let now = free()?;
-        if now == left {
-            return Ok((before - now, true));
+        let pages_left = free()?;
+        if pages_left == left {
+            return Ok((before - pages_left, true));
         }
-        left = now;
+        left = pages_left;
     }
     Ok((before - left, left == 0))
 }

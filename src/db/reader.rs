@@ -77,15 +77,15 @@ impl StoreReader {
         &self.connection
     }
 
-    /// Passes events to `each`, oldest first. Returns whether older events were left out because of the limit.
+    /// Passes events to `on_row`, oldest first. Returns whether older events were left out because of the limit.
     ///
     /// # Errors
     ///
-    /// An error of SQLite, or the first error of `each`.
+    /// An error of SQLite, or the first error of `on_row`.
     pub fn events<E: From<Error>>(
         &self,
         filter: &EventQuery,
-        mut each: impl FnMut(EventRow) -> std::result::Result<(), E>,
+        mut on_row: impl FnMut(EventRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
         let EventQuery { session, transaction, status, since, after, limit } = filter;
         let hashes = transaction.as_deref().map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
@@ -110,7 +110,7 @@ impl StoreReader {
             read: event_row,
             key_of: |event| event.row,
         };
-        self.list(&list, *limit, &mut each)
+        self.list(&list, *limit, &mut on_row)
     }
 
     /// The lowest row number of the events that were stored at `since` or later. Rows after that row may have an earlier time,
@@ -136,17 +136,17 @@ impl StoreReader {
         )
     }
 
-    /// Passes mails to `each`, oldest first: all, or those with an outcome. Returns whether older mails were left out
+    /// Passes mails to `on_row`, oldest first: all, or those with an outcome. Returns whether older mails were left out
     /// because of the limit.
     ///
     /// # Errors
     ///
-    /// An error of SQLite, or the first error of `each`.
+    /// An error of SQLite, or the first error of `on_row`.
     pub fn mails<E: From<Error>>(
         &self,
         outcome: Option<&str>,
         limit: Option<u32>,
-        mut each: impl FnMut(MailRow) -> std::result::Result<(), E>,
+        mut on_row: impl FnMut(MailRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
         let conditions = [("outcome = ?", optional(&outcome))];
         let list = List {
@@ -157,7 +157,7 @@ impl StoreReader {
             read: mail_row,
             key_of: |mail| mail.id,
         };
-        self.list(&list, limit, &mut each)
+        self.list(&list, limit, &mut on_row)
     }
 
     /// The mails of an event, oldest first.
@@ -178,22 +178,22 @@ impl StoreReader {
         self.query_one("SELECT raw FROM mails WHERE id = ?1", &[&id], |row| row.get(0))
     }
 
-    /// Passes deliveries to `each`, oldest first: all, or those in a state. Returns whether older deliveries were left out
+    /// Passes deliveries to `on_row`, oldest first: all, or those in a state. Returns whether older deliveries were left out
     /// because of the limit.
     ///
     /// # Errors
     ///
-    /// An error of SQLite, or the first error of `each`.
+    /// An error of SQLite, or the first error of `on_row`.
     pub fn deliveries<E: From<Error>>(
         &self,
         state: Option<DeliveryState>,
         limit: Option<u32>,
-        mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
+        mut on_row: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
         // Most deliveries are delivered, so a scan finds them quickly. An index contains the others.
-        let is_in = if state == Some(DeliveryState::Delivered) { "state = ?" } else { OPEN_CONDITION };
+        let condition = if state == Some(DeliveryState::Delivered) { "state = ?" } else { OPEN_CONDITION };
         let state = state.map(DeliveryState::as_str);
-        let conditions = [(is_in, optional(&state))];
+        let conditions = [(condition, optional(&state))];
         let list = List {
             columns: "*",
             table: "deliveries",
@@ -202,7 +202,7 @@ impl StoreReader {
             read: delivery_row,
             key_of: |delivery| delivery.id,
         };
-        self.list(&list, limit, &mut each)
+        self.list(&list, limit, &mut on_row)
     }
 
     /// The deliveries of an event, oldest first.
@@ -261,11 +261,11 @@ impl StoreReader {
     pub(crate) fn query_all<T>(
         &self,
         sql: &str,
-        given: &[&dyn ToSql],
+        parameters: &[&dyn ToSql],
         read: fn(&Row) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
         let mut rows = Vec::new();
-        self.query_each(sql, given, read, &mut |row| {
+        self.query_each(sql, parameters, read, &mut |row| {
             rows.push(row);
             Ok::<_, Error>(())
         })?;
@@ -276,25 +276,25 @@ impl StoreReader {
     pub(crate) fn query_one<T>(
         &self,
         sql: &str,
-        given: &[&dyn ToSql],
+        parameters: &[&dyn ToSql],
         read: fn(&Row) -> rusqlite::Result<T>,
     ) -> Result<Option<T>> {
-        let found = self.connection.prepare_cached(sql).and_then(|mut s| s.query_row(given, read).optional());
-        found.map_err(|e| Error::from_sqlite(&self.path, e))
+        let result = self.connection.prepare_cached(sql).and_then(|mut s| s.query_row(parameters, read).optional());
+        result.map_err(|e| Error::from_sqlite(&self.path, e))
     }
 
     pub(crate) fn query_each<T, E: From<Error>>(
         &self,
         sql: &str,
-        given: &[&dyn ToSql],
+        parameters: &[&dyn ToSql],
         read: fn(&Row) -> rusqlite::Result<T>,
-        each: &mut dyn FnMut(T) -> std::result::Result<(), E>,
+        on_row: &mut dyn FnMut(T) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let sqlite = |e| Error::from_sqlite(&self.path, e);
         let mut statement = self.connection.prepare_cached(sql).map_err(sqlite)?;
-        let rows = statement.query_map(given, read).map_err(sqlite)?;
+        let rows = statement.query_map(parameters, read).map_err(sqlite)?;
         for row in rows {
-            each(row.map_err(sqlite)?)?;
+            on_row(row.map_err(sqlite)?)?;
         }
         Ok(())
     }
@@ -318,12 +318,12 @@ pub(crate) fn optional<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
 
 /// A WHERE clause of the conditions that have a value, and the values. Conditions without a value are left out.
 /// With `?1 IS NULL OR …` SQLite would use no index, and would scan the whole table.
-pub(crate) fn where_clause<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
-    let (mut condition, mut given) = (String::new(), Vec::new());
-    for (part, value) in parts.iter().filter_map(|(part, value)| Some((part, (*value)?))) {
-        condition.push_str(if given.is_empty() { "WHERE " } else { " AND " });
-        condition.push_str(part);
-        given.push(value);
+pub(crate) fn where_clause<'a>(terms: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
+    let (mut condition, mut parameters) = (String::new(), Vec::new());
+    for (term, value) in terms.iter().filter_map(|(term, value)| Some((term, (*value)?))) {
+        condition.push_str(if parameters.is_empty() { "WHERE " } else { " AND " });
+        condition.push_str(term);
+        parameters.push(value);
     }
-    (condition, given)
+    (condition, parameters)
 }

@@ -40,7 +40,7 @@ impl Store {
     pub async fn record_api(&self, host: String, result: std::result::Result<(), (String, bool)>) -> Result<()> {
         self.write(move |tx| {
             let now = current_time();
-            let (error, needs_person) = result.err().map_or((None, false), |(words, person)| (Some(words), person));
+            let (error, needs_person) = result.err().map_or((None, false), |(message, person)| (Some(message), person));
             tx.prepare_cached(
                 "INSERT INTO resmic_api (id, host, asked_at, failing_since, last_error, needs_person)
                  VALUES (1, ?1, ?2, CASE WHEN ?3 IS NULL THEN NULL ELSE ?2 END, ?3, ?4)

@@ -65,8 +65,8 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     if !path.exists() {
         return Err(Error::Absent(path.to_owned()));
     }
-    let found = inspect(path)?;
-    if found < NEWEST_SCHEMA {
+    let version = inspect(path)?;
+    if version < NEWEST_SCHEMA {
         // A read-only connection cannot migrate the file, so the file is first opened for writing.
         drop(open(path)?);
     }
@@ -83,8 +83,8 @@ pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
     let Err(error) = count_tables(&connection) else { return Ok((connection, false)) };
-    let may_not = matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
-    if !may_not || wal_path(path).exists() {
+    let is_refused = matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
+    if !is_refused || wal_path(path).exists() {
         return Err(sqlite(error));
     }
     let Some(uri) = immutable_uri(path) else { return Err(sqlite(error)) };
@@ -115,25 +115,25 @@ fn count_tables(connection: &Connection) -> rusqlite::Result<i64> {
 /// check does not create the database.
 pub(super) fn is_busy(path: &Path, patience: Duration) -> bool {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let asked = Connection::open_with_flags(path, flags).and_then(|connection| {
+    let opened = Connection::open_with_flags(path, flags).and_then(|connection| {
         connection.busy_timeout(patience)?;
         connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")
     });
-    let code = asked.err().and_then(|error| error.sqlite_error_code());
+    let code = opened.err().and_then(|error| error.sqlite_error_code());
     matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 /// How many pages of the WAL are not checkpointed yet.
 pub(super) fn checkpoint_backlog(connection: &Connection) -> rusqlite::Result<i64> {
-    let mut look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
-    look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
+    let mut statement = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+    statement.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
 }
 
 /// Copies the WAL into the database, as far as no reader needs the older pages. Does nothing while another program does the same.
 /// `true`: the whole WAL is copied.
 pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
-    let mut copy = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?;
-    copy.query_row([], |row| {
+    let mut statement = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?;
+    statement.query_row([], |row| {
         let (is_busy, pages, copied): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         Ok(!is_busy && pages == copied)
     })
@@ -220,8 +220,8 @@ mod tests {
                     start.wait();
                     open(&path).map(drop)
                 };
-                let all: Vec<_> = (0..16).map(|_| scope.spawn(opening)).collect();
-                all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+                let threads: Vec<_> = (0..16).map(|_| scope.spawn(opening)).collect();
+                threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
             });
         }
     }

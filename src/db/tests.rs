@@ -86,11 +86,11 @@ async fn a_slow_list_blocks_no_checkpoint() {
     }
     let (reader, other) = (store.reader().unwrap(), Connection::open(folder.path().join("m.db")).unwrap());
     let mut busy = Vec::new();
-    let each = |_| {
+    let on_mail = |_| {
         busy.push(other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap());
         Ok::<_, Error>(())
     };
-    reader.mails(None, None, each).unwrap();
+    reader.mails(None, None, on_mail).unwrap();
     assert_eq!(busy, [0; 20]);
 }
 
@@ -190,14 +190,14 @@ async fn an_idle_writer_checkpoints_the_wal() {
     record(&store, 1, 8 << 20).await.unwrap();
     // SQLite checkpoints when the last connection closes. This second connection prevents that, so that the checkpoint below
     // is the writer thread's.
-    let looking = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
-    let look = || {
+    let observer = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+    let checkpoint_counts = || {
         let noop = "PRAGMA wal_checkpoint(NOOP)";
-        looking.query_row(noop, [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))).unwrap()
+        observer.query_row(noop, [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))).unwrap()
     };
-    assert!(look().0 > 2_000);
+    assert!(checkpoint_counts().0 > 2_000);
     store.close().await;
-    let (pages, copied) = look();
+    let (pages, copied) = checkpoint_counts();
     assert!(pages > 2_000 && copied == pages, "{copied} of {pages}");
 }
 
@@ -270,9 +270,9 @@ async fn the_wal_goes_into_the_replaced_file() {
     store.close().await;
     let mails = |path: &Path| {
         let database = schema::open(path).unwrap();
-        let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        let integrity: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         let count = "SELECT count(*) FROM mails";
-        (sound, database.query_row::<i64, _, _>(count, [], |row| row.get(0)).unwrap())
+        (integrity, database.query_row::<i64, _, _>(count, [], |row| row.get(0)).unwrap())
     };
     assert_eq!(mails(&before), ("ok".into(), 299));
     assert_eq!(mails(&path), ("ok".into(), 1));

@@ -82,7 +82,7 @@ impl Writer {
             .name("store".into())
             .spawn(move || {
                 serve(&connection, queue, &clock);
-                if file_id(&database).is_ok_and(|now| now != file) {
+                if file_id(&database).is_ok_and(|current| current != file) {
                     checkpoint_replaced_file(&connection);
                 }
                 drop(connection);
@@ -105,8 +105,8 @@ impl Writer {
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let piece = Task { work: Some(work), result: None, reply, path: self.path.clone() };
-        self.jobs.send(Box::new(piece)).await.map_err(|_| Error::Stopped)?;
+        let task = Task { work: Some(work), result: None, reply, path: self.path.clone() };
+        self.jobs.send(Box::new(task)).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)?
     }
 }

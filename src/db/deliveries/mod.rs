@@ -198,7 +198,7 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
             Ok((word(row, "state")?, row.get("delivered_at")?))
         })
         .optional()?;
-    let refuse = |words: String| Err(Error::Refused(format!("delivery {id} {words}")));
+    let refuse = |problem: String| Err(Error::Refused(format!("delivery {id} {problem}")));
     match found {
         None => refuse("is not there; `resmic-mailhook deliveries` lists them".into()),
         Some((DeliveryState::Delivered, at)) => {

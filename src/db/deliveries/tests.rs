@@ -132,7 +132,7 @@ fn a_late_session_waits_for_deliveries_in_flight() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
-    let flight = |delivery_id, of: &str| InFlight { delivery_id, session_id: Some(of.into()) };
+    let flight = |delivery_id, session_id: &str| InFlight { delivery_id, session_id: Some(session_id.into()) };
     let claimed = claim(&connection, "shop", &[flight(9, "SESSION-0")], 16.into()).unwrap();
     assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [2]);
 }
