@@ -249,8 +249,10 @@ pub fn expected(config: &Config) -> Expected {
         let watched = move |wanted: &String| WatchedMailbox { account: name.clone(), wanted: wanted.clone(), renew };
         account.mailboxes.iter().map(watched).collect::<Vec<_>>()
     };
-    let account =
-        |of: &imap::ImapSettings| WatchedAccount { account: of.name.clone(), quiet: of.quiet.map(|quiet| quiet.0) };
+    let account = |settings: &imap::ImapSettings| WatchedAccount {
+        account: settings.name.clone(),
+        quiet: settings.quiet.map(|quiet| quiet.0),
+    };
     Expected {
         accounts: config.accounts.iter().map(account).collect(),
         mailboxes: config.accounts.iter().flat_map(watched).collect(),

@@ -255,7 +255,7 @@ pub async fn forward_target(
 pub async fn chains(config: &Config, requests: &NodeRequests) -> anyhow::Result<Vec<confirm::WatchedChain>> {
     let mut chains = Vec::new();
     for (n, settings) in config.chains.iter().enumerate() {
-        let wrong = |(key, words): (String, String)| config.wrong(&format!("chain[{n}].{key}"), words);
+        let wrong = |(key, problem): (String, String)| config.wrong(&format!("chain[{n}].{key}"), problem);
         let chain = settings.chain().map_err(wrong)?;
         // Without the system's roots, an https URL is refused and http on this machine works.
         let tls = tls::client_config(None).ok();
@@ -277,5 +277,5 @@ pub async fn resmic_client(config: &Config) -> anyhow::Result<Option<resmic::Res
     let user_id = config.secret("resmic.user_id", &settings.user_id).await?;
     // Without the system's roots, an https URL is refused and http on this machine works.
     let client = resmic::ResmicClient::new(settings, api_key, user_id, tls::client_config(None).ok());
-    Ok(Some(client.map_err(|(key, words)| config.wrong(&format!("resmic.{key}"), words))?))
+    Ok(Some(client.map_err(|(key, problem)| config.wrong(&format!("resmic.{key}"), problem))?))
 }

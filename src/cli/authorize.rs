@@ -25,8 +25,8 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         return Err(config.wrong(&key("password"), "authorize needs [account.oauth2] in place of it").into());
     };
     let way =
-        AuthorizationWay::from_settings(settings).map_err(|words| config.wrong(&key("oauth2.token_url"), words))?;
-    let wrong_place = |words: String| config.wrong(&key("oauth2.refresh_token"), words);
+        AuthorizationWay::from_settings(settings).map_err(|problem| config.wrong(&key("oauth2.token_url"), problem))?;
+    let wrong_place = |problem: String| config.wrong(&key("oauth2.refresh_token"), problem);
     let file = settings.refresh_token.file().map_err(|missing| wrong_place(missing.to_string()))?;
     let client_secret = match &settings.client_secret {
         Some(source) => Some(config.secret(&key("oauth2.client_secret"), source).await?),

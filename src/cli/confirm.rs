@@ -15,7 +15,7 @@ use crate::telemetry::NodeRequests;
 
 /// The output of `confirm --json`. The keys are an interface.
 #[derive(Serialize)]
-struct Found<'a> {
+struct ConfirmOutput<'a> {
     event_id: &'a str,
     state: ConfirmationState,
     reason: Option<String>,
@@ -57,9 +57,9 @@ pub(super) async fn look(config: &Config, event_id: &str, explain: bool, json: b
     }
 }
 
-type Looked = (Confirmation, Vec<NodeAnswers>, Option<RecordedLook>);
+type LookResult = (Confirmation, Vec<NodeAnswers>, Option<RecordedLook>);
 
-async fn look_with(store: &crate::db::Store, chains: &[WatchedChain], event_id: &str) -> anyhow::Result<Looked> {
+async fn look_with(store: &crate::db::Store, chains: &[WatchedChain], event_id: &str) -> anyhow::Result<LookResult> {
     let (due, has_row) = store
         .look_of(event_id)
         .await?
@@ -111,7 +111,7 @@ fn print_json(
         error: node.error,
         steps: node.steps.into_iter().map(|s| StepLine { asked: s.asked, answered: s.answered }).collect(),
     });
-    output::json(&Found {
+    output::json(&ConfirmOutput {
         event_id,
         state,
         reason,

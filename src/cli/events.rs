@@ -140,8 +140,9 @@ fn print_event(e: &EventRow) -> anyhow::Result<()> {
 fn print_confirmation(c: &ConfirmationRow) -> anyhow::Result<()> {
     let number = |value: Option<i64>| value.map(|n| n.to_string());
     let received = c.received.as_ref().map(|received| format!("{received} {}", cell(c.received_token.as_deref())));
-    let checked =
-        c.amount_checked.map(|yes| if yes { "compared with the mail's" } else { "not compared: no dollar price" });
+    let checked = c
+        .amount_checked
+        .map(|was_compared| if was_compared { "compared with the mail's" } else { "not compared: no dollar price" });
     let fields = [
         ("confirmation", Some(c.state.to_string())),
         ("  reason", c.reason.clone()),

@@ -17,7 +17,7 @@ use crate::resmic::{ApiError, SessionId};
 
 /// A session as Resmic reports it. The keys are an interface.
 #[derive(Serialize)]
-struct Answer {
+struct AnswerLine {
     session_id: String,
     payment_status: Option<String>,
     amount: Option<String>,
@@ -34,7 +34,7 @@ struct Answer {
     held_reason: Option<String>,
 }
 
-impl Answer {
+impl AnswerLine {
     fn new(session: SessionId, answers: SessionAnswers) -> Self {
         let SessionAnswers { status, details, recorded } = answers;
         let error = status.as_ref().err().map(ToString::to_string);
@@ -48,7 +48,7 @@ impl Answer {
             RecordedSession::Event { event_id, .. } => ("event", None, Some(event_id)),
         };
         let details = details.as_ref();
-        Answer {
+        AnswerLine {
             session_id: session.to_string(),
             payment_status: status.as_ref().map(|answer| answer.payment_status.to_string()),
             amount: status.as_ref().and_then(|answer| answer.amount.clone()),
@@ -102,19 +102,20 @@ impl Answer {
 
     /// What was found, in one line.
     fn line(&self) -> String {
-        let words = [&self.reason, &self.event_id, &self.error].into_iter().flatten().next();
+        let detail = [&self.reason, &self.event_id, &self.error].into_iter().flatten().next();
         let status = cell(self.payment_status.as_deref());
-        format!("{}  {status:<10} {:<14} {}", self.session_id, self.finding, cell(words.map(String::as_str)))
+        format!("{}  {status:<10} {:<14} {}", self.session_id, self.finding, cell(detail.map(String::as_str)))
     }
 }
 
 /// The number of newest events of a session among which [`newest_held_event`] searches.
-const LOOKED_AT: u32 = 100;
+const SEARCHED_EVENTS: u32 = 100;
 
-/// Among the events of a session, the newest one with a held delivery; `None` if the newest [`LOOKED_AT`] events have no such
+/// Among the events of a session, the newest one with a held delivery; `None` if the newest [`SEARCHED_EVENTS`] events have no such
 /// delivery.
 fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Option<EventRow>> {
-    let query = EventQuery { session: Some(session_id.to_owned()), limit: Some(LOOKED_AT), ..EventQuery::default() };
+    let query =
+        EventQuery { session: Some(session_id.to_owned()), limit: Some(SEARCHED_EVENTS), ..EventQuery::default() };
     let mut events = Vec::new();
     reader.events::<db::Error>(&query, |event| {
         events.push(event);
@@ -133,14 +134,14 @@ fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Optio
 fn reasons_to_hold(event: &EventRow) -> String {
     let is_open =
         |state: &str| ![ConfirmationState::Confirmed, ConfirmationState::Operator].iter().any(|s| s.as_str() == state);
-    let words = |state: &str, reason: Option<&str>| match reason {
+    let describe = |state: &str, reason: Option<&str>| match reason {
         Some(reason) => format!("{state}: {reason}"),
         None => state.to_owned(),
     };
     let resmic = event.clearance.as_deref().filter(|state| is_open(state));
-    let resmic = resmic.map(|state| format!("Resmic: {}", words(state, event.clearance_reason.as_deref())));
+    let resmic = resmic.map(|state| format!("Resmic: {}", describe(state, event.clearance_reason.as_deref())));
     let chain = event.confirmation.as_ref().filter(|confirmation| is_open(confirmation.state.as_str()));
-    let chain = chain.map(|c| format!("chain: {}", words(c.state.as_str(), c.reason.as_deref())));
+    let chain = chain.map(|c| format!("chain: {}", describe(c.state.as_str(), c.reason.as_deref())));
     [event.hold.clone(), resmic, chain].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
@@ -164,7 +165,7 @@ pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyh
     drop(inquirer);
     store.close().await;
     let reader = StoreReader::open(&config.database())?;
-    let answer = Answer::new(session, asked.context("asking Resmic")?).with_held_event(&reader)?;
+    let answer = AnswerLine::new(session, asked.context("asking Resmic")?).with_held_event(&reader)?;
     output::ignore_closed_pipe(if json { output::json(&answer) } else { answer.print() })?;
     Ok(if answer.error.is_none() { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
@@ -179,7 +180,7 @@ pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<Exi
         for session in store.unsettled_sessions().await? {
             let (status, recorded) = inquirer.inquire(session).await?;
             let needs_person = status.as_ref().err().is_some_and(ApiError::needs_person);
-            let answer = Answer::new(session, SessionAnswers { status, details: None, recorded });
+            let answer = AnswerLine::new(session, SessionAnswers { status, details: None, recorded });
             failed |= answer.error.is_some();
             if json {
                 output::json(&answer)?

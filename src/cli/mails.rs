@@ -12,9 +12,14 @@ use crate::db::StoreReader;
 use crate::model::{Outcome, SignedHeaders, Trust, TrustProof};
 use crate::payments::Reevaluation;
 
-pub(super) fn list(config: &Config, outcome: Option<Outcome>, asked: Option<u32>, json: bool) -> anyhow::Result<()> {
+pub(super) fn list(
+    config: &Config,
+    outcome: Option<Outcome>,
+    requested: Option<u32>,
+    json: bool,
+) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    let (outcome, limit) = (outcome.map(Outcome::as_str), output::limit(asked, json));
+    let (outcome, limit) = (outcome.map(Outcome::as_str), output::limit(requested, json));
     if json {
         return reader.mails::<anyhow::Error>(outcome, limit, |mail| output::json(&mail)).map(drop);
     }
@@ -24,7 +29,7 @@ pub(super) fn list(config: &Config, outcome: Option<Outcome>, asked: Option<u32>
         table.add_row([m.id.to_string(), m.judged_at, m.outcome, from, subject, reason])
     })?;
     table.finish()?;
-    output::report_left_out(asked, left_out);
+    output::report_left_out(requested, left_out);
     Ok(())
 }
 

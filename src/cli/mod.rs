@@ -79,8 +79,8 @@ struct UsageError(String);
 
 /// Whether the cause is the command line or the configuration.
 fn is_wrong(error: &anyhow::Error) -> bool {
-    let value = matches!(error.downcast_ref(), Some(db::Error::Value(_)));
-    value || error.is::<config::Error>() || error.is::<UsageError>()
+    let is_value = matches!(error.downcast_ref(), Some(db::Error::Value(_)));
+    is_value || error.is::<config::Error>() || error.is::<UsageError>()
 }
 
 /// `run` and `import` examine many mails, so they use all cores. The other commands use one thread.
@@ -216,10 +216,10 @@ async fn with_store<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Re
 /// Reads mails from files in a separate task. The channel holds up to [`BATCH`] mails. The task ends after the last file.
 fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMail, files::Error>>, JoinHandle<()>) {
     let paths = paths.to_vec();
-    let (found, mails) = mpsc::channel(BATCH);
+    let (sender, mails) = mpsc::channel(BATCH);
     let reading = tokio::task::spawn_blocking(move || {
         // The channel is closed if the receiver has failed. The receiver reports its failure.
-        let mut send = |mail| match found.blocking_send(mail) {
+        let mut send = |mail| match sender.blocking_send(mail) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };

@@ -68,13 +68,13 @@ pub(super) fn table(columns: &[&str]) -> Table {
 pub(super) const NEWEST: u32 = 50;
 
 /// The number of rows that a list prints: the value of --limit, else [`NEWEST`] for a table on a terminal, else all (`None`).
-pub(super) fn limit(asked: Option<u32>, json: bool) -> Option<u32> {
-    asked.or((!json && io::stdout().is_terminal()).then_some(NEWEST))
+pub(super) fn limit(requested: Option<u32>, json: bool) -> Option<u32> {
+    requested.or((!json && io::stdout().is_terminal()).then_some(NEWEST))
 }
 
 /// Reports that older rows were left out, unless --limit was given.
-pub(super) fn report_left_out(asked: Option<u32>, left_out: bool) {
-    if left_out && asked.is_none() {
+pub(super) fn report_left_out(requested: Option<u32>, left_out: bool) {
+    if left_out && requested.is_none() {
         message(&format!("these are the newest {NEWEST}; --limit N shows more, --json shows all"));
     }
 }

@@ -122,14 +122,14 @@ impl Parsing {
             None => {
                 // Shows the outcome that a trusted mail would have. The mail was not authenticated, so no trust is printed.
                 let to = trust::to_addresses(&mail.bytes);
-                let asked = TrustProof {
+                let proof = TrustProof {
                     trust: Trust::None,
                     domain: None,
                     selector: None,
                     signed_headers: SignedHeaders::All,
                     to,
                 };
-                let (mut examined, report) = self.rules.examine_trusted(mail, asked);
+                let (mut examined, report) = self.rules.examine_trusted(mail, proof);
                 examined.proof = None;
                 (examined, report)
             }
@@ -159,17 +159,17 @@ fn print_json(file: &str, examined: &Examined) -> anyhow::Result<()> {
 }
 
 fn event_line(event: &Event) -> EventLine<'_> {
-    let r = &event.payment;
+    let payment = &event.payment;
     EventLine {
-        session_id: r.session_id.as_deref(),
-        status: r.status,
-        amount: r.amount.as_deref(),
-        currency: r.currency.as_deref(),
-        blockchain: r.blockchain.as_deref(),
-        token: r.token.as_deref(),
-        from_wallet_address: r.from_wallet_address.as_deref(),
-        transaction_hash: r.transaction_hash.as_deref(),
-        tx_time_text: r.tx_time.map(model::webhook_time),
+        session_id: payment.session_id.as_deref(),
+        status: payment.status,
+        amount: payment.amount.as_deref(),
+        currency: payment.currency.as_deref(),
+        blockchain: payment.blockchain.as_deref(),
+        token: payment.token.as_deref(),
+        from_wallet_address: payment.from_wallet_address.as_deref(),
+        transaction_hash: payment.transaction_hash.as_deref(),
+        tx_time_text: payment.tx_time.map(model::webhook_time),
         tx_time: event.time().map(model::iso),
         order_ref: event.order_ref.as_deref(),
         event_id: event.id().map(|id| id.to_string()),

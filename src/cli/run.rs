@@ -55,14 +55,14 @@ impl Signals {
 }
 
 /// Why this daemon may write the database.
-enum Claim {
+enum DatabaseClaim {
     /// The daemon has the lock of the database.
     Lock(#[allow(dead_code)] DaemonLock),
     /// The daemon has the lease, or waits for it.
     Lease(Box<Standby>),
 }
 
-impl Claim {
+impl DatabaseClaim {
     /// Runs the loops until `shutdown`.
     async fn run(
         &mut self,
@@ -71,8 +71,8 @@ impl Claim {
         shutdown: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         match self {
-            Claim::Lock(_) => app::run(prepared, latency, shutdown).await,
-            Claim::Lease(standby) => standby.run(prepared, latency, shutdown).await,
+            DatabaseClaim::Lock(_) => app::run(prepared, latency, shutdown).await,
+            DatabaseClaim::Lease(standby) => standby.run(prepared, latency, shutdown).await,
         }
     }
 }
@@ -132,19 +132,19 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
             None => break,
         }
     }
-    if let Claim::Lease(mut standby) = claim {
+    if let DatabaseClaim::Lease(mut standby) = claim {
         standby.leave().await;
     }
     Ok(())
 }
 
 /// Prepares the loops, and claims the database.
-async fn prepare(config: Config, fresh: bool, requests: &RequestCounters) -> anyhow::Result<(Prepared, Claim)> {
+async fn prepare(config: Config, fresh: bool, requests: &RequestCounters) -> anyhow::Result<(Prepared, DatabaseClaim)> {
     let standby = config.standby.clone();
     let prepared = app::prepare(config, None, requests.clone()).await?;
     let claim = match standby {
-        None => Claim::Lock(app::lock(&prepared.database())?),
-        Some(standby) => Claim::Lease(Box::new(Standby::join(prepared.config(), &standby, fresh).await?)),
+        None => DatabaseClaim::Lock(app::lock(&prepared.database())?),
+        Some(standby) => DatabaseClaim::Lease(Box::new(Standby::join(prepared.config(), &standby, fresh).await?)),
     };
     Ok((prepared, claim))
 }

@@ -31,9 +31,9 @@ pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> 
     Ok(())
 }
 
-pub(super) fn list(config: &Config, asked: Option<u32>, json: bool) -> anyhow::Result<()> {
+pub(super) fn list(config: &Config, requested: Option<u32>, json: bool) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    let limit = output::limit(asked, json);
+    let limit = output::limit(requested, json);
     if json {
         return reader.sessions::<anyhow::Error>(limit, |session| output::json(&session)).map(drop);
     }
@@ -46,7 +46,7 @@ pub(super) fn list(config: &Config, asked: Option<u32>, json: bool) -> anyhow::R
         table.add_row([cell(Some(&s.session_id)), order, amount, chain, token, s.created_at, status])
     })?;
     table.finish()?;
-    output::report_left_out(asked, left_out);
+    output::report_left_out(requested, left_out);
     Ok(())
 }
 

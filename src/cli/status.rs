@@ -62,15 +62,15 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
     }
     if !health.mailboxes.is_empty() {
         line("")?;
-        mailboxes(&health.mailboxes)?;
+        print_mailboxes(&health.mailboxes)?;
     }
     if !health.streams.is_empty() {
         line("")?;
-        health.streams.iter().try_for_each(stream)?;
+        health.streams.iter().try_for_each(print_stream)?;
     }
     if !health.chains.is_empty() {
         line("")?;
-        health.chains.iter().try_for_each(chain)?;
+        health.chains.iter().try_for_each(print_chain)?;
     }
     if let Some(resmic) = &health.resmic {
         let asked = resmic.asked_at.as_deref().map_or("not asked yet".to_owned(), |at| format!("asked {at}"));
@@ -103,37 +103,37 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
 }
 
 /// Prints a line for a target that is a stream, and a line for each note about the stream.
-fn stream(of: &StreamHealth) -> anyhow::Result<()> {
-    let version = of.version.as_ref().map_or(String::new(), |version| format!(", NATS {}", cell(Some(version))));
+fn print_stream(stream: &StreamHealth) -> anyhow::Result<()> {
+    let version = stream.version.as_ref().map_or(String::new(), |version| format!(", NATS {}", cell(Some(version))));
     line(&format!(
         "target {}: stream {} at {}{version}; {}",
-        cell(Some(&of.target)),
-        cell(Some(&of.stream)),
-        cell(Some(&of.servers)),
-        of.state
+        cell(Some(&stream.target)),
+        cell(Some(&stream.stream)),
+        cell(Some(&stream.servers)),
+        stream.state
     ))?;
-    of.notes.iter().try_for_each(|note| line(&format!("  note: {}", crate::model::printable(note, 400))))
+    stream.notes.iter().try_for_each(|note| line(&format!("  note: {}", crate::model::printable(note, 400))))
 }
 
 /// Prints a line for a chain.
-fn chain(of: &ChainHealth) -> anyhow::Result<()> {
+fn print_chain(chain: &ChainHealth) -> anyhow::Result<()> {
     let number = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let behind = of.head.zip(of.final_block).map(|(head, last)| head - last);
-    let asked = of.asked_at.as_deref().map_or("not asked yet".to_owned(), |at| format!("asked {at}"));
-    let error = of.last_error.as_ref().map_or(String::new(), |error| format!("; {}", cell(Some(error))));
+    let behind = chain.head.zip(chain.final_block).map(|(head, last)| head - last);
+    let asked = chain.asked_at.as_deref().map_or("not asked yet".to_owned(), |at| format!("asked {at}"));
+    let error = chain.last_error.as_ref().map_or(String::new(), |error| format!("; {}", cell(Some(error))));
     line(&format!(
         "chain {} at {}: newest block {}, {} s old; final is {} blocks ({} s) behind; {} waiting; {asked}{error}",
-        cell(Some(&of.name)),
-        cell(Some(&of.nodes.join(", "))),
-        number(of.head),
-        number(of.head_age_s),
+        cell(Some(&chain.name)),
+        cell(Some(&chain.nodes.join(", "))),
+        number(chain.head),
+        number(chain.head_age_s),
         number(behind),
-        number(of.final_lag_s),
-        of.waiting,
+        number(chain.final_lag_s),
+        chain.waiting,
     ))
 }
 
-fn mailboxes(mailboxes: &[Mailbox]) -> anyhow::Result<()> {
+fn print_mailboxes(mailboxes: &[Mailbox]) -> anyhow::Result<()> {
     let mut table = output::table(&["account", "mailbox", "state", "last round trip", "error"]);
     for row in mailboxes {
         let failed = row.state == MailboxState::Failed.as_str();

@@ -41,8 +41,8 @@ impl ConfigFile {
     pub(super) fn explain(&self, error: &toml::de::Error) -> Error {
         let at = error.span().map_or(0, |span| span.start);
         let (table, broken) = DeTable::parse_recoverable(&self.content);
-        let whole = key_at(table.get_ref(), at).or_else(|| self.key_before(at)).unwrap_or_default();
-        let secret = secret_key(&whole);
+        let full_key = key_at(table.get_ref(), at).or_else(|| self.key_before(at)).unwrap_or_default();
+        let secret = secret_key(&full_key);
         // A syntax error in TOML does not quote a value.
         let message = if secret.is_some() && broken.is_empty() {
             "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
@@ -51,7 +51,7 @@ impl ConfigFile {
         } else {
             crate::model::printable(&in_plain_words(without_value(error.message())), 300)
         };
-        let key = secret.unwrap_or(&whole);
+        let key = secret.unwrap_or(&full_key);
         self.error_at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, message)
     }
 
@@ -116,15 +116,15 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
 /// The part of the key's path below `value`, if `offset` is inside `value`.
 fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
     let span = value.span();
-    let here = || (span.start <= offset && offset < span.end.max(span.start + 1)).then(String::new);
+    let end_of_key = || (span.start <= offset && offset < span.end.max(span.start + 1)).then(String::new);
     match value.get_ref() {
-        DeValue::Table(table) => key_at(table, offset).map(|rest| format!(".{rest}")).or_else(here),
+        DeValue::Table(table) => key_at(table, offset).map(|rest| format!(".{rest}")).or_else(end_of_key),
         DeValue::Array(array) => {
             let inner =
                 array.iter().enumerate().find_map(|(n, v)| value_at(v, offset).map(|rest| format!("[{n}]{rest}")));
-            inner.or_else(here)
+            inner.or_else(end_of_key)
         }
-        _ => here(),
+        _ => end_of_key(),
     }
 }
 
@@ -135,8 +135,8 @@ fn span_of(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
         Some((name, index)) => (name, index.trim_end_matches(']').parse::<usize>().ok()),
         None => (first, None),
     };
-    let (found, mut value) = table.iter().find(|(k, _)| k.get_ref().as_ref() == name)?;
-    let mut span = found.span();
+    let (found_key, mut value) = table.iter().find(|(k, _)| k.get_ref().as_ref() == name)?;
+    let mut span = found_key.span();
     if let (DeValue::Array(array), Some(n)) = (value.get_ref(), index) {
         value = array.get(n)?;
         span = value.span();

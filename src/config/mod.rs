@@ -257,9 +257,9 @@ pub fn is_packaged(file: &Path) -> bool {
     is_packaged_from(file, &std::env::current_dir().unwrap_or_default())
 }
 
-/// Does the same as [`is_packaged`] for a path relative to the folder `here`.
-fn is_packaged_from(file: &Path, here: &Path) -> bool {
-    here.join(file).parent() == Some(Path::new(ETC))
+/// Does the same as [`is_packaged`] for a path relative to `folder`.
+fn is_packaged_from(file: &Path, folder: &Path) -> bool {
+    folder.join(file).parent() == Some(Path::new(ETC))
 }
 
 fn unique<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> Result<(), KeyProblem> {
@@ -283,16 +283,16 @@ mod tests {
 
     #[test]
     fn packaged_configuration_is_recognised_by_relative_path() {
-        for (file, here) in [
+        for (file, folder) in [
             ("/etc/resmic-mailhook/config.toml", "/root"),
             ("config.toml", "/etc/resmic-mailhook"),
             ("./config.toml", "/etc/resmic-mailhook/"),
             ("resmic-mailhook/other.toml", "/etc"),
         ] {
-            assert!(is_packaged_from(Path::new(file), Path::new(here)), "{file} {here}");
+            assert!(is_packaged_from(Path::new(file), Path::new(folder)), "{file} {folder}");
         }
-        for (file, here) in [("config.toml", "/root"), ("/srv/config.toml", "/etc/resmic-mailhook"), ("", "")] {
-            assert!(!is_packaged_from(Path::new(file), Path::new(here)), "{file} {here}");
+        for (file, folder) in [("config.toml", "/root"), ("/srv/config.toml", "/etc/resmic-mailhook"), ("", "")] {
+            assert!(!is_packaged_from(Path::new(file), Path::new(folder)), "{file} {folder}");
         }
     }
 }

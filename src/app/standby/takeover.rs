@@ -164,10 +164,12 @@ mod tests {
     #[test]
     fn empty_and_older_copies_are_refused() {
         let refusal = |copy, known: Option<DataOwner>| refusal(Path::new("/m.db"), copy, known.as_ref());
-        for (copy, words) in [(None, "does not exist"), (copy(0, 0), "has no mail"), (copy(1, 7), "ends with mail 7")] {
-            let words_found = refusal(copy, Some(owner(8))).unwrap();
-            assert!(words_found.contains(words) && words_found.contains("host a had mail 8"), "{words_found}");
-            assert!(words_found.contains("--fresh"), "{words_found}");
+        for (copy, expected) in
+            [(None, "does not exist"), (copy(0, 0), "has no mail"), (copy(1, 7), "ends with mail 7")]
+        {
+            let message = refusal(copy, Some(owner(8))).unwrap();
+            assert!(message.contains(expected) && message.contains("host a had mail 8"), "{message}");
+            assert!(message.contains("--fresh"), "{message}");
         }
         for (copy, known) in
             [(copy(1, 8), Some(owner(8))), (copy(1, 9), Some(owner(8))), (None, Some(owner(0))), (None, None)]

@@ -25,7 +25,7 @@ pub(super) struct DialogueQuestion<'a> {
     /// The value of this flag, if it was given.
     pub(super) given: Option<&'a str>,
     /// The question for the person.
-    pub(super) words: &'a str,
+    pub(super) prompt: &'a str,
     /// The answer if the person only presses Enter, or if there is no person.
     pub(super) default: Option<&'a str>,
 }
@@ -37,7 +37,7 @@ impl Dialogue {
         question: DialogueQuestion<'_>,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> anyhow::Result<String> {
-        let DialogueQuestion { flag, given, words, default } = question;
+        let DialogueQuestion { flag, given, prompt, default } = question;
         if let Some(given) = given {
             check(given).map_err(|wrong| UsageError(format!("{flag} {given:?}: {wrong}")))?;
             return Ok(given.to_owned());
@@ -46,8 +46,8 @@ impl Dialogue {
             return default.map(str::to_owned).ok_or_else(|| missing(flag).into());
         }
         let prompt = match default {
-            Some(default) => format!("{words} [{default}]: "),
-            None => format!("{words}: "),
+            Some(default) => format!("{prompt} [{default}]: "),
+            None => format!("{prompt}: "),
         };
         loop {
             let typed = terminal::ask(&prompt).await?;
@@ -60,12 +60,12 @@ impl Dialogue {
     }
 
     /// Asks for yes or no. `default` is the answer if the person only presses Enter, or if there is no person.
-    pub(super) async fn confirm(&self, words: &str, default: bool) -> anyhow::Result<bool> {
+    pub(super) async fn confirm(&self, question: &str, default: bool) -> anyhow::Result<bool> {
         if !self.asks {
             return Ok(default);
         }
         loop {
-            let answer = terminal::ask(&format!("{words} [{}]: ", if default { "Y/n" } else { "y/N" })).await?;
+            let answer = terminal::ask(&format!("{question} [{}]: ", if default { "Y/n" } else { "y/N" })).await?;
             match answer.to_ascii_lowercase().as_str() {
                 "" => return Ok(default),
                 "y" | "yes" => return Ok(true),
@@ -76,7 +76,7 @@ impl Dialogue {
     }
 
     /// Gets a secret, from the file that a flag names or from the person.
-    pub(super) async fn secret(&self, flag: &str, file: Option<&Path>, words: &str) -> anyhow::Result<SecretString> {
+    pub(super) async fn secret(&self, flag: &str, file: Option<&Path>, prompt: &str) -> anyhow::Result<SecretString> {
         if let Some(file) = file {
             return secret_from(flag, file).await;
         }
@@ -84,7 +84,7 @@ impl Dialogue {
             return Err(missing(flag).into());
         }
         loop {
-            let secret = terminal::ask_secret(&format!("{words} (not shown): ")).await?;
+            let secret = terminal::ask_secret(&format!("{prompt} (not shown): ")).await?;
             if !secret.expose_secret().is_empty() {
                 return Ok(secret);
             }

@@ -22,7 +22,7 @@ impl Setup<'_> {
     pub(super) async fn mail_account(&self) -> anyhow::Result<(Draft, Option<Obtained>)> {
         let given = self.arguments.email.as_deref();
         let question =
-            DialogueQuestion { flag: "--email", given, words: "Mail address that Resmic sends to", default: None };
+            DialogueQuestion { flag: "--email", given, prompt: "Mail address that Resmic sends to", default: None };
         let is_email = |text: &str| {
             if is_address(text) { Ok(()) } else { Err("expected an address, like payments@shop.example".into()) }
         };
@@ -59,7 +59,7 @@ impl Setup<'_> {
             return Ok((Provider::by_host(host), self.server_by_hand(Some(host), None).await?));
         }
         let servers: Result<Vec<_>, _> = arguments.dns.iter().cloned().map(dns::DnsServer::try_from).collect();
-        let servers = servers.map_err(|words| UsageError(format!("--dns: {words}")))?;
+        let servers = servers.map_err(|error| UsageError(format!("--dns: {error}")))?;
         let resolver = Resolver::new(&dns::DnsSettings { servers })?;
         let domain = email.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
         match discover(&resolver, &domain).await {
@@ -80,8 +80,8 @@ impl Setup<'_> {
                 message(&format!("no IMAP server of {domain} is known by MX, SRV, or the names imap. and mail."));
                 Ok((None, self.server_by_hand(None, None).await?))
             }
-            Err(words) => {
-                message(&format!("DNS did not help: {words}"));
+            Err(error) => {
+                message(&format!("DNS did not help: {error}"));
                 Ok((None, self.server_by_hand(None, None).await?))
             }
         }
@@ -96,7 +96,7 @@ impl Setup<'_> {
     /// Gets the server from the flag --host, or from the person.
     async fn server_by_hand(&self, given: Option<&str>, known: Option<&MailServer>) -> anyhow::Result<MailServer> {
         let default = known.map(|server| server.host.as_str());
-        let question = DialogueQuestion { flag: "--host", given, words: "IMAP server", default };
+        let question = DialogueQuestion { flag: "--host", given, prompt: "IMAP server", default };
         let check =
             |text: &str| if is_host(text) { Ok(()) } else { Err("expected a host name, without a port".to_owned()) };
         let host = self.dialogue.text(question, check).await?;
@@ -104,11 +104,11 @@ impl Setup<'_> {
             return Ok(self.with_flags(MailServer { host, port: None, tls: Tls::Implicit }));
         }
         let known_port = known.and_then(|server| server.port).or(self.arguments.port).unwrap_or(993).to_string();
-        let question = DialogueQuestion { flag: "--port", given: None, words: "Port", default: Some(&known_port) };
+        let question = DialogueQuestion { flag: "--port", given: None, prompt: "Port", default: Some(&known_port) };
         let number =
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
         let port = self.dialogue.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
-        let port = number(&port).map_err(|words| UsageError(words.to_owned()))?;
+        let port = number(&port).map_err(|error| UsageError(error.to_owned()))?;
         // Connections to port 143 begin without TLS. For a server without STARTTLS, the operator gives `--tls none`.
         let tls = self.arguments.tls.unwrap_or(if port == 143 { Tls::Starttls } else { Tls::Implicit });
         let usual = if tls == Tls::Implicit { 993 } else { 143 };
@@ -117,7 +117,7 @@ impl Setup<'_> {
 
     async fn login_name(&self, default: &str) -> anyhow::Result<String> {
         let given = self.arguments.user.as_deref();
-        let question = DialogueQuestion { flag: "--user", given, words: "Login name", default: Some(default) };
+        let question = DialogueQuestion { flag: "--user", given, prompt: "Login name", default: Some(default) };
         let check = |text: &str| {
             let is_right = !text.is_empty() && !text.chars().any(char::is_control);
             if is_right { Ok(()) } else { Err("expected a login name".to_owned()) }
@@ -135,14 +135,18 @@ impl Setup<'_> {
                 let is_private = PRIVATE_AT_MICROSOFT.contains(&domain.as_str());
                 let default = if is_private { "consumers" } else { &domain };
                 let given = arguments.tenant.as_deref();
-                let question =
-                    DialogueQuestion { flag: "--tenant", given, words: "Directory (tenant) id or domain", default: Some(default) };
+                let question = DialogueQuestion {
+                    flag: "--tenant",
+                    given,
+                    prompt: "Directory (tenant) id or domain",
+                    default: Some(default),
+                };
                 let tenant = self.dialogue.text(question, is_id).await?;
                 Ok(LoginDraft::OAuth(ProviderApp::microsoft(&client_id, &tenant)))
             }
             Some(SignIn::Google) => {
-                let words = "Google accepts an app password (https://myaccount.google.com/apppasswords). Use OAuth instead?";
-                if !arguments.oauth && !self.dialogue.confirm(words, false).await? {
+                let question = "Google accepts an app password (https://myaccount.google.com/apppasswords). Use OAuth instead?";
+                if !arguments.oauth && !self.dialogue.confirm(question, false).await? {
                     return Ok(LoginDraft::Password);
                 }
                 message("Register an application first: docs/mail-providers.md, Gmail, With OAuth");
@@ -163,7 +167,8 @@ impl Setup<'_> {
 
     async fn client_id(&self) -> anyhow::Result<String> {
         let given = self.arguments.client_id.as_deref();
-        let question = DialogueQuestion { flag: "--client-id", given, words: "Application (client) id", default: None };
+        let question =
+            DialogueQuestion { flag: "--client-id", given, prompt: "Application (client) id", default: None };
         self.dialogue.text(question, is_id).await
     }
 
@@ -192,13 +197,13 @@ impl Setup<'_> {
                 return Ok(obtained);
             }
             message(&format!("logging in at {} …", draft.server.host));
-            let Err(words) = self.try_login(draft, &obtained.secret).await else { return Ok(obtained) };
+            let Err(error) = self.try_login(draft, &obtained.secret).await else { return Ok(obtained) };
             if !self.dialogue.asks {
-                bail!("{words}; nothing was written");
+                bail!("{error}; nothing was written");
             }
-            message(&format!("FAILED: {words}"));
-            let again = "Enter: try again; s: change server and login name; k: keep these values";
-            match terminal::ask(&format!("{again}: ")).await?.as_str() {
+            message(&format!("FAILED: {error}"));
+            let choices = "Enter: try again; s: change server and login name; k: keep these values";
+            match terminal::ask(&format!("{choices}: ")).await?.as_str() {
                 "k" => return Ok(obtained),
                 "s" => {
                     draft.server = self.server_by_hand(None, Some(&draft.server)).await?;
@@ -215,8 +220,8 @@ impl Setup<'_> {
         let Some(account) = config.accounts.first() else { bail!("the draft has no account") };
         let tls = if account.tls == Tls::None { None } else { Some(tls::client_config(account.ca_file.as_deref())?) };
         let credentials = imap::Credentials::Password(password.clone());
-        for found in imap::probe(account, &imap::Login { tls, credentials }).await? {
-            message(&format!("  {}", found.unwrap_or_else(|words| format!("warning: {words}"))));
+        for finding in imap::probe(account, &imap::Login { tls, credentials }).await? {
+            message(&format!("  {}", finding.unwrap_or_else(|error| format!("warning: {error}"))));
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyho
     let (mut interrupt, mut hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
     let mut terminate = signal(SignalKind::terminate())?;
     let setup = Setup::new(path.unwrap_or(Path::new(PACKAGED)), arguments)?;
-    let why = tokio::select! {
+    let reason = tokio::select! {
         done = setup.run() => match done {
             Err(error) if error.is::<terminal::InputEnded>() => "the input has ended",
             done => return done,
@@ -49,7 +49,7 @@ pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyho
     };
     // The cursor of the terminal is still in the line of a question.
     message("");
-    bail!("{why}; nothing was written")
+    bail!("{reason}; nothing was written")
 }
 
 /// The state of one run of the command.
@@ -100,26 +100,26 @@ impl<'a> Setup<'a> {
         if draft.orders == OrderMethod::Address {
             obtained.push(Some(self.secret(Draft::ADDRESS_KEY, async { generated() }).await?));
         }
-        let new: Vec<_> = obtained.into_iter().flatten().filter_map(|o| Some((o.file?, o.secret))).collect();
+        let new_secrets: Vec<_> = obtained.into_iter().flatten().filter_map(|o| Some((o.file?, o.secret))).collect();
         message("\nThese files will be written:");
-        for file in new.iter().map(|(file, _)| file).chain([&self.path]) {
+        for file in new_secrets.iter().map(|(file, _)| file).chain([&self.path]) {
             message(&format!("  {}", file.display()));
         }
         if !self.dialogue.confirm("Write them?", true).await? {
             bail!("nothing was written");
         }
-        self.write(&draft, &new).await?;
+        self.write(&draft, &new_secrets).await?;
         self.print_next_commands(&draft)
     }
 
     /// Writes the secrets, checks the configuration with them, and then writes the configuration.
-    async fn write(&self, draft: &Draft, new: &[(PathBuf, SecretString)]) -> anyhow::Result<()> {
+    async fn write(&self, draft: &Draft, new_secrets: &[(PathBuf, SecretString)]) -> anyhow::Result<()> {
         let text = draft.text(self.place);
         let config = Config::parse(&self.path, text.clone())?;
         let mut files = NewFiles::default();
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         files.create_folder(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        for (file, secret) in new {
+        for (file, secret) in new_secrets {
             let created = files.create_file(file, 0o600, &format!("{}\n", secret.expose_secret()));
             created.with_context(|| format!("cannot write {}; nothing was written", file.display()))?;
         }
@@ -145,8 +145,8 @@ impl<'a> Setup<'a> {
         }
         let file = source.file().map_err(|missing| UsageError(missing.to_string()))?;
         if file.symlink_metadata().is_ok() {
-            let words = "exists, but is empty or cannot be read; write the secret into it, or remove it";
-            return Err(UsageError(format!("{} {words}", file.display())).into());
+            let problem = "exists, but is empty or cannot be read; write the secret into it, or remove it";
+            return Err(UsageError(format!("{} {problem}", file.display())).into());
         }
         let secret = obtain.await?;
         if secret.expose_secret().chars().any(char::is_control) {
@@ -168,7 +168,7 @@ impl<'a> Setup<'a> {
         let question = DialogueQuestion {
             flag: "--forward (or --no-forward)",
             given: self.arguments.forward.as_deref(),
-            words: "URL of the handler, such as http://127.0.0.1:3000/payment-webhook; - for none",
+            prompt: "URL of the handler, such as http://127.0.0.1:3000/payment-webhook; - for none",
             default: None,
         };
         let url = self.dialogue.text(question, |text| if text == "-" { Ok(()) } else { handler_url(text).map(drop) });
@@ -200,13 +200,13 @@ impl<'a> Setup<'a> {
         }
         let check = |text: &str| match order_method(text) {
             Some(OrderMethod::Address) => payments::check_mailbox(&draft.email)
-                .map_err(|words| format!("signed addresses need another mailbox address: {words}")),
+                .map_err(|error| format!("signed addresses need another mailbox address: {error}")),
             Some(OrderMethod::Send) if draft.forward.is_none() => Err("there is no handler to send to".to_owned()),
             Some(_) => Ok(()),
             None => Err("expected address, match or send".to_owned()),
         };
         let given = self.arguments.orders.as_deref();
-        let question = DialogueQuestion { flag: "--orders", given, words: "1, 2 or 3", default: None };
+        let question = DialogueQuestion { flag: "--orders", given, prompt: "1, 2 or 3", default: None };
         let answer = self.dialogue.text(question, check).await?;
         let method = order_method(&answer).ok_or_else(|| dialogue::missing("--orders"))?;
         if method == OrderMethod::Address && mail::lacks_tags(draft) {
@@ -222,27 +222,27 @@ impl<'a> Setup<'a> {
         } else {
             format!("resmic-mailhook --config {}", shell_word(&self.path.to_string_lossy()))
         };
-        let mut next = Vec::new();
+        let mut commands = Vec::new();
         if draft.login != LoginDraft::Password {
-            next.push(format!("{program} authorize {}", shell_word(&draft.account)));
+            commands.push(format!("{program} authorize {}", shell_word(&draft.account)));
         }
-        next.push(format!("{program} check --connect"));
-        next.push(if is_packaged {
+        commands.push(format!("{program} check --connect"));
+        commands.push(if is_packaged {
             "sudo systemctl enable --now resmic-mailhook".to_owned()
         } else {
             format!("{program} run")
         });
         match draft.orders {
             OrderMethod::Address => {
-                next.push(format!("{program} address ORDER_REF     # the webhook_url of an order"));
-                next.push(format!("{program} session add SESSION_ID --order ORDER_REF --amount USD"));
+                commands.push(format!("{program} address ORDER_REF     # the webhook_url of an order"));
+                commands.push(format!("{program} session add SESSION_ID --order ORDER_REF --amount USD"));
             }
-            OrderMethod::Match => next.push(format!("{program} session add SESSION_ID --amount USD")),
+            OrderMethod::Match => commands.push(format!("{program} session add SESSION_ID --amount USD")),
             OrderMethod::Send => {}
         }
-        next.push(format!("{program} events --follow"));
+        commands.push(format!("{program} events --follow"));
         message("\nDone. Next:");
-        for command in next {
+        for command in commands {
             ignore_closed_pipe(line(&format!("  {command}")))?;
         }
         if draft.orders != OrderMethod::Address {
