@@ -59,8 +59,8 @@ impl Rules {
     }
 
     fn parse_with(&self, mail: &RawMail, signed: SignedFields) -> ParsedMail {
-        let (report, seen) = self.parser.parse_and_inspect(&mail.bytes, signed, envelope);
-        let (envelope, date) = seen.unwrap_or_else(|| envelope_alone(&mail.bytes));
+        let (report, inspected) = self.parser.parse_and_inspect(&mail.bytes, signed, envelope);
+        let (envelope, date) = inspected.unwrap_or_else(|| envelope_alone(&mail.bytes));
         ParsedMail { signed, report, envelope, date }
     }
 
@@ -174,9 +174,9 @@ fn envelope_alone(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
 fn header_date(raw: &str) -> Option<Timestamp> {
     let plain = raw.split('(').next().unwrap_or_default().trim();
     let zone = plain.rsplit(' ').next().unwrap_or_default();
-    let known = zone.starts_with(['+', '-']) || matches!(zone, "GMT" | "UT" | "UTC" | "Z");
+    let is_known_zone = zone.starts_with(['+', '-']) || matches!(zone, "GMT" | "UT" | "UTC" | "Z");
     let parser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
-    if known { parser.parse_timestamp(plain).ok() } else { None }
+    if is_known_zone { parser.parse_timestamp(plain).ok() } else { None }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
             && (f.position != ValuePosition::Below || looks_like_value(&f.value))
     };
     let has = |field: PaymentField| found.iter().filter(counts).any(|f| f.field == field);
-    let all = [
+    let other_fields = [
         PaymentField::Amount,
         PaymentField::Blockchain,
         PaymentField::Token,
@@ -41,7 +41,7 @@ pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
     has(PaymentField::Hash)
         || has(PaymentField::SessionId)
         || (has(PaymentField::Amount) && (has(PaymentField::Blockchain) || has(PaymentField::Token)))
-        || all.iter().filter(|field| has(**field)).count() >= 3
+        || other_fields.iter().filter(|field| has(**field)).count() >= 3
 }
 
 /// Compares the values of each field and keeps the most important problem.
@@ -228,17 +228,17 @@ impl<'a> ConsistencyCheck<'a> {
 
     /// A shortened value such as `0xa43d…8db2` must fit the full value. If the mail has no full value, the
     /// shortened value is a problem.
-    fn check_shortened(&mut self, field: PaymentField, whole: Option<&str>) {
+    fn check_shortened(&mut self, field: PaymentField, full: Option<&str>) {
         for found in self.found.iter().filter(|f| f.field == field && !f.quoted && is_shortened(field, &f.value)) {
-            let fits = shortened_ends(&found.value).zip(whole).is_some_and(|((start, end), whole)| {
-                let whole = whole.to_ascii_lowercase();
-                whole.starts_with(&start.to_ascii_lowercase()) && whole.ends_with(&end.to_ascii_lowercase())
+            let fits = shortened_ends(&found.value).zip(full).is_some_and(|((start, end), full)| {
+                let full = full.to_ascii_lowercase();
+                full.starts_with(&start.to_ascii_lowercase()) && full.ends_with(&end.to_ascii_lowercase())
             });
             if fits {
                 self.note(found, "agrees, shortened");
                 continue;
             }
-            let code = if whole.is_some() { ReasonCode::Conflict } else { ReasonCode::Unreadable };
+            let code = if full.is_some() { ReasonCode::Conflict } else { ReasonCode::Unreadable };
             self.note(found, "shortened");
             self.report(code, format!("{}: only a shortened value, {:?} at {}", field.key(), found.value, found.place));
         }
@@ -246,13 +246,13 @@ impl<'a> ConsistencyCheck<'a> {
 
     /// The currency of the amount must be the token or the dollar.
     fn check_amount_and_token(&mut self, fields: &AgreedFields) {
-        let named = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
-        match (named, fields.token.as_deref()) {
-            (Some(named), Some(token)) if !same_token(named, token) => {
-                self.report(ReasonCode::Conflict, format!("the amount is in {named:?}, but the token is {token:?}"));
+        let currency = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
+        match (currency, fields.token.as_deref()) {
+            (Some(currency), Some(token)) if !same_token(currency, token) => {
+                self.report(ReasonCode::Conflict, format!("the amount is in {currency:?}, but the token is {token:?}"));
             }
-            (Some(named), None) if !values::is_known_token(named) => {
-                self.report(ReasonCode::Unreadable, format!("amount: {named:?} is an unknown currency"));
+            (Some(currency), None) if !values::is_known_token(currency) => {
+                self.report(ReasonCode::Unreadable, format!("amount: {currency:?} is an unknown currency"));
             }
             _ => {}
         }

@@ -143,10 +143,11 @@ const OTHER_MAILS: [(&str, &[&str]); 5] = [
 /// The kind of a mail that is not a notification, by its subject or headings. A mail with the word `unsubscribe` in any
 /// line is a newsletter.
 pub(crate) fn other_mail_kind(texts: &[String], views: &[View]) -> Option<&'static str> {
-    let low: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
-    let named = OTHER_MAILS.iter().find(|(_, words)| words.iter().any(|w| low.iter().any(|t| t.contains(w))));
-    if let Some((what, _)) = named {
-        return Some(what);
+    let lowercase: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
+    let found_kind =
+        OTHER_MAILS.iter().find(|(_, words)| words.iter().any(|w| lowercase.iter().any(|t| t.contains(w))));
+    if let Some((kind, _)) = found_kind {
+        return Some(kind);
     }
     let unsubscribe = views.iter().flat_map(|v| &v.lines).any(|l| l.to_text().to_lowercase().contains("unsubscribe"));
     if unsubscribe { Some("a newsletter") } else { None }
@@ -197,8 +198,8 @@ mod tests {
             ("❌ Payment received", Some(Unclear)),
             ("Your login code", None),
         ];
-        for (text, want) in cases {
-            assert_eq!(title_meaning(text), want, "{text}");
+        for (text, expected) in cases {
+            assert_eq!(title_meaning(text), expected, "{text}");
         }
     }
 }

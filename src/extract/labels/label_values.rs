@@ -261,8 +261,8 @@ impl LineScanner<'_> {
 
     /// Splits label and value at the first colon, or else at a dash or arrow between spaces.
     fn split_pair<'t>(&self, text: &'t str) -> Option<(PaymentField, &'t str, &'t str)> {
-        let known = |(label, value)| Some((self.table.field_of(label)?, label, without_markup(value)));
-        split_at_colon(text).and_then(known).or_else(|| split_at_dash(text).and_then(known))
+        let with_field = |(label, value)| Some((self.table.field_of(label)?, label, without_markup(value)));
+        split_at_colon(text).and_then(with_field).or_else(|| split_at_dash(text).and_then(with_field))
     }
 }
 

@@ -212,23 +212,24 @@ mod tests {
     use super::*;
 
     fn pairs(text: &str) -> Vec<(String, String)> {
-        let all = parse_objects(text).into_iter().flat_map(|object| object.pairs);
-        all.map(|p| {
-            let value = match p.value {
-                ObjectValue::Text(t) | ObjectValue::Bare(t) => t,
-                ObjectValue::Absent => "-".into(),
-            };
-            (p.key, value)
-        })
-        .collect()
+        let pairs = parse_objects(text).into_iter().flat_map(|object| object.pairs);
+        pairs
+            .map(|p| {
+                let value = match p.value {
+                    ObjectValue::Text(t) | ObjectValue::Bare(t) => t,
+                    ObjectValue::Absent => "-".into(),
+                };
+                (p.key, value)
+            })
+            .collect()
     }
 
     #[test]
     fn json_and_javascript_objects_are_parsed() {
-        let want = [("amount".to_owned(), "20".to_owned()), ("status".to_owned(), "true".to_owned())];
-        assert_eq!(pairs(r#"x {"amount":"20","status":true} y"#), want);
-        assert_eq!(pairs("{ amount: '20', status: true, }"), want);
-        assert_eq!(pairs("{\n  'amount' : \"20\",\n data: { status: true } }"), want);
+        let expected = [("amount".to_owned(), "20".to_owned()), ("status".to_owned(), "true".to_owned())];
+        assert_eq!(pairs(r#"x {"amount":"20","status":true} y"#), expected);
+        assert_eq!(pairs("{ amount: '20', status: true, }"), expected);
+        assert_eq!(pairs("{\n  'amount' : \"20\",\n data: { status: true } }"), expected);
     }
 
     #[test]
@@ -244,8 +245,8 @@ mod tests {
 
     #[test]
     fn surrogate_pairs_are_joined_and_lone_ones_refused() {
-        let both = [("shop".to_owned(), "a😀z".to_owned()), ("amount".to_owned(), "20".to_owned())];
-        assert_eq!(pairs(r#"{"shop":"a\ud83d\uDE00z","amount":"20"}"#), both);
+        let expected = [("shop".to_owned(), "a😀z".to_owned()), ("amount".to_owned(), "20".to_owned())];
+        assert_eq!(pairs(r#"{"shop":"a\ud83d\uDE00z","amount":"20"}"#), expected);
         for half in [r"\ud83d", r"\ud83dx", r"\ud83d\n", r"\ud83d\u0041", r"\ude00", r"\u+041", r"\u00"] {
             assert_eq!(pairs(&format!("{{\"shop\":\"{half}\",\"amount\":\"20\"}}")), [], "{half}");
         }

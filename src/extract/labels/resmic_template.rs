@@ -122,8 +122,8 @@ mod tests {
     fn hidden_list_items_are_found() {
         let html = "Hi <!-- <li><b>Received:</b> <i>$20</i></li><li><b>Token:</b> DAI<LI><b>Transaction Hash:</b> <a href=>0xab</li></a>";
         let found = template_items(html);
-        let want = [(PaymentField::Amount, "$20"), (PaymentField::Token, "DAI"), (PaymentField::Hash, "0xab")];
-        assert_eq!(found, want.map(|(field, value)| (field, value.to_owned())));
+        let expected = [(PaymentField::Amount, "$20"), (PaymentField::Token, "DAI"), (PaymentField::Hash, "0xab")];
+        assert_eq!(found, expected.map(|(field, value)| (field, value.to_owned())));
         let in_pieces = "<li>Received: $2<i>0</i></li><li>Token: D<!-- -->AI</li><li>From: <li>Blockchain: B<b>ase";
         assert!(
             find_template_list(in_pieces) == TemplateList::Partial

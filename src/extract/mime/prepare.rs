@@ -48,7 +48,7 @@ fn begins_body(mail: &[u8], at: usize) -> bool {
 fn encoding_comments(mail: &[u8], start: usize) -> Vec<Range<usize>> {
     let is_field = |text: &&[u8]| text.get(..FIELD.len()).is_some_and(|name| name.eq_ignore_ascii_case(FIELD));
     let Some(field) = mail.get(start..).filter(is_field) else { return Vec::new() };
-    let (mut comments, mut depth, mut from, mut escaped) = (Vec::new(), 0_usize, 0, false);
+    let (mut comments, mut depth, mut comment_start, mut escaped) = (Vec::new(), 0_usize, 0, false);
     let mut word = String::new();
     let mut bytes = field.iter().enumerate().skip(FIELD.len()).peekable();
     while let Some((at, byte)) = bytes.next() {
@@ -60,13 +60,13 @@ fn encoding_comments(mail: &[u8], start: usize) -> Vec<Range<usize>> {
             _ if std::mem::take(&mut escaped) => {}
             b'\\' if depth > 0 => escaped = true,
             b'(' => {
-                from = if depth == 0 { at } else { from };
+                comment_start = if depth == 0 { at } else { comment_start };
                 depth += 1;
             }
             b')' if depth > 0 => {
                 depth -= 1;
                 if depth == 0 {
-                    comments.push(start + from..start + at + 1);
+                    comments.push(start + comment_start..start + at + 1);
                 }
             }
             byte if depth == 0 => word.push(char::from(*byte)),
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn comments_in_the_encoding_are_blanked() {
-        for (field, want) in [
+        for (field, expected) in [
             ("Content-Transfer-Encoding: base64 (x)\r\n", "base64"),
             ("CONTENT-TRANSFER-ENCODING:(a (b) \\) c)Quoted-Printable\n", "Quoted-Printable"),
             ("Content-Transfer-Encoding:\r\n 8bit\r\n\t(x)\r\n", "8bit"),
@@ -93,7 +93,7 @@ mod tests {
             assert_eq!(text.len(), mail.len());
             assert!(text.contains("A: (b)\n") && text.ends_with("\nC: (d)\n\nContent: (e)"), "{text}");
             assert_eq!(text.lines().filter(|line| line.contains('(')).count(), 3, "{text}");
-            assert!(text.contains(want), "{text}");
+            assert!(text.contains(expected), "{text}");
         }
         for mail in [
             "Content-Transfer-Encoding: base64\n\n(x)",

@@ -105,10 +105,10 @@ fn is_eip55_or_one_case(digits: &str) -> bool {
         return true;
     }
     let mut keccak = Keccak::v256();
-    let mut sum = [0; 32];
+    let mut hash = [0; 32];
     keccak.update(digits.to_ascii_lowercase().as_bytes());
-    keccak.finalize(&mut sum);
-    let nibbles = sum.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    keccak.finalize(&mut hash);
+    let nibbles = hash.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     digits
         .bytes()
         .zip(nibbles)

@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_status_is_a_word_or_a_sign() {
-        for (text, want) in [
+        for (text, expected) in [
             ("✅", Status::Completed),
             (" ✔\u{fe0f} ", Status::Completed),
             ("✅ Completed", Status::Completed),
@@ -63,7 +63,7 @@ mod tests {
             ("⏳ pending", Status::Pending),
             ("🎉 Paid!", Status::Completed),
         ] {
-            assert_eq!(parse_status(text), Ok(want), "{text}");
+            assert_eq!(parse_status(text), Ok(expected), "{text}");
         }
         for text in ["✅ Failed", "❌ Paid", "✅ ❌", "✅ ⏳ ✅", "✅ On hold", "❎", "🟢", "", "✅ or not"]
         {

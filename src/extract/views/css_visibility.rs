@@ -72,7 +72,7 @@ impl Colour {
     pub(crate) fn parse(text: &str) -> Colour {
         let text = text.trim();
         let number = |digits: &str| u32::from_str_radix(digits, 16).ok();
-        let known = match text.strip_prefix('#') {
+        let rgb = match text.strip_prefix('#') {
             Some(short) if short.len() == 3 => number(&short.chars().flat_map(|c| [c, c]).collect::<String>()),
             Some(long) if long.len() == 6 => number(long),
             Some(_) => None,
@@ -81,21 +81,21 @@ impl Colour {
             None => text.strip_prefix("rgb(").and_then(|t| t.strip_suffix(')')).and_then(|inner| {
                 let parts: Option<Vec<u32>> =
                     inner.split([',', ' ']).filter(|p| !p.is_empty()).map(|p| p.parse().ok()).collect();
-                parts.filter(|p| p.len() == 3).map(|p| p.iter().fold(0, |all, part| all << 8 | (*part).min(255)))
+                parts.filter(|p| p.len() == 3).map(|p| p.iter().fold(0, |rgb, part| rgb << 8 | (*part).min(255)))
             }),
         };
-        known.map_or(Colour::Unknown, Colour::Known)
+        rgb.map_or(Colour::Unknown, Colour::Known)
     }
 
     /// Whether a colour is `transparent`, or has an alpha near zero.
     fn is_transparent(text: &str) -> bool {
         let hex = text.strip_prefix('#').unwrap_or_default();
-        let part = text.trim_end_matches(')').rsplit([',', '/']).next().unwrap_or_default().trim();
+        let alpha = text.trim_end_matches(')').rsplit([',', '/']).next().unwrap_or_default().trim();
         text == "transparent"
             || (hex.len() == 4 && hex.ends_with('0'))
             || (hex.len() == 8 && hex.ends_with("00"))
             || ((text.starts_with("rgba(") || text.starts_with("hsla(") || text.contains('/'))
-                && part.trim_end_matches('%').parse::<f32>().is_ok_and(|alpha| alpha < 0.05))
+                && alpha.trim_end_matches('%').parse::<f32>().is_ok_and(|alpha| alpha < 0.05))
     }
 }
 

@@ -60,8 +60,8 @@ impl<'a> FastParser<'a> {
             match self.rest.as_bytes() {
                 [] => return Some(()),
                 [b'&', ..] => {
-                    let (c, more) = self.parse_entity(false)?;
-                    for c in [Some(c), more].into_iter().flatten() {
+                    let (c, second) = self.parse_entity(false)?;
+                    for c in [Some(c), second].into_iter().flatten() {
                         sink.on_text(c.encode_utf8(&mut [0; 4]))?;
                     }
                 }
@@ -219,17 +219,17 @@ fn is_space(byte: &u8) -> bool {
 }
 
 fn decode_entities(value: &str) -> Option<Cow<'_, str>> {
-    let mut rest = FastParser::new(value);
+    let mut parser = FastParser::new(value);
     let mut out = String::new();
-    while let Some(at) = memchr(b'&', rest.rest.as_bytes()) {
-        out.push_str(rest.advance(at));
-        let (c, more) = rest.parse_entity(true)?;
-        out.extend([Some(c), more].into_iter().flatten());
+    while let Some(at) = memchr(b'&', parser.rest.as_bytes()) {
+        out.push_str(parser.advance(at));
+        let (c, second) = parser.parse_entity(true)?;
+        out.extend([Some(c), second].into_iter().flatten());
     }
-    if rest.rest.len() == value.len() {
+    if parser.rest.len() == value.len() {
         return Some(value.into());
     }
-    out.push_str(rest.rest);
+    out.push_str(parser.rest);
     Some(out.into())
 }
 

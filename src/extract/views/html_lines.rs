@@ -117,8 +117,8 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
         }
         if is_link && !self.is_hidden() {
             let buffer = self.buffers.last_mut().filter(|buffer| buffer.line.links.len() < MAX_LINKS);
-            if let (Some(buffer), Some(target)) = (buffer, attribute(attributes, "href")) {
-                buffer.line.links.push(target.to_owned());
+            if let (Some(buffer), Some(href)) = (buffer, attribute(attributes, "href")) {
+                buffer.line.links.push(href.to_owned());
             }
         }
     }
@@ -213,8 +213,8 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
 
     /// Whether the innermost open table part is a row.
     fn in_row(&self) -> bool {
-        let part = self.open.iter().rev().find(|o| matches!(&*o.name, "tr" | "td" | "th" | "table"));
-        part.is_some_and(|o| o.name == "tr")
+        let element = self.open.iter().rev().find(|o| matches!(&*o.name, "tr" | "td" | "th" | "table"));
+        element.is_some_and(|o| o.name == "tr")
     }
 
     /// Closes elements whose end tag this start tag implies (HTML, 13.1.2.4). Elements that do not affect lines stay open.

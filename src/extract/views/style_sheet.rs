@@ -47,8 +47,8 @@ impl StyleSheet {
             let is_simple = selector.trim() == last && !last.contains([':', '[']);
             let appearance = if is_simple { appearance } else { appearance.for_some_elements() };
             if !name.is_empty() && self.0.len() < MAX_RULES {
-                let known = self.0.entry(name.to_ascii_lowercase()).or_default();
-                *known = known.combine(appearance);
+                let combined = self.0.entry(name.to_ascii_lowercase()).or_default();
+                *combined = combined.combine(appearance);
             }
         }
     }
@@ -86,8 +86,8 @@ impl StyleSheet {
 
 /// Whether a condition such as `@media screen` applies to every screen.
 pub(crate) fn is_for_every_screen(rule: &str) -> bool {
-    let words = rule.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
-    matches!(words.as_str(), "media" | "media all" | "media screen" | "media only screen")
+    let normalized = rule.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
+    matches!(normalized.as_str(), "media" | "media all" | "media screen" | "media only screen")
 }
 
 /// The text after a block whose opening brace was just consumed.
