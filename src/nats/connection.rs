@@ -134,8 +134,12 @@ impl NatsServers {
         }
         // The library calls this for each login.
         let options = ConnectOptions::with_auth_callback(move |_| {
-            let again = shared.is_used.load(Ordering::Relaxed);
-            std::future::ready(if again { Err(AuthError::new("this connection was lost")) } else { Ok(auth.clone()) })
+            let is_reconnect = shared.is_used.load(Ordering::Relaxed);
+            std::future::ready(if is_reconnect {
+                Err(AuthError::new("this connection was lost"))
+            } else {
+                Ok(auth.clone())
+            })
         });
         let options = options
             .name("resmic-mailhook")
@@ -311,10 +315,10 @@ async fn too_large_message(statistics: Arc<Statistics>) {
     let mut complete = counts();
     loop {
         sleep(SIZE_CHECK).await;
-        let now = counts();
-        if now.0 != complete.0 {
-            complete = now;
-        } else if now.1.saturating_sub(complete.1) > MAX_MESSAGE {
+        let current = counts();
+        if current.0 != complete.0 {
+            complete = current;
+        } else if current.1.saturating_sub(complete.1) > MAX_MESSAGE {
             tracing::warn!("the NATS server sends a message of more than {} MiB; connecting again", MAX_MESSAGE >> 20);
             return;
         }

@@ -32,7 +32,7 @@ pub struct RequiredStream<'a> {
 pub struct StreamInfo {
     config: StreamConfig,
     #[serde(default)]
-    state: StreamState,
+    state: StreamCounts,
     cluster: Option<ClusterInfo>,
 }
 
@@ -45,7 +45,7 @@ struct ClusterInfo {
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-struct StreamState {
+struct StreamCounts {
     #[serde(default)]
     messages: u64,
 }
@@ -132,7 +132,7 @@ impl StreamInfo {
         let refused = [
             (
                 config.retention != "limits",
-                text(
+                explain_setting(
                     "retention",
                     &config.retention,
                     "limits",
@@ -141,9 +141,12 @@ impl StreamInfo {
             ),
             (
                 config.storage != "file",
-                text("storage", &config.storage, "file", "a restart of the server loses every message"),
+                explain_setting("storage", &config.storage, "file", "a restart of the server loses every message"),
             ),
-            (config.discard != "new", text("discard", &config.discard, "new", "a full stream deletes old messages")),
+            (
+                config.discard != "new",
+                explain_setting("discard", &config.discard, "new", "a full stream deletes old messages"),
+            ),
             (
                 config.max_msgs > 0,
                 format!("max_msgs is {}, and must be -1: the number of payments has no limit", config.max_msgs),
@@ -162,7 +165,7 @@ impl StreamInfo {
             ),
             (
                 config.persist_mode == "async",
-                text("persist_mode", "async", "default", "the server acknowledges before it writes"),
+                explain_setting("persist_mode", "async", "default", "the server acknowledges before it writes"),
             ),
         ];
         fitness.problems.extend(refused.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, text)| text));
@@ -214,7 +217,7 @@ impl StreamInfo {
     }
 }
 
-fn text(setting: &str, found: &str, expected: &str, why: &str) -> String {
+fn explain_setting(setting: &str, found: &str, expected: &str, why: &str) -> String {
     format!("{setting} is {:?}, and must be {expected:?}: {why}", printable(found, 40))
 }
 
@@ -289,10 +292,10 @@ mod tests {
             (json!({"subjects": []}), "subjects are"),
         ] {
             let fitness = judge(changes.clone());
-            assert!(matches!(&fitness.problems[..], [one] if one.contains(setting)), "{changes}: {fitness:?}");
+            assert!(matches!(&fitness.problems[..], [problem] if problem.contains(setting)), "{changes}: {fitness:?}");
         }
-        let two = judge(json!({"discard": "old", "max_msgs": 5}));
-        assert_eq!(two.problems.len(), 2);
+        let fitness = judge(json!({"discard": "old", "max_msgs": 5}));
+        assert_eq!(fitness.problems.len(), 2);
     }
 
     #[test]

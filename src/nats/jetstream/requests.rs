@@ -69,7 +69,7 @@ impl NatsConnection {
                     waiting.push(self.call(&subject, ""));
                     continue;
                 }
-                Some(answer) = waiting.next() => answer.and_then(|answer| refusals(&answer)),
+                Some(answer) = waiting.next() => answer.and_then(|answer| parse_answer(&answer)),
             };
             let was_last = sent == INFO_REQUESTS && waiting.is_empty();
             match answer {
@@ -140,8 +140,8 @@ impl NatsConnection {
                 "JetStream does not answer; it is not enabled for this user, or has no leader".into(),
             ),
             RequestErrorKind::TimedOut => {
-                let what = format!("{NO_ANSWER} to {subject} within {}", HumanDuration(API_TIMEOUT));
-                EngineError::NoAnswer(self.with_last_error(what))
+                let message = format!("{NO_ANSWER} to {subject} within {}", HumanDuration(API_TIMEOUT));
+                EngineError::NoAnswer(self.with_last_error(message))
             }
             _ => EngineError::NoAnswer(format!("{NO_ANSWER} to {subject}: the connection was lost")),
         })
@@ -149,20 +149,20 @@ impl NatsConnection {
 
     /// Adds the last error that the server reported. If a permission is missing, the server reports such an error and does not
     /// answer the request.
-    fn with_last_error(&self, what: String) -> String {
+    fn with_last_error(&self, message: String) -> String {
         match self.last_error() {
-            Some(error) => format!("{what}; the server reported: {error}"),
-            None => what,
+            Some(error) => format!("{message}; the server reported: {error}"),
+            None => message,
         }
     }
 }
 
-fn unreadable(why: &str) -> EngineError {
-    EngineError::Refused(format!("the answer of the engine cannot be read: {}", printable(why, MAX_ERROR_LENGTH)))
+fn unreadable(reason: &str) -> EngineError {
+    EngineError::Refused(format!("the answer of the engine cannot be read: {}", printable(reason, MAX_ERROR_LENGTH)))
 }
 
 /// An answer of the API as JSON, or its error.
-fn refusals(answer: &Message) -> Result<Value, EngineError> {
+fn parse_answer(answer: &Message) -> Result<Value, EngineError> {
     let value: Value = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e.to_string()))?;
     let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return Ok(value) };
     let number = |key| error.get(key).and_then(Value::as_u64);
@@ -190,11 +190,11 @@ fn direct_message(answer: &Message, stream: &str, subject: &str) -> Option<Store
 /// The message in the leader's answer; `None`: the leader has no message for the subject.
 fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMessage>, EngineError> {
     #[derive(Deserialize)]
-    struct Answer {
-        message: Found,
+    struct StoredAnswer {
+        message: FoundMessage,
     }
     #[derive(Deserialize)]
-    struct Found {
+    struct FoundMessage {
         subject: String,
         seq: u64,
         #[serde(default)]
@@ -203,7 +203,8 @@ fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMes
     if is_no_message(answer) {
         return Ok(None);
     }
-    let Answer { message } = serde_json::from_value(refusals(answer)?).map_err(|e| unreadable(&e.to_string()))?;
+    let StoredAnswer { message } =
+        serde_json::from_value(parse_answer(answer)?).map_err(|e| unreadable(&e.to_string()))?;
     if message.subject != subject || message.seq == 0 {
         return Err(unreadable("it has a message of another subject"));
     }
