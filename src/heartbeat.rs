@@ -28,9 +28,9 @@ impl Heartbeats {
     #[must_use]
     pub fn begin(&self, name: impl Into<String>, interval: Duration) -> Heartbeat {
         let monitored = Arc::new(Monitored { name: name.into(), due: Mutex::new(Instant::now() + interval) });
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|known| known.strong_count() > 0);
-        all.push(Arc::downgrade(&monitored));
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|entry| entry.strong_count() > 0);
+        entries.push(Arc::downgrade(&monitored));
         Heartbeat { monitored, interval }
     }
 
@@ -38,9 +38,9 @@ impl Heartbeats {
     #[must_use]
     pub fn late(&self) -> Vec<String> {
         let now = Instant::now();
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = all.iter().filter_map(Weak::upgrade).filter(|known| known.is_late(now));
-        late.map(|known| known.name.clone()).collect()
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let late = entries.iter().filter_map(Weak::upgrade).filter(|entry| entry.is_late(now));
+        late.map(|entry| entry.name.clone()).collect()
     }
 }
 

@@ -110,7 +110,7 @@ async fn answer(endpoint: &MetricsEndpoint, request: Request<Incoming>) -> Resul
         return Ok(response(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".into()));
     }
     let (reader, health) = match assess(endpoint).await {
-        Ok(known) => known,
+        Ok(health) => health,
         Err(error) => return Ok(response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n"))),
     };
     Ok(match request.uri().path() {

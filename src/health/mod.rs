@@ -98,9 +98,9 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     let mailboxes = mailboxes::mailboxes(reader, expected, running, now, &mut attention)?;
     let is_reading = |account: &str| running && silence::is_reading(&mailboxes, account);
     let accounts = silence::accounts(&expected.accounts, &reader.accounts()?, is_reading, now, &mut attention);
-    let room = reader.free_disk_space().filter(|room| *room < db::LOW_SPACE);
-    if let Some(room) = room {
-        let kib = room >> 10;
+    let free_space = reader.free_disk_space().filter(|free| *free < db::LOW_SPACE);
+    if let Some(free) = free_space {
+        let kib = free >> 10;
         attention.push(format!(
             "the disk is full, the database has {kib} KiB left: free some space; mails and deliveries wait until then"
         ));
@@ -122,8 +122,8 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     let chains = chains::chains(reader, expected, now, &mut attention)?;
     let resmic = resmic::resmic(reader, expected, now, &mut attention)?;
     // An outcome, a status or a state that no row has gets the count 0.
-    let counts = |words: &[&str], counted: Vec<(String, i64)>| {
-        words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
+    let counts = |names: &[&str], counted: Vec<(String, i64)>| {
+        names.iter().map(|name| ((*name).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
     };
     let outcomes: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
     let states: Vec<_> = DeliveryState::ALL.iter().map(|s| s.as_str()).collect();
@@ -143,7 +143,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         resmic,
         role: None,
         attention,
-        waits: room.is_some() || locked,
+        waits: free_space.is_some() || locked,
     })
 }
 
@@ -173,24 +173,24 @@ pub async fn own_health(
 }
 
 impl Health {
-    /// The health of a database that does not exist or cannot be read. `why`: the reason.
+    /// The health of a database that does not exist or cannot be read, for a reason.
     #[must_use]
-    pub fn unknown(why: String) -> Self {
-        let none = BTreeMap::new;
+    pub fn unknown(reason: String) -> Self {
+        let no_counts = BTreeMap::new;
         Health {
             ok: false,
             mailboxes: Vec::new(),
             accounts: Vec::new(),
             parsing: ParsingHealth::default(),
-            mails: none(),
-            events: none(),
-            deliveries: none(),
-            confirmations: none(),
+            mails: no_counts(),
+            events: no_counts(),
+            deliveries: no_counts(),
+            confirmations: no_counts(),
             streams: Vec::new(),
             chains: Vec::new(),
             resmic: None,
             role: None,
-            attention: vec![why],
+            attention: vec![reason],
             waits: false,
         }
     }
@@ -214,7 +214,7 @@ impl Health {
         if let Some(line) = self.role.as_ref().and_then(Role::line) {
             return line;
         }
-        let count = |of: &BTreeMap<String, i64>, word: &str| of.get(word).copied().unwrap_or(0);
+        let count = |counts: &BTreeMap<String, i64>, name: &str| counts.get(name).copied().unwrap_or(0);
         format!(
             "mailboxes watched: {}; events: {}; deliveries pending: {}",
             self.mailboxes.len(),

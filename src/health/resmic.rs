@@ -34,44 +34,46 @@ pub(super) fn resmic(
     now: Timestamp,
     attention: &mut Vec<String>,
 ) -> db::Result<Option<ResmicHealth>> {
-    let found = reader.resmic_backlog()?;
+    let backlog = reader.resmic_backlog()?;
     let is_older = |since: &Option<String>, minutes| {
         let since = since.as_deref().and_then(|since| since.parse::<Timestamp>().ok());
         since.is_some_and(|since| now.duration_since(since) > SignedDuration::from_mins(minutes))
     };
-    let error = found.last_error.as_deref().filter(|_| expected.resmic);
+    let error = backlog.last_error.as_deref().filter(|_| expected.resmic);
     attention.extend(
-        error.filter(|_| found.needs_person || is_older(&found.failing_since, 10)).map(|e| format!("[resmic]: {e}")),
+        error
+            .filter(|_| backlog.needs_person || is_older(&backlog.failing_since, 10))
+            .map(|e| format!("[resmic]: {e}")),
     );
-    let review = found.session_to_review.as_deref().unwrap_or_default();
+    let review = backlog.session_to_review.as_deref().unwrap_or_default();
     let review = format!("in doubt: `session check {}` shows why", crate::model::printable(review, 40));
-    let waits = is_older(&found.waiting_since, 60);
+    let waits = is_older(&backlog.waiting_since, 60);
     let lines = [
         (
-            found.doubtful,
+            backlog.doubtful,
             "event",
             "contradicted by Resmic: `show EVENT_ID` shows why, `confirm EVENT_ID --vouch` releases one",
         ),
         (
-            found.missing_mails,
+            backlog.missing_mails,
             "session",
             "completed at Resmic, and the mail is missing: look for it in the mailbox's other folders",
         ),
-        (found.to_review, "session", review.as_str()),
+        (backlog.to_review, "session", review.as_str()),
         (
-            if waits { found.waiting } else { 0 },
+            if waits { backlog.waiting } else { 0 },
             "event",
             "waiting for Resmic, the oldest for more than an hour: `show EVENT_ID` shows why, `confirm EVENT_ID --vouch` releases one",
         ),
     ];
     attention.extend(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, noun, text)| counted(n, noun, text)));
     Ok(expected.resmic.then_some(ResmicHealth {
-        host: found.host,
-        asked_at: found.asked_at,
-        last_error: found.last_error,
-        waiting: found.waiting,
-        doubtful: found.doubtful,
-        missing_mails: found.missing_mails,
-        to_review: found.to_review,
+        host: backlog.host,
+        asked_at: backlog.asked_at,
+        last_error: backlog.last_error,
+        waiting: backlog.waiting,
+        doubtful: backlog.doubtful,
+        missing_mails: backlog.missing_mails,
+        to_review: backlog.to_review,
     }))
 }

@@ -97,9 +97,9 @@ fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
         ("version", own.version.clone(), holder.version.clone()),
         ("schema", own.schema.to_string(), holder.schema.to_string()),
     ];
-    let versions = versions.into_iter().filter(|(_, own, other)| own != other).map(|(what, own, other)| {
+    let versions = versions.into_iter().filter(|(_, own, other)| own != other).map(|(kind, own, other)| {
         format!(
-            "this program has {what} {own}, and that of host {host}, which is active, has {other}: install the same one"
+            "this program has {kind} {own}, and that of host {host}, which is active, has {other}: install the same one"
         )
     });
     configuration.into_iter().chain(versions).collect()
@@ -140,13 +140,13 @@ mod tests {
         let role = Role { state: LeaseState::Standby, holder: Some("a".into()), lease_left_s: Some(14) };
         assert_eq!((health.ok, health.line(), health.role), (true, "standing by for host a".into(), Some(role)));
         let forward = ConfigurationHashes { forward: "f".into(), ..same.configuration.clone() };
-        for (own, words) in [
+        for (own, expected) in [
             (OwnProgram { version: "0.1.0".into(), ..same.clone() }, "has version 0.1.0, and that of host a"),
             (OwnProgram { schema: 1, ..same.clone() }, "has schema 1"),
             (OwnProgram { configuration: forward, ..same.clone() }, "[[forward]] of the configuration differ"),
         ] {
             let health = Health::of_standby(&lease(LeaseState::Standby), &own, now);
-            assert!(!health.ok && health.attention.len() == 1 && health.attention[0].contains(words), "{health:?}");
+            assert!(!health.ok && health.attention.len() == 1 && health.attention[0].contains(expected), "{health:?}");
         }
     }
 

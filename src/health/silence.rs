@@ -82,8 +82,8 @@ pub(super) fn accounts(
 
 /// Whether a running daemon is still connecting to an account's mailboxes or fetching their mails.
 pub(super) fn is_reading(mailboxes: &[Mailbox], account: &str) -> bool {
-    let unread = [MailboxState::Connecting, MailboxState::Syncing].map(MailboxState::as_str);
-    mailboxes.iter().any(|mailbox| mailbox.account == account && unread.contains(&mailbox.state.as_str()))
+    let unfinished = [MailboxState::Connecting, MailboxState::Syncing].map(MailboxState::as_str);
+    mailboxes.iter().any(|mailbox| mailbox.account == account && unfinished.contains(&mailbox.state.as_str()))
 }
 
 fn silent_since(row: &AccountRow) -> Option<Timestamp> {
