@@ -75,9 +75,9 @@ async fn connect_unix(path: &Path) -> Result<UnixStream, String> {
 }
 
 async fn connect_tcp(url: &Url, allow_remote: bool, deadline: Instant) -> Result<TcpStream, String> {
-    let found = lookup_host((url.host.as_str(), url.port)).await;
-    let found: Vec<SocketAddr> = found.map_err(|e| format!("cannot look up {:?}: {e}", url.host))?.collect();
-    let allowed = allowed(&url.host, &found, allow_remote)?;
+    let addresses = lookup_host((url.host.as_str(), url.port)).await;
+    let addresses: Vec<SocketAddr> = addresses.map_err(|e| format!("cannot look up {:?}: {e}", url.host))?.collect();
+    let allowed = allowed(&url.host, &addresses, allow_remote)?;
     let mut error = String::new();
     for (n, address) in allowed.iter().enumerate() {
         // An address that does not answer must leave time for the next ones.
@@ -92,9 +92,9 @@ async fn connect_tcp(url: &Url, allow_remote: bool, deadline: Instant) -> Result
 }
 
 /// The addresses that may be used: without `allow_remote`, loopback addresses only.
-fn allowed(host: &str, found: &[SocketAddr], allow_remote: bool) -> Result<Vec<SocketAddr>, String> {
-    let allowed: Vec<_> = found.iter().copied().filter(|a| allow_remote || is_loopback(a.ip())).collect();
-    match found.first() {
+fn allowed(host: &str, addresses: &[SocketAddr], allow_remote: bool) -> Result<Vec<SocketAddr>, String> {
+    let allowed: Vec<_> = addresses.iter().copied().filter(|a| allow_remote || is_loopback(a.ip())).collect();
+    match addresses.first() {
         None => Err(format!("{host:?} has no address")),
         Some(other) if allowed.is_empty() => {
             Err(format!("{host:?} is {}, which is no loopback address, and allow_remote is not set", other.ip()))
@@ -124,12 +124,13 @@ mod tests {
 
     #[test]
     fn remote_addresses_need_permission() {
-        let found: Vec<SocketAddr> = ["10.0.0.1:80", "127.0.0.1:80", "[::1]:80", "[::ffff:127.0.0.2]:80", "0.0.0.0:80"]
-            .map(|a| a.parse().unwrap())
-            .into();
-        assert_eq!(allowed("shop", &found, false).unwrap(), found[1..4]);
-        assert_eq!(allowed("shop", &found, true).unwrap(), found);
-        let refused = allowed("shop", &found[..1], false).unwrap_err();
+        let addresses: Vec<SocketAddr> =
+            ["10.0.0.1:80", "127.0.0.1:80", "[::1]:80", "[::ffff:127.0.0.2]:80", "0.0.0.0:80"]
+                .map(|a| a.parse().unwrap())
+                .into();
+        assert_eq!(allowed("shop", &addresses, false).unwrap(), addresses[1..4]);
+        assert_eq!(allowed("shop", &addresses, true).unwrap(), addresses);
+        let refused = allowed("shop", &addresses[..1], false).unwrap_err();
         assert_eq!(refused, "\"shop\" is 10.0.0.1, which is no loopback address, and allow_remote is not set");
         assert!(allowed("shop", &[], true).is_err());
     }
@@ -137,13 +138,13 @@ mod tests {
     /// Starts an https server with a self-signed certificate for `localhost`. Returns the certificate as PEM, and the port.
     async fn https() -> (String, u16) {
         use tokio_rustls::rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
-        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let certificate = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
+            .with_single_cert(vec![certificate.cert.der().clone()], key)
             .unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -155,7 +156,7 @@ mod tests {
                 tokio::spawn(async move { acceptor.accept(stream).await.map(drop) });
             }
         });
-        (made.cert.pem(), port)
+        (certificate.cert.pem(), port)
     }
 
     #[tokio::test]

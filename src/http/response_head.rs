@@ -69,8 +69,8 @@ impl ResponseHead {
 
     fn add(&self, bytes: &[u8]) {
         self.with(|received| {
-            let room = if received.requested { MAX_HEAD_SIZE.saturating_sub(received.bytes.len()) } else { 0 };
-            received.bytes.extend(bytes.iter().take(room));
+            let space = if received.requested { MAX_HEAD_SIZE.saturating_sub(received.bytes.len()) } else { 0 };
+            received.bytes.extend(bytes.iter().take(space));
         });
     }
 

@@ -143,7 +143,7 @@ impl Ingest {
             Err(mails) => mails,
         };
         let (rules, resolver) = (self.rules.clone(), self.resolver.clone());
-        let all = async move {
+        let examining = async move {
             let mut entries = Vec::with_capacity(mails.len());
             for mail in mails {
                 let examined = examine_one(&rules, &resolver, &mail).await;
@@ -151,7 +151,7 @@ impl Ingest {
             }
             entries
         };
-        match tokio::spawn(all).await {
+        match tokio::spawn(examining).await {
             Ok(entries) => entries,
             // `examine_one` catches panics, so the task was cancelled when the program stopped.
             Err(_) => std::future::pending().await,

@@ -36,8 +36,8 @@ macro_rules! string_enum {
             type Err = String;
             fn from_str(text: &str) -> std::result::Result<Self, String> {
                 Self::ALL.iter().copied().find(|v| v.as_str() == text).ok_or_else(|| {
-                    let all: Vec<_> = Self::ALL.iter().map(|v| v.as_str()).collect();
-                    format!(concat!("no ", $what, "; one of: {}"), all.join(", "))
+                    let texts: Vec<_> = Self::ALL.iter().map(|v| v.as_str()).collect();
+                    format!(concat!("no ", $what, "; one of: {}"), texts.join(", "))
                 })
             }
         }
