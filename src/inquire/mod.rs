@@ -22,7 +22,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest time that one question may take: two requests, and the pause between them.
 const LONGEST_QUESTION: Duration = Duration::from_secs(180);
 /// The longest error that is stored, in characters.
-const KEPT_WORDS: usize = 300;
+const MAX_MESSAGE: usize = 300;
 
 /// Asks until `shutdown`, at most `rate` times in a minute.
 ///
@@ -36,7 +36,7 @@ pub async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
     let heartbeat = heartbeats.begin("asking Resmic".to_owned(), LONGEST_QUESTION * 2);
-    let mut worker = Worker { inquirer: Inquirer::new(store.clone(), client, rate), heartbeat };
+    let mut worker = InquiryWorker { inquirer: Inquirer::new(store.clone(), client, rate), heartbeat };
     let mut ending = shutdown.clone();
     tokio::select! {
         // A question stores nothing before its answer, so it can be cancelled at any moment.
@@ -47,12 +47,12 @@ pub async fn run(
     Ok(())
 }
 
-struct Worker {
+struct InquiryWorker {
     inquirer: Inquirer,
     heartbeat: Heartbeat,
 }
 
-impl TurnWorker for Worker {
+impl TurnWorker for InquiryWorker {
     async fn turn(&mut self) -> db::Result<Option<Instant>> {
         Ok(match self.inquirer.ask_next(|| Instant::now().into_std()).await? {
             Turn::Asked => None,
@@ -131,7 +131,7 @@ impl Inquirer {
             }
             DueInquiry::Session(session) => {
                 let status = self.ask_status(session).await?;
-                report_session(session, &self.settle(session, status).await?);
+                report_session(session, &self.record_status(session, status).await?);
             }
         }
         Ok(Turn::Asked)
@@ -164,7 +164,7 @@ impl Inquirer {
     ) -> db::Result<(Result<StatusAnswer, ApiError>, RecordedSession)> {
         self.wait_for_turn().await;
         let status = self.ask_status(session).await?;
-        let recorded = self.settle(session, status.clone()).await?;
+        let recorded = self.record_status(session, status.clone()).await?;
         Ok((status, recorded))
     }
 
@@ -191,7 +191,7 @@ impl Inquirer {
     }
 
     /// Records the status of a session. It asks for the details if the status alone decides nothing.
-    async fn settle(
+    async fn record_status(
         &mut self,
         session: SessionId,
         status: Result<StatusAnswer, ApiError>,
@@ -238,7 +238,7 @@ impl Inquirer {
             tracing::warn!(%error, "Resmic's API gives no answer; asking again later");
         }
         (self.failing, self.reported) = (error.is_some(), Some(Instant::now()));
-        let result = error.map_or(Ok(()), |e| Err((printable(&e.to_string(), KEPT_WORDS), e.needs_person())));
+        let result = error.map_or(Ok(()), |e| Err((printable(&e.to_string(), MAX_MESSAGE), e.needs_person())));
         self.store.record_api(self.client.host().to_owned(), result).await
     }
 }
