@@ -213,8 +213,8 @@ fn decrypt_command(name: &str, file: &Path) -> [String; 5] {
     command.map(str::to_owned)
 }
 
-fn read_file(path: &Path, what: &str) -> Result<String, SecretError> {
-    std::fs::read_to_string(path).map_err(|e| SecretError(format!("{what}: cannot read {}: {e}", path.display())))
+fn read_file(path: &Path, kind: &str) -> Result<String, SecretError> {
+    std::fs::read_to_string(path).map_err(|e| SecretError(format!("{kind}: cannot read {}: {e}", path.display())))
 }
 
 async fn run_command(command: &[String]) -> Result<String, SecretError> {
@@ -290,9 +290,9 @@ mod tests {
     fn a_credential_has_its_name_or_the_folders() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(loaded(folder.path(), "k"), None);
-        let whole = folder.path().join("resmic-mailhook_k");
-        std::fs::write(&whole, "x").unwrap();
-        assert_eq!(loaded(folder.path(), "k"), Some(whole));
+        let with_prefix = folder.path().join("resmic-mailhook_k");
+        std::fs::write(&with_prefix, "x").unwrap();
+        assert_eq!(loaded(folder.path(), "k"), Some(with_prefix));
         // An operator's drop-in names one credential on purpose, so its file comes first.
         let single = folder.path().join("k");
         std::fs::write(&single, "x").unwrap();
@@ -310,8 +310,8 @@ mod tests {
         assert_eq!(plain_file(root.path(), "k").unwrap(), store.join("k"));
         std::fs::create_dir_all(&etc).unwrap();
         std::fs::write(etc.join("e.cred"), "x").unwrap();
-        let words = plain_file(root.path(), "e").unwrap_err().to_string();
-        assert!(words.contains("e.cred is encrypted"), "{words}");
+        let message = plain_file(root.path(), "e").unwrap_err().to_string();
+        assert!(message.contains("e.cred is encrypted"), "{message}");
         assert!(plain_file(root.path(), "../k").is_err());
         assert_eq!(SecretSource::File("/srv/k".into()).file().unwrap(), Path::new("/srv/k"));
         assert!(SecretSource::Env("K".into()).file().is_err());
@@ -319,11 +319,12 @@ mod tests {
 
     #[tokio::test]
     async fn errors_name_the_place_only() {
-        let words = SecretSource::File("/nowhere/s".into()).load().await.unwrap_err().to_string();
-        assert!(words.contains("/nowhere/s"), "{words}");
-        let words = SecretSource::Command(vec!["false".into(), "s3cret".into()]).load().await.unwrap_err().to_string();
-        assert!(words.contains("false") && !words.contains("s3cret"), "{words}");
-        let words = SecretSource::Credential("../x".into()).load().await.unwrap_err().to_string();
-        assert!(words.contains("without slashes"), "{words}");
+        let message = SecretSource::File("/nowhere/s".into()).load().await.unwrap_err().to_string();
+        assert!(message.contains("/nowhere/s"), "{message}");
+        let message =
+            SecretSource::Command(vec!["false".into(), "s3cret".into()]).load().await.unwrap_err().to_string();
+        assert!(message.contains("false") && !message.contains("s3cret"), "{message}");
+        let message = SecretSource::Credential("../x".into()).load().await.unwrap_err().to_string();
+        assert!(message.contains("without slashes"), "{message}");
     }
 }

@@ -19,8 +19,8 @@ mod tests {
 
     #[test]
     fn secrets_differ_and_have_256_bits() {
-        let (one, other) = (random_hex().unwrap(), random_hex().unwrap());
-        assert_eq!(one.len(), 64);
-        assert_ne!(one, other);
+        let (first, second) = (random_hex().unwrap(), random_hex().unwrap());
+        assert_eq!(first.len(), 64);
+        assert_ne!(first, second);
     }
 }

@@ -50,7 +50,7 @@ impl DeviceCode {
     pub async fn request(client: &OAuthClient, device_url: &Url) -> Result<Self, String> {
         let mut form = vec![("client_id", client.client_id.as_str())];
         form.extend(client.scope.as_deref().map(|scope| ("scope", scope)));
-        let reply = client.post(device_url, &form).await.map_err(Denial::words)?;
+        let reply = client.post(device_url, &form).await.map_err(Denial::message)?;
         let lifetime = seconds(reply.expires_in.as_ref()).unwrap_or(USUAL_LIFETIME).min(LONGEST_LIFETIME);
         let interval = seconds(reply.interval.as_ref()).unwrap_or(USUAL_INTERVAL);
         match (reply.device_code, reply.user_code, reply.verification_uri) {
@@ -81,7 +81,7 @@ impl DeviceCode {
             match client.ask_for_tokens(&grant).await {
                 Ok(token) => return Ok(token),
                 Err(denial) if pace.goes_on(&denial) => {}
-                Err(denial) => return Err(denial.words()),
+                Err(denial) => return Err(denial.message()),
             }
         }
     }
@@ -113,10 +113,12 @@ mod tests {
 
     #[test]
     fn an_answer_decides_about_the_next_question() {
-        for (interval, answer, then) in [(5, "authorization_pending", 5), (5, "slow_down", 10), (58, "slow_down", 60)] {
+        for (interval, answer, next_interval) in
+            [(5, "authorization_pending", 5), (5, "slow_down", 10), (58, "slow_down", 60)]
+        {
             let mut pace = PollPace { interval: Duration::from_secs(interval), unanswered: 0 };
             assert!(pace.goes_on(&code(answer)), "{answer}");
-            assert_eq!(pace.interval.as_secs(), then, "{answer}");
+            assert_eq!(pace.interval.as_secs(), next_interval, "{answer}");
         }
         for answer in ["access_denied", "expired_token", "invalid_client", ""] {
             assert!(!PollPace { interval: USUAL_INTERVAL, unanswered: 0 }.goes_on(&code(answer)), "{answer}");

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
-use super::{Denial, GOOGLE, KEPT_WORDS, OAuthClient, advice};
+use super::{Denial, GOOGLE, MAX_MESSAGE, OAuthClient, advice};
 use crate::http::{self, Url};
 use crate::model::printable;
 use crate::setup::random_hex;
@@ -68,8 +68,8 @@ impl Loopback {
     /// The URL of the page that the person opens. `user` is the login name of the mailbox, which only Google's page gets.
     #[must_use]
     pub fn page(&self, client: &OAuthClient, auth_url: &Url, user: &str) -> String {
-        let sum = digest::digest(&digest::SHA256, self.verifier.expose_secret().as_bytes());
-        let challenge = URL_SAFE_NO_PAD.encode(sum);
+        let hash = digest::digest(&digest::SHA256, self.verifier.expose_secret().as_bytes());
+        let challenge = URL_SAFE_NO_PAD.encode(hash);
         let mut query = vec![
             ("response_type", "code"),
             ("client_id", client.client_id.as_str()),
@@ -99,8 +99,8 @@ impl Loopback {
         notice: impl Fn(&str),
     ) -> Result<SecretString, String> {
         let Loopback { listener, redirect_uri, state, verifier } = self;
-        let (found, mut redirects) = mpsc::channel(1);
-        let serving = tokio::spawn(serve(listener, state.clone().into(), found));
+        let (redirect_sender, mut redirects) = mpsc::channel(1);
+        let serving = tokio::spawn(serve(listener, state.clone().into(), redirect_sender));
         let paste = async {
             while let Some(text) = pasted.recv().await {
                 match pasted_redirect(&text, &state) {
@@ -117,7 +117,7 @@ impl Loopback {
             () = sleep(PATIENCE) => Redirect::Refused(format!("no redirect within {} minutes", PATIENCE.as_secs() / 60)),
         };
         let tokens = match redirect {
-            Redirect::Refused(words) => Err(words),
+            Redirect::Refused(message) => Err(message),
             Redirect::Code(code) => {
                 let grant = [
                     ("grant_type", "authorization_code"),
@@ -125,7 +125,7 @@ impl Loopback {
                     ("redirect_uri", redirect_uri.as_str()),
                     ("code_verifier", verifier.expose_secret()),
                 ];
-                client.ask_for_tokens(&grant).await.map_err(Denial::words)
+                client.ask_for_tokens(&grant).await.map_err(Denial::message)
             }
         };
         serving.abort();
@@ -143,8 +143,8 @@ fn redirect(query: &str, state: &str) -> Option<Redirect> {
     }
     let error = http::query_value(query, "error")?;
     let description = http::query_value(query, "error_description").map(|text| format!(": {text}")).unwrap_or_default();
-    let words = printable(&format!("{error}{description}"), KEPT_WORDS);
-    Some(Redirect::Refused(format!("the provider refused ({words}); {}", advice(&error))))
+    let message = printable(&format!("{error}{description}"), MAX_MESSAGE);
+    Some(Redirect::Refused(format!("the provider refused ({message}); {}", advice(&error))))
 }
 
 /// Parses the redirect from a text that a person pasted.
@@ -153,16 +153,16 @@ fn pasted_redirect(text: &str, state: &str) -> Option<Redirect> {
     redirect(query.split('#').next().unwrap_or_default(), state)
 }
 
-async fn serve(listener: TcpListener, state: Arc<str>, found: mpsc::Sender<Redirect>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+async fn serve(listener: TcpListener, state: Arc<str>, redirect_sender: mpsc::Sender<Redirect>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (state, found) = (state.clone(), found.clone());
+                let (state, redirect_sender) = (state.clone(), redirect_sender.clone());
                 tokio::spawn(async move {
-                    let _ = timeout(CONNECTION_TIMEOUT, serve_one(stream, state, found)).await;
-                    drop(place);
+                    let _ = timeout(CONNECTION_TIMEOUT, serve_one(stream, state, redirect_sender)).await;
+                    drop(permit);
                 });
             }
             // For example, the process has no free file descriptor.
@@ -171,10 +171,10 @@ async fn serve(listener: TcpListener, state: Arc<str>, found: mpsc::Sender<Redir
     }
 }
 
-async fn serve_one(stream: TcpStream, state: Arc<str>, found: mpsc::Sender<Redirect>) {
+async fn serve_one(stream: TcpStream, state: Arc<str>, redirect_sender: mpsc::Sender<Redirect>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let redirect = request.uri().query().and_then(|query| redirect(query, &state));
-        let found = found.clone();
+        let redirect_sender = redirect_sender.clone();
         async move {
             let (status, text) = match &redirect {
                 Some(Redirect::Code(_)) => (StatusCode::OK, "Done. You can close this page.\n"),
@@ -183,7 +183,7 @@ async fn serve_one(stream: TcpStream, state: Arc<str>, found: mpsc::Sender<Redir
             };
             if let Some(redirect) = redirect {
                 // The first redirect counts.
-                let _ = found.try_send(redirect);
+                let _ = redirect_sender.try_send(redirect);
             }
             Ok::<_, Infallible>(response(status, text))
         }
@@ -224,9 +224,9 @@ mod tests {
     #[test]
     fn a_refusal_is_fit_for_a_terminal() {
         let query = "error=access_denied&error_description=no%1b%5b31m+way&state=s";
-        let Some(Redirect::Refused(words)) = redirect(query, "s") else { panic!("no refusal") };
-        assert!(words.contains("access_denied: no") && !words.contains('\u{1b}'), "{words:?}");
-        assert!(words.ends_with("run authorize again"), "{words}");
+        let Some(Redirect::Refused(message)) = redirect(query, "s") else { panic!("no refusal") };
+        assert!(message.contains("access_denied: no") && !message.contains('\u{1b}'), "{message:?}");
+        assert!(message.ends_with("run authorize again"), "{message}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::secret;
 use crate::source::imap::OAuthSettings;
 
 /// The maximum length of an endpoint's message in an error, in characters.
-const KEPT_WORDS: usize = 200;
+const MAX_MESSAGE: usize = 200;
 /// The maximum length of a refresh token, in bytes.
 const LONGEST_TOKEN: usize = 16 * 1024;
 /// The host of Google's token endpoint, and Google's authorization endpoint.
@@ -111,17 +111,17 @@ impl OAuthClient {
     async fn post(&self, url: &Url, form: &[(&str, &str)]) -> Result<Reply, Denial> {
         let tls = self.tls.clone().filter(|_| url.tls);
         // Without TLS, only loopback addresses are allowed, even if DNS returns others.
-        let place = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
-        let answer = http::post_form(&place, url, form).await;
-        let answer = answer.map_err(|words| Denial::Passing(format!("{url}: {words}")))?;
+        let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
+        let answer = http::post_form(&destination, url, form).await;
+        let answer = answer.map_err(|message| Denial::Passing(format!("{url}: {message}")))?;
         let reply: Option<Reply> = serde_json::from_slice(&answer.body).ok();
         let status = answer.status;
         match reply {
             Some(reply) if status.is_success() && reply.error.is_none() => Ok(reply),
             Some(Reply { error: Some(code), error_description, .. }) => {
                 let description = error_description.map(|text| format!(": {}", text.trim())).unwrap_or_default();
-                let words = without_secrets(printable(&format!("{code}{description}"), KEPT_WORDS), form);
-                Err(Denial::Code(code.clone(), format!("{url} answered {status} ({words}); {}", advice(&code))))
+                let message = without_secrets(printable(&format!("{code}{description}"), MAX_MESSAGE), form);
+                Err(Denial::Code(code.clone(), format!("{url} answered {status} ({message}); {}", advice(&code))))
             }
             _ if status.is_server_error() || status.is_success() => {
                 Err(Denial::Passing(format!("{url} answered {status} without a JSON object")))
@@ -137,34 +137,35 @@ impl OAuthClient {
         form.extend(self.client_secret.as_ref().map(|secret| ("client_secret", secret.expose_secret())));
         let reply = self.post(&self.token_url, &form).await?;
         let missing = || {
-            let words = "it gave no refresh token; the scope may need offline_access, or the application may have to ask for \
+            let message = "it gave no refresh token; the scope may need offline_access, or the application may have to ask for \
                          offline access";
-            Denial::Code(String::new(), format!("{}: {words}", self.token_url))
+            Denial::Code(String::new(), format!("{}: {message}", self.token_url))
         };
         let token = reply.refresh_token.filter(|token| !token.is_empty()).ok_or_else(missing)?;
         // A refresh token has only printable ASCII characters (RFC 6749, A.17).
         if token.len() > LONGEST_TOKEN || !token.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            let words =
+            let message =
                 format!("{}: its refresh token is too long, or has characters that none can have", self.token_url);
-            return Err(Denial::Code(String::new(), words));
+            return Err(Denial::Code(String::new(), message));
         }
         Ok(token.into())
     }
 }
 
 impl Denial {
-    fn words(self) -> String {
+    fn message(self) -> String {
         match self {
-            Denial::Passing(words) | Denial::Code(_, words) => words,
+            Denial::Passing(message) | Denial::Code(_, message) => message,
         }
     }
 }
 
 /// Removes the secrets of a form from a message.
-fn without_secrets(words: String, form: &[(&str, &str)]) -> String {
+fn without_secrets(message: String, form: &[(&str, &str)]) -> String {
     const SECRETS: [&str; 4] = ["client_secret", "code", "code_verifier", "device_code"];
     let secrets = form.iter().filter(|(key, value)| SECRETS.contains(key) && !value.is_empty());
-    secrets.fold(words, |words, (_, value)| secret::redact(secret::redact(words, value), &http::encode_value(value)))
+    secrets
+        .fold(message, |message, (_, value)| secret::redact(secret::redact(message, value), &http::encode_value(value)))
 }
 
 /// Advice for an error code (RFC 6749, 4.1.2.1 and 5.2; RFC 8628, 3.5).
@@ -194,8 +195,8 @@ mod tests {
     use super::*;
 
     fn way(table: &str) -> Result<AuthorizationWay, String> {
-        let rest = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
-        AuthorizationWay::from_settings(&toml::from_str(&format!("{table}\n{rest}")).unwrap())
+        let other_keys = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
+        AuthorizationWay::from_settings(&toml::from_str(&format!("{table}\n{other_keys}")).unwrap())
     }
 
     #[test]
@@ -211,15 +212,15 @@ mod tests {
         assert!(way(own).unwrap_err().contains("set device_url or auth_url"));
         let auth = way(&format!("{own}\nauth_url = \"https://login.example/auth\"")).unwrap();
         assert_eq!(auth, AuthorizationWay::Browser("https://login.example/auth".parse().unwrap()));
-        let both = "device_url = \"https://login.example/device\"\nauth_url = \"https://login.example/auth\"";
-        assert!(matches!(way(&format!("{own}\n{both}")).unwrap(), AuthorizationWay::Device(_)));
+        let both_urls = "device_url = \"https://login.example/device\"\nauth_url = \"https://login.example/auth\"";
+        assert!(matches!(way(&format!("{own}\n{both_urls}")).unwrap(), AuthorizationWay::Device(_)));
     }
 
     #[test]
     fn a_secret_of_the_form_is_left_out() {
         let form = [("grant_type", "code"), ("code", "4/0A b"), ("client_secret", "")];
-        let words = without_secrets("no grant for 4/0A b, 4%2F0A+b".to_owned(), &form);
-        assert_eq!(words, "no grant for (secret), (secret)");
+        let message = without_secrets("no grant for 4/0A b, 4%2F0A+b".to_owned(), &form);
+        assert_eq!(message, "no grant for (secret), (secret)");
     }
 
     #[test]
