@@ -26,9 +26,9 @@ impl From<Timestamp> for Clock {
 impl Clock {
     /// Whether a signature had expired when its mail was received (`x=`; RFC 6376, 3.5).
     pub(super) fn has_expired(&self, signature: &Signature) -> bool {
-        let (made, expires) = (seconds(signature.t), seconds(signature.x));
+        let (signed_at, expires) = (seconds(signature.t), seconds(signature.x));
         // x= must be later than t=.
-        expires > 0 && (expires <= self.receipt_time(made, expires) || expires <= made)
+        expires > 0 && (expires <= self.receipt_time(signed_at, expires) || expires <= signed_at)
     }
 
     /// Whether this machine's clock seems to be behind: the signature's `t=` is more than a day in the future.
@@ -42,9 +42,12 @@ impl Clock {
     /// `now` replaces an implausible INTERNALDATE. A date in the future shows that the clocks of the server and of this machine
     /// disagree. A date before the signature is not the receipt time: a client may append a mail with any date, and some servers
     /// send 1970.
-    fn receipt_time(&self, made: i64, expires: i64) -> i64 {
-        let earliest =
-            if made > 0 { made.saturating_sub(CLOCK_TOLERANCE) } else { expires.saturating_sub(MAX_LIFETIME) };
+    fn receipt_time(&self, signed_at: i64, expires: i64) -> i64 {
+        let earliest = if signed_at > 0 {
+            signed_at.saturating_sub(CLOCK_TOLERANCE)
+        } else {
+            expires.saturating_sub(MAX_LIFETIME)
+        };
         let now = self.now.as_second();
         let received = self.received.map(Timestamp::as_second);
         received.filter(|at| (earliest..=now).contains(at)).unwrap_or(now)

@@ -47,7 +47,7 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
     let mut rejections = drop_unusable(&mut message, mail, part);
     if message.dkim_headers.is_empty() {
         return untrusted(match (rejections.into_iter().next(), message.errors.len()) {
-            (Some(words), _) => words,
+            (Some(reason), _) => reason,
             (None, 0) => "it has no DKIM signature".into(),
             (None, _) => "its DKIM signature cannot be parsed, or signs a part of the body only (l=)".into(),
         });
@@ -59,12 +59,12 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
         let Some(signature) = output.signature() else { continue };
         match check_key_and_time(&output, signature, mail, resolver).await {
             SignatureResult::Valid => return trusted(signature, mail.header),
-            SignatureResult::Invalid(words) => rejections.push(words),
-            SignatureResult::TempError(words) => temp_error = Some(words),
+            SignatureResult::Invalid(reason) => rejections.push(reason),
+            SignatureResult::TempError(reason) => temp_error = Some(reason),
         }
     }
     match temp_error {
-        Some(words) => Authenticity::TempError(Reason::new(ReasonCode::Dns, printable(&words, 300))),
+        Some(reason) => Authenticity::TempError(Reason::new(ReasonCode::Dns, printable(&reason, 300))),
         None => untrusted(rejections.into_iter().next_back().unwrap_or_else(|| "no DKIM signature verifies".into())),
     }
 }
@@ -73,11 +73,11 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
 /// signatures after the first [`MAX_VERIFIED`].
 fn drop_unusable(message: &mut AuthenticatedMessage<'_>, mail: &Candidate<'_>, part: &VerifiedPart<'_>) -> Vec<String> {
     let mut rejections = Vec::new();
-    let mut left = MAX_VERIFIED;
+    let mut remaining = MAX_VERIFIED;
     message.dkim_headers.retain(|signed| {
         let rejection = check_without_key(signed, mail, part).err();
-        let tried = rejection.is_none() && left > 0;
-        left -= usize::from(tried);
+        let tried = rejection.is_none() && remaining > 0;
+        remaining -= usize::from(tried);
         rejections.extend(rejection);
         tried
     });
@@ -119,16 +119,16 @@ async fn check_key_and_time(
 ) -> SignatureResult {
     match (output.result(), dns_failure(output.result())) {
         (DkimResult::Pass, _) => {}
-        (_, Some(words)) => {
-            return SignatureResult::TempError(format!("looking up {}: {words}", describe_key(signature)));
+        (_, Some(reason)) => {
+            return SignatureResult::TempError(format!("looking up {}: {reason}", describe_key(signature)));
         }
         (result, None) => {
             return SignatureResult::Invalid(format!("{} does not verify: {}", describe(signature), explain(result)));
         }
     }
     match resolver.key_record(signature).await.map(|key| key.rejection()) {
-        Err(words) => SignatureResult::TempError(words),
-        Ok(Some(words)) => SignatureResult::Invalid(format!("{} {words}", describe_key(signature))),
+        Err(reason) => SignatureResult::TempError(reason),
+        Ok(Some(reason)) => SignatureResult::Invalid(format!("{} {reason}", describe_key(signature))),
         // The clock of the sender or of this machine is wrong.
         Ok(None) if mail.clock.is_behind(signature) => {
             SignatureResult::TempError(format!("{} is from the future by this machine's clock", describe(signature)))
@@ -139,19 +139,19 @@ async fn check_key_and_time(
 
 /// The mail with CRLF at the end of each line, as it was signed. In a Maildir, lines end with LF.
 fn with_crlf(mail: &[u8]) -> Cow<'_, [u8]> {
-    let bare = |at: &usize| at.checked_sub(1).and_then(|before| mail.get(before)) != Some(&b'\r');
-    let mut whole = Vec::new();
-    let mut rest = 0;
-    for at in memchr::memchr_iter(b'\n', mail).filter(bare) {
-        whole.extend_from_slice(mail.get(rest..at).unwrap_or_default());
-        whole.push(b'\r');
-        rest = at;
+    let is_bare = |at: &usize| at.checked_sub(1).and_then(|before| mail.get(before)) != Some(&b'\r');
+    let mut converted = Vec::new();
+    let mut copied = 0;
+    for at in memchr::memchr_iter(b'\n', mail).filter(is_bare) {
+        converted.extend_from_slice(mail.get(copied..at).unwrap_or_default());
+        converted.push(b'\r');
+        copied = at;
     }
-    if rest == 0 && whole.is_empty() {
+    if copied == 0 && converted.is_empty() {
         return Cow::Borrowed(mail);
     }
-    whole.extend_from_slice(mail.get(rest..).unwrap_or_default());
-    Cow::Owned(whole)
+    converted.extend_from_slice(mail.get(copied..).unwrap_or_default());
+    Cow::Owned(converted)
 }
 
 /// Corrects mail-auth's hash of a relaxed body. Lines of white space at the end of the body must be ignored (RFC 6376, 3.4.4),
@@ -177,41 +177,41 @@ fn check_without_key(
     part: &VerifiedPart<'_>,
 ) -> Result<(), String> {
     let (signature, header) = (&field.header, mail.header);
-    let no = |why: &str| Err(format!("{} {why}", describe(signature)));
+    let reject = |why: &str| Err(format!("{} {why}", describe(signature)));
     if !is_aligned(&signature.d, mail.from) {
-        return no(&format!("is of another organisation than its From, {}", mail.from));
+        return reject(&format!("is of another organisation than its From, {}", mail.from));
     }
     if let VerifiedPart::Header(passed) = part
         && !passed.iter().any(|passed| passed.matches(signature))
     {
-        return no("is not the one that its server found valid");
+        return reject("is not the one that its server found valid");
     }
     if signature.a == Algorithm::RsaSha1 {
-        return no("uses SHA-1, which proves nothing (RFC 8301)");
+        return reject("uses SHA-1, which proves nothing (RFC 8301)");
     }
     // With l=0, nothing of the body is signed, but mail-auth treats it like a missing l=.
     if has_tag(field.value, "l") {
-        return no("signs a part of the body only (l=)");
+        return reject("signs a part of the body only (l=)");
     }
     if signature.h.len() > MAX_SIGNED_NAMES {
-        return no("names more fields than a mail has");
+        return reject("names more fields than a mail has");
     }
     let signed = fully_signed_names(&signature.h, header);
     for name in ["from", "to"] {
         if !signed.iter().any(|signed| signed == name) {
-            return no(&format!("does not sign every {name} field"));
+            return reject(&format!("does not sign every {name} field"));
         }
     }
     if signature.h.iter().filter(|h| h.eq_ignore_ascii_case("from")).count() < header.count("from") {
-        return no("does not sign every from field");
+        return reject("does not sign every from field");
     }
     if mail.clock.has_expired(signature) {
-        return no("has expired");
+        return reject("has expired");
     }
     // The domain of i= is d= or a subdomain of it (RFC 6376, 3.5).
     let identity = signature.identity().rsplit_once('@').map_or("", |(_, d)| d).to_ascii_lowercase();
-    let below = identity.is_empty() || identity == signature.d || identity.ends_with(&format!(".{}", signature.d));
-    if below { Ok(()) } else { no("names an identity outside of its domain (i=)") }
+    let is_within = identity.is_empty() || identity == signature.d || identity.ends_with(&format!(".{}", signature.d));
+    if is_within { Ok(()) } else { reject("names an identity outside of its domain (i=)") }
 }
 
 /// Whether a signature has this tag (RFC 6376, 3.2).

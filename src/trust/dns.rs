@@ -196,28 +196,28 @@ pub async fn check_domain(resolver: &Resolver, domain: &str) -> Result<Vec<Strin
     let mx = tokio::time::timeout(LOOKUP_LIMIT, mx)
         .await
         .map_err(|_| "DNS does not answer in time; check [dns] servers".to_owned())?;
-    let mut found = Vec::new();
+    let mut lines = Vec::new();
     match mx {
         Ok(answer) => {
             let servers: Vec<_> =
                 answer.answers().iter().map(|record| printable(&record.data.to_string(), 100)).collect();
-            found.push(format!("DNS works; its mail servers (MX): {}", servers.join(", ")));
+            lines.push(format!("DNS works; its mail servers (MX): {}", servers.join(", ")));
         }
         Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code))) if is_answer(code) => {
-            found.push("DNS works; it has no mail server (MX)".into());
+            lines.push("DNS works; it has no mail server (MX)".into());
         }
         Err(error) => {
             return Err(format!("DNS does not answer: {}; check [dns] servers", printable(&error.to_string(), 200)));
         }
     }
-    found.push(match resolver.look_up_txt(format!("_dmarc.{domain}.")).await {
+    lines.push(match resolver.look_up_txt(format!("_dmarc.{domain}.")).await {
         Ok(record) => match Dmarc::parse(&record) {
             Ok(dmarc) => format!("its DMARC policy is {}", policy_name(dmarc.p)),
             Err(_) => "its DMARC record cannot be parsed".into(),
         },
         Err(_) => "it publishes no DMARC policy".into(),
     });
-    Ok(found)
+    Ok(lines)
 }
 
 /// The policy as it is written in a record (RFC 7489, 6.3).

@@ -81,10 +81,10 @@ impl<'a> Header<'a> {
     /// The number is 0 if a signature check and a mail program see one of these fields differently. For example, no name in `h=`
     /// matches `To :`, and a CR without an LF is left out of the hash.
     pub(super) fn count_signable(&self, name: &str) -> usize {
-        let like = self.fields.iter().filter(|f| f.looks_like(name));
+        let similar = self.fields.iter().filter(|f| f.looks_like(name));
         let is_as_signed =
             |f: &HeaderField<'_>| f.name.eq_ignore_ascii_case(name.as_bytes()) && !hides_characters(f.value);
-        if like.clone().all(is_as_signed) { like.count() } else { 0 }
+        if similar.clone().all(is_as_signed) { similar.count() } else { 0 }
     }
 
     /// Whether some program may treat one of the fields as a field with this name (in lower case).
@@ -193,12 +193,12 @@ pub(super) fn addresses(value: &[u8]) -> Vec<String> {
 /// lenient parsers find three addresses.
 pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
     let text = mask_quoted(&String::from_utf8_lossy(value));
-    let listed = text.split([',', ';']).filter_map(|one| {
+    let listed = text.split([',', ';']).filter_map(|entry| {
         // The name of a group ends with a colon.
-        let one = one.rsplit(':').next().unwrap_or_default().trim();
-        let address = match one.split_once('<') {
+        let entry = entry.rsplit(':').next().unwrap_or_default().trim();
+        let address = match entry.split_once('<') {
             Some((_, angle)) => angle.strip_suffix('>')?.trim(),
-            None => one,
+            None => entry,
         };
         let (local, domain) = address.split_once('@')?;
         let fits = |part: &str| {
@@ -212,7 +212,7 @@ pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
 
 /// A field's value with `"` for each quoted string, `[` for each domain literal, and a space for each comment.
 pub(super) fn mask_quoted(text: &str) -> String {
-    let (mut mask_quoted, mut end, mut depth, mut escaped) = (String::new(), None, 0_usize, false);
+    let (mut masked, mut end, mut depth, mut escaped) = (String::new(), None, 0_usize, false);
     for c in text.chars() {
         match c {
             _ if escaped => escaped = false,
@@ -221,17 +221,17 @@ pub(super) fn mask_quoted(text: &str) -> String {
             '(' => depth += 1,
             ')' if depth > 0 => {
                 depth -= 1;
-                mask_quoted.push(' ');
+                masked.push(' ');
             }
             _ if depth > 0 => {}
             '"' | '[' => {
                 end = Some(if c == '[' { ']' } else { c });
-                mask_quoted.push(c);
+                masked.push(c);
             }
-            c => mask_quoted.push(c),
+            c => masked.push(c),
         }
     }
-    mask_quoted
+    masked
 }
 
 /// The addresses, and whether they are in a group (RFC 5322, 3.4).
@@ -271,15 +271,15 @@ mod tests {
         // Exim adds SpamAssassin's report in this form.
         let header = Header::parse(b"X-Spam-Report: a\r\n \r\n\tb\r\nFrom: a@resmic.com\r\n\r\nFrom: b\r\n");
         assert_eq!(header.from().unwrap(), "a@resmic.com");
-        let two = |line: &str| {
+        let error_of = |line: &str| {
             let mail = format!("From: a@resmic.com\r\n{line}From: a@resmic.com\n\n");
             Header::parse(mail.as_bytes()).from().unwrap_err()
         };
         for line in [" \r\n", "\t\n", " \x0b\r\n"] {
-            assert_eq!(two(line), "it has more than one From", "{line:?}");
+            assert_eq!(error_of(line), "it has more than one From", "{line:?}");
         }
         for line in ["\x0c\n", "\r\r\n", "\x0c \r\n"] {
-            assert_eq!(two(line), "the end of its header is ambiguous", "{line:?}");
+            assert_eq!(error_of(line), "the end of its header is ambiguous", "{line:?}");
         }
     }
 
@@ -300,9 +300,13 @@ mod tests {
                 }
                 accepted += 1;
                 let signed = mail_auth::AuthenticatedMessage::parse(mail.as_bytes()).unwrap();
-                let read = MessageParser::new().parse(mail.as_bytes()).unwrap();
-                let read = read.root_part().raw_body_offset() as usize;
-                assert_eq!((read, header.fields.len()), (signed.body_offset(), signed.headers.len()), "{mail:?}");
+                let parsed = MessageParser::new().parse(mail.as_bytes()).unwrap();
+                let body_offset = parsed.root_part().raw_body_offset() as usize;
+                assert_eq!(
+                    (body_offset, header.fields.len()),
+                    (signed.body_offset(), signed.headers.len()),
+                    "{mail:?}"
+                );
             }
         }
         assert!(accepted > 500, "only {accepted}");

@@ -27,7 +27,7 @@ impl KeyRecord {
             (NOT_FOR_SHA256, "is not for SHA-256 (h=)"),
         ]
         .into_iter()
-        .find_map(|(flag, words)| self.0.has_flag(flag).then_some(words))
+        .find_map(|(flag, reason)| self.0.has_flag(flag).then_some(reason))
     }
 }
 

@@ -68,8 +68,8 @@ fn host(name: &str) -> String {
 async fn records(resolver: &Resolver, name: &str, kind: RecordType) -> Result<Vec<RData>, String> {
     let name = &format!("{}.", name.trim_end_matches('.'));
     let lookup = resolver.name_servers().query(|dns| async move { Ok(dns.0.lookup(name.as_str(), kind).await?) });
-    let silent = |_| format!("{kind} {}: no answer from DNS in time", printable(name, 100));
-    match tokio::time::timeout(LOOKUP_LIMIT, lookup).await.map_err(silent)? {
+    let no_answer = |_| format!("{kind} {}: no answer from DNS in time", printable(name, 100));
+    match tokio::time::timeout(LOOKUP_LIMIT, lookup).await.map_err(no_answer)? {
         Ok(found) => Ok(found.answers().iter().map(|record| record.data.clone()).collect()),
         Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code))) if is_answer(code) => Ok(Vec::new()),
         Err(error) => Err(format!("{kind} {}: {}", printable(name, 100), printable(&error.to_string(), 200))),

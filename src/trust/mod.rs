@@ -73,7 +73,7 @@ impl TrustSettings {
     /// # Errors
     /// The wrong key and an explanation.
     pub fn check(&self) -> Result<(), (String, String)> {
-        let wrong = |key: &str, words: String| Err((key.to_owned(), words));
+        let wrong = |key: &str, message: String| Err((key.to_owned(), message));
         if self.from.is_empty() {
             return wrong("from", "expected the domains that Resmic sends from, like [\"resmic.com\"]".into());
         }
@@ -93,8 +93,8 @@ impl TrustSettings {
             );
         }
         if let Some(bad) = self.authserv_ids.iter().find(|id| !authserv::is_valid(id)) {
-            let like = "\"mx.shop.example\", \"*.fastmail.com\" or \"microsoft-365\"";
-            return wrong("authserv_ids", format!("{bad:?} is no server's name, like {like}"));
+            let examples = "\"mx.shop.example\", \"*.fastmail.com\" or \"microsoft-365\"";
+            return wrong("authserv_ids", format!("{bad:?} is no server's name, like {examples}"));
         }
         Ok(())
     }
@@ -139,10 +139,10 @@ impl Recipients {
 
 /// An address in the form for comparing: lower case, without the tag after a `+`.
 fn normalize_address(address: &str) -> String {
-    let low = address.to_lowercase();
-    match low.rsplit_once('@') {
+    let lowercase = address.to_lowercase();
+    match lowercase.rsplit_once('@') {
         Some((local, domain)) => format!("{}@{domain}", local.split('+').next().unwrap_or_default()),
-        None => low,
+        None => lowercase,
     }
 }
 
@@ -198,7 +198,7 @@ async fn authenticate_inner(
     let header = Header::parse(mail);
     let from = match header.from() {
         Ok(from) => from,
-        Err(words) => return untrusted(words),
+        Err(problem) => return untrusted(problem),
     };
     let domain = header::domain(&from);
     if !settings.allows(domain) {
@@ -246,8 +246,8 @@ fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: TrustPr
         return Authenticity::Trusted(proof);
     }
     let named: Vec<_> = header.all("to").flat_map(header::addresses).collect();
-    let words = format!("it is addressed to {}, which is none of the account's addresses", list(&named));
-    Authenticity::Rejected(Reason::new(ReasonCode::NotOurs, words))
+    let message = format!("it is addressed to {}, which is none of the account's addresses", list(&named));
+    Authenticity::Rejected(Reason::new(ReasonCode::NotOurs, message))
 }
 
 /// The addresses of a mail's To fields. These fields may be forged.
@@ -265,8 +265,8 @@ fn list(addresses: &[String]) -> String {
     }
 }
 
-fn untrusted(words: impl AsRef<str>) -> Authenticity {
-    Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, words))
+fn untrusted(message: impl AsRef<str>) -> Authenticity {
+    Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, message))
 }
 
 /// Whether two domains belong to one organisation according to the public suffix list (relaxed alignment, RFC 7489, 3.1.1).

@@ -42,8 +42,8 @@ struct LoadedConfig {
     query_ways: QueryWays,
 }
 
-type Resolver = Result<Arc<MessageAuthenticator>, DnsError>;
-type LazyResolver = LazyLock<Resolver, Box<dyn FnOnce() -> Resolver + Send>>;
+type ResolverResult = Result<Arc<MessageAuthenticator>, DnsError>;
+type LazyResolver = LazyLock<ResolverResult, Box<dyn FnOnce() -> ResolverResult + Send>>;
 
 /// The same servers, with three ways to query them: UDP with EDNS, UDP without EDNS, and TCP without EDNS. Old servers and some
 /// routers reject or drop queries with EDNS (RFC 6891), and some firewalls drop DNS over UDP.
@@ -60,13 +60,13 @@ struct QueryWays {
 
 impl QueryWays {
     /// All ways; the one that worked last comes first.
-    fn ways(&self) -> impl Iterator<Item = (usize, Resolver)> {
+    fn ways(&self) -> impl Iterator<Item = (usize, ResolverResult)> {
         let first = self.last_working.load(Ordering::Relaxed);
         let others = (0..=self.fallbacks.len()).filter(move |way| *way != first);
         std::iter::once(first).chain(others).map(|way| (way, self.resolver(way)))
     }
 
-    fn resolver(&self, way: usize) -> Resolver {
+    fn resolver(&self, way: usize) -> ResolverResult {
         match way.checked_sub(1).and_then(|fallback| self.fallbacks.get(fallback)) {
             Some(fallback) => LazyLock::force(fallback).clone(),
             None => Ok(self.usual.clone()),
@@ -79,8 +79,8 @@ type FileVersion = (Option<SystemTime>, u64);
 
 impl SystemConfig {
     fn version(&self) -> Option<FileVersion> {
-        let about = std::fs::metadata(&self.file).ok()?;
-        Some((about.modified().ok(), about.len()))
+        let metadata = std::fs::metadata(&self.file).ok()?;
+        Some((metadata.modified().ok(), metadata.len()))
     }
 }
 
@@ -197,7 +197,7 @@ fn lazy_resolver(config: ResolverConfig, options: ResolverOpts) -> LazyResolver 
     LazyLock::new(Box::new(|| resolver(config, options)))
 }
 
-fn resolver(config: ResolverConfig, options: ResolverOpts) -> Resolver {
+fn resolver(config: ResolverConfig, options: ResolverOpts) -> ResolverResult {
     MessageAuthenticator::new(config, options).map(Arc::new).map_err(|e| DnsError::Resolver(e.to_string()))
 }
 
