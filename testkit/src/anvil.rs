@@ -30,9 +30,9 @@ impl Anvil {
     }
 
     /// Starts anvil with another chain id and more command-line arguments.
-    pub fn start_with(chain_id: &str, more: &[&str]) -> Anvil {
+    pub fn start_with(chain_id: &str, arguments: &[&str]) -> Anvil {
         let mut command = Command::new(program());
-        command.args(["--port", "0", "--slots-in-an-epoch", "2", "--chain-id", chain_id]).args(more);
+        command.args(["--port", "0", "--slots-in-an-epoch", "2", "--chain-id", chain_id]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("anvil does not start");
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let process = Process::adopt(child, "anvil");
@@ -90,7 +90,7 @@ impl Anvil {
     pub fn deploy(&self, name: &str, arguments: &[&str]) -> String {
         let path = crate::project().join(format!("tests/it/chain/contracts/{name}.hex"));
         let code = std::fs::read_to_string(path).unwrap();
-        let code = format!("0x{}{}", code.trim(), words(arguments));
+        let code = format!("0x{}{}", code.trim(), encode_words(arguments));
         let hash = self.send(&self.accounts[9], None, 0, &code);
         self.receipt(&hash)["contractAddress"].as_str().unwrap().to_owned()
     }
@@ -123,15 +123,15 @@ pub fn post(port: u16, body: &str) -> Vec<u8> {
 
 /// ABI-encodes a call: the selector of the function, then its arguments.
 pub fn calldata(signature: &str, arguments: &[&str]) -> String {
-    let mut sum = [0; 32];
+    let mut hash = [0; 32];
     let mut keccak = Keccak::v256();
     keccak.update(signature.as_bytes());
-    keccak.finalize(&mut sum);
-    format!("0x{}{}", data_encoding::HEXLOWER.encode(&sum[..4]), words(arguments))
+    keccak.finalize(&mut hash);
+    format!("0x{}{}", data_encoding::HEXLOWER.encode(&hash[..4]), encode_words(arguments))
 }
 
 /// Encodes addresses (with 0x) and decimal numbers, each as a word of 32 bytes.
-fn words(arguments: &[&str]) -> String {
+fn encode_words(arguments: &[&str]) -> String {
     let word = |argument: &&str| match argument.strip_prefix("0x") {
         Some(hex) => format!("{hex:0>64}"),
         None => format!("{:064x}", argument.parse::<u128>().unwrap()),

@@ -45,13 +45,13 @@ impl Client {
     }
 
     fn wait_for_tag(&mut self, tag: &str, command: &str) -> String {
-        let mut all = String::new();
+        let mut received = String::new();
         loop {
             let line = self.read_line();
-            all += &line;
+            received += &line;
             if let Some(answer) = line.strip_prefix(tag) {
-                assert!(answer.starts_with(" OK"), "{command}: {all}");
-                return all;
+                assert!(answer.starts_with(" OK"), "{command}: {received}");
+                return received;
             }
         }
     }

@@ -25,7 +25,7 @@ pub struct Courier {
 struct CourierState {
     folder: tempfile::TempDir,
     /// The imapd processes; `None` while the server is down.
-    sessions: Mutex<Option<Vec<Child>>>,
+    processes: Mutex<Option<Vec<Child>>>,
     delivered: Mutex<usize>,
 }
 
@@ -35,7 +35,7 @@ impl Courier {
         let imap = listener.local_addr().unwrap().port();
         let folder = tempfile::Builder::new().prefix("courier").tempdir().unwrap();
         let shared =
-            Arc::new(CourierState { folder, sessions: Mutex::new(Some(Vec::new())), delivered: Mutex::new(0) });
+            Arc::new(CourierState { folder, processes: Mutex::new(Some(Vec::new())), delivered: Mutex::new(0) });
         let serving = Arc::downgrade(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -61,28 +61,28 @@ impl Courier {
 
     /// Ends all connections and refuses new ones while `work` runs.
     pub fn while_down(&mut self, work: impl FnOnce()) {
-        self.shared.end_sessions();
+        self.shared.end_processes();
         work();
-        *self.shared.sessions.lock().unwrap() = Some(Vec::new());
+        *self.shared.processes.lock().unwrap() = Some(Vec::new());
     }
 }
 
 impl Drop for Courier {
     fn drop(&mut self) {
-        self.shared.end_sessions();
+        self.shared.end_processes();
     }
 }
 
 impl CourierState {
-    fn end_sessions(&self) {
-        for mut child in self.sessions.lock().unwrap().take().into_iter().flatten() {
+    fn end_processes(&self) {
+        for mut child in self.processes.lock().unwrap().take().into_iter().flatten() {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
     fn serve_login(&self, mut stream: &TcpStream) {
-        if self.sessions.lock().unwrap().is_none() {
+        if self.processes.lock().unwrap().is_none() {
             return;
         }
         let _ = write!(stream, "* OK [CAPABILITY {CAPABILITIES}] Courier-IMAP ready.\r\n");
@@ -110,8 +110,8 @@ impl CourierState {
         command.envs([("PROTOCOL", "IMAP"), ("TCPREMOTEIP", "127.0.0.1"), ("TCPREMOTEPORT", "1")]);
         // If the program gam_server exists, it notifies imapd of changes. Otherwise imapd polls.
         command.env("GAMIN_DEBUG_SERVER", programs.join("gam_server"));
-        if let Some(sessions) = &mut *self.sessions.lock().unwrap() {
-            sessions.push(command.spawn().unwrap());
+        if let Some(processes) = &mut *self.processes.lock().unwrap() {
+            processes.push(command.spawn().unwrap());
         }
     }
 

@@ -140,20 +140,20 @@ impl Daemon {
         self.log.0.lock().unwrap().clone()
     }
 
-    /// Waits until the log contains `words`.
-    pub fn says(&self, words: &str, limit: Duration) {
-        self.says_often(words, 1, limit);
+    /// Waits until the log contains `text`.
+    pub fn says(&self, text: &str, limit: Duration) {
+        self.says_often(text, 1, limit);
     }
 
-    /// Waits until the log contains `words` this many times. A log line may arrive after a later change of the database.
-    pub fn says_often(&self, words: &str, times: usize, limit: Duration) {
+    /// Waits until the log contains `text` this many times. A log line may arrive after a later change of the database.
+    pub fn says_often(&self, text: &str, times: usize, limit: Duration) {
         let log = self.log.0.lock().unwrap();
-        let fewer = |log: &mut String| log.matches(words).count() < times;
+        let fewer = |log: &mut String| log.matches(text).count() < times;
         let (log, waited) = self.log.1.wait_timeout_while(log, limit, fewer).unwrap();
         let timed_out = waited.timed_out();
         // A failed assertion drops the daemon, which then locks and prints the log.
         drop(log);
-        assert!(!timed_out, "{words:?} was not said {times} times");
+        assert!(!timed_out, "{text:?} was not said {times} times");
     }
 
     /// Sends SIGTERM and returns the exit code.
@@ -183,16 +183,16 @@ impl Drop for Daemon {
 pub const ACCEPT_UNSIGNED: &str = "[trust]\naccept = [\"none\"]\n";
 
 /// The configuration of an account on loopback without TLS.
-pub fn account(imap: u16, more: &str) -> String {
+pub fn account(imap: u16, keys: &str) -> String {
     format!(
         "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {imap}\ntls = \"none\"\nuser = \"payments@shop.example\"\n\
-         password = {{ env = \"MAILHOOK_PASSWORD\" }}\n{more}\n"
+         password = {{ env = \"MAILHOOK_PASSWORD\" }}\n{keys}\n"
     )
 }
 
 /// The configuration of a target.
-pub fn forward(url: &str, more: &str) -> String {
-    format!("[[forward]]\nname = \"shop\"\nurl = \"{url}\"\nsecret = {{ env = \"MAILHOOK_SECRET\" }}\n{more}\n")
+pub fn forward(url: &str, keys: &str) -> String {
+    format!("[[forward]]\nname = \"shop\"\nurl = \"{url}\"\nsecret = {{ env = \"MAILHOOK_SECRET\" }}\n{keys}\n")
 }
 
 /// The stream of [`stream_target`], and the beginning of its subjects.

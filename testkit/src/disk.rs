@@ -50,6 +50,6 @@ fn as_root(command: &[&str]) {
     }
     let done = Command::new(command[0]).args(&command[1..]).output();
     let done = done.unwrap_or_else(|e| panic!("cannot run {command:?}: {e}; this test needs root, or sudo"));
-    let words = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{command:?}: {words}; this test needs root, or sudo without a password");
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{command:?}: {errors}; this test needs root, or sudo without a password");
 }

@@ -38,12 +38,12 @@ impl Key {
     }
 
     /// The key's TXT record in the syntax of a zone file, with additional tags such as `t=y; `.
-    pub fn record(&self, more: &str) -> String {
+    pub fn record(&self, tags: &str) -> String {
         let (kind, public) = match self {
             Key::Rsa(_, public) | Key::Weak(_, public) => ("rsa", public),
             Key::Ed25519(_, public) => ("ed25519", public),
         };
-        let text = format!("v=DKIM1; k={kind}; {more}p={}", STANDARD.encode(public));
+        let text = format!("v=DKIM1; k={kind}; {tags}p={}", STANDARD.encode(public));
         let pieces: Vec<_> =
             text.as_bytes().chunks(200).map(|c| format!("\"{}\"", String::from_utf8_lossy(c))).collect();
         format!("TXT {}", pieces.join(" "))
@@ -150,14 +150,14 @@ impl Default for SigningOptions<'_> {
 }
 
 /// The mail with a signature at its top.
-pub fn sign(mail: &[u8], key: &Key, how: &SigningOptions<'_>) -> Vec<u8> {
+pub fn sign(mail: &[u8], key: &Key, options: &SigningOptions<'_>) -> Vec<u8> {
     let signature = match key {
         Key::Rsa(pkcs8, _) => {
             let pkcs8 = rustls_pkcs8(pkcs8);
-            signed(RsaKey::<Sha256>::from_key_der(pkcs8).unwrap(), mail, how)
+            signed(RsaKey::<Sha256>::from_key_der(pkcs8).unwrap(), mail, options)
         }
-        Key::Weak(pkcs8, _) => signed(Openssl(pkcs8), mail, how),
-        Key::Ed25519(pkcs8, _) => signed(Ed25519Key::from_pkcs8_maybe_unchecked_der(pkcs8).unwrap(), mail, how),
+        Key::Weak(pkcs8, _) => signed(Openssl(pkcs8), mail, options),
+        Key::Ed25519(pkcs8, _) => signed(Ed25519Key::from_pkcs8_maybe_unchecked_der(pkcs8).unwrap(), mail, options),
     };
     [signature.as_bytes(), mail].concat()
 }
@@ -166,18 +166,18 @@ fn rustls_pkcs8(der: &[u8]) -> tokio_rustls::rustls::pki_types::PrivateKeyDer<'s
     tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer::from(der.to_vec()).into()
 }
 
-fn signed<K: SigningKey<Hasher = Sha256>>(key: K, mail: &[u8], how: &SigningOptions<'_>) -> String {
-    let mut signer = DkimSigner::from_key(Shifted(key, how.ahead))
-        .domain(how.domain)
-        .selector(how.selector)
-        .headers(how.headers.iter().copied())
-        .header_canonicalization(how.canonicalization)
-        .body_canonicalization(how.canonicalization);
-    if let Some(seconds) = how.expires_in {
+fn signed<K: SigningKey<Hasher = Sha256>>(key: K, mail: &[u8], options: &SigningOptions<'_>) -> String {
+    let mut signer = DkimSigner::from_key(Shifted(key, options.ahead))
+        .domain(options.domain)
+        .selector(options.selector)
+        .headers(options.headers.iter().copied())
+        .header_canonicalization(options.canonicalization)
+        .body_canonicalization(options.canonicalization);
+    if let Some(seconds) = options.expires_in {
         signer = signer.expiration(seconds);
     }
-    if how.body_length {
+    if options.body_length {
         signer = signer.body_length(true);
     }
-    shifted(&signer.sign(mail).unwrap().to_header(), how.ahead)
+    shifted(&signer.sign(mail).unwrap().to_header(), options.ahead)
 }

@@ -29,8 +29,8 @@ impl Dovecot {
     }
 
     /// Starts Dovecot with more lines of configuration, in the syntax of the installed version.
-    pub fn start_with(more: &str) -> Dovecot {
-        Dovecot::start_configured(|_| more.to_owned())
+    pub fn start_with(settings: &str) -> Dovecot {
+        Dovecot::start_configured(|_| settings.to_owned())
     }
 
     /// Starts Dovecot with these token mechanisms (`xoauth2 oauthbearer`). It verifies access tokens at
@@ -63,17 +63,17 @@ impl Dovecot {
         Dovecot::start_with(&format!("passdb {passdb}\n}}\n"))
     }
 
-    fn start_configured(more: impl Fn(&Path) -> String) -> Dovecot {
+    fn start_configured(settings: impl Fn(&Path) -> String) -> Dovecot {
         // Another test may bind a free port before Dovecot does. Then Dovecot starts again on other ports.
-        (0..5).find_map(|_| Dovecot::try_start(&more)).expect("Dovecot does not start")
+        (0..5).find_map(|_| Dovecot::try_start(&settings)).expect("Dovecot does not start")
     }
 
-    fn try_start(more: &dyn Fn(&Path) -> String) -> Option<Dovecot> {
+    fn try_start(settings: &dyn Fn(&Path) -> String) -> Option<Dovecot> {
         let folder = tempfile::Builder::new().prefix("dovecot").tempdir().unwrap();
         certificate(folder.path());
         let (imap, imaps, lmtp) = (free_port(), free_port(), free_port());
         let config = folder.path().join("dovecot.conf");
-        fs::write(&config, configuration(folder.path(), imap, imaps, lmtp) + &more(folder.path())).unwrap();
+        fs::write(&config, configuration(folder.path(), imap, imaps, lmtp) + &settings(folder.path())).unwrap();
         let mut process = launch(folder.path());
         if !is_up(&mut process, imap, lmtp) {
             let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
@@ -131,12 +131,12 @@ impl Dovecot {
         loop {
             let mut command = Command::new("doveadm");
             command.arg("-c").arg(self.folder.path().join("dovecot.conf")).args(["-f", "tab", "who", "-1"]);
-            let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
-            let there: Vec<_> = said.lines().skip(1).filter_map(|line| line.split('\t').next()).collect();
-            if there == users {
+            let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+            let logged_in: Vec<_> = output.lines().skip(1).filter_map(|line| line.split('\t').next()).collect();
+            if logged_in == users {
                 return;
             }
-            assert!(Instant::now() < deadline, "{users:?} are not those who are logged in: {said}");
+            assert!(Instant::now() < deadline, "{users:?} are not those who are logged in: {output}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

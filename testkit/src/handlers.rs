@@ -92,13 +92,13 @@ impl Handler {
     }
 
     /// Posts a body with a valid signature and returns the status.
-    pub fn post_signed(&self, body: &str, more: &str) -> String {
+    pub fn post_signed(&self, body: &str, fields: &str) -> String {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
         let mut headers = "Content-Type: application/json\r\nX-Signature: ".to_owned();
         for byte in ring::hmac::sign(&key, body.as_bytes()).as_ref() {
             write!(headers, "{byte:02x}").unwrap();
         }
-        self.post(body, format!("{headers}\r\n{more}").as_bytes())
+        self.post(body, format!("{headers}\r\n{fields}").as_bytes())
     }
 
     /// Waits until the handler has accepted `count` events and returns their bodies.

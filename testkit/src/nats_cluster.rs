@@ -31,11 +31,11 @@ impl NatsCluster {
         let ports: Vec<u16> = (0..NODES).map(|_| free_port()).collect();
         let routes: Vec<String> = ports.iter().map(|port| format!("\"nats-route://127.0.0.1:{port}\"")).collect();
         let node = |(n, port)| {
-            let more = format!(
+            let settings = format!(
                 "server_name: n{n}\ncluster {{ name: mailhook, listen: \"127.0.0.1:{port}\", routes: [{}] }}",
                 routes.join(", ")
             );
-            NatsServer::start_program(&current_server(), &more)
+            NatsServer::start_program(&current_server(), &settings)
         };
         NatsCluster { nodes: ports.into_iter().enumerate().map(node).collect() }
     }
@@ -115,7 +115,8 @@ impl NatsCluster {
     pub async fn until_current(&self, stream: &str) {
         let is_current = |answer: &Value| {
             let replicas = answer["cluster"]["replicas"].as_array()?;
-            let current = replicas.iter().filter(|one| one["current"] == true && one["offline"] != true).count();
+            let current =
+                replicas.iter().filter(|replica| replica["current"] == true && replica["offline"] != true).count();
             (current == NODES - 1).then_some(())
         };
         self.until(&format!("STREAM.INFO.{stream}"), json!({}), is_current).await;

@@ -149,10 +149,10 @@ impl Consumer {
         self.until(limit, &format!("{count} payments"), |output| output.payments.len() >= count);
     }
 
-    /// Waits until all runs together have logged these words this many times.
-    pub fn says_often(&self, words: &str, times: usize, limit: Duration) {
-        let often = |output: &ConsumerOutput| output.log.iter().filter(|line| line.contains(words)).count() >= times;
-        self.until(limit, words, often);
+    /// Waits until all runs together have logged this text this many times.
+    pub fn says_often(&self, text: &str, times: usize, limit: Duration) {
+        let often = |output: &ConsumerOutput| output.log.iter().filter(|line| line.contains(text)).count() >= times;
+        self.until(limit, text, often);
     }
 
     fn until(&self, limit: Duration, what: &str, holds: impl Fn(&ConsumerOutput) -> bool) {

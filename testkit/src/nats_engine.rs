@@ -196,8 +196,8 @@ impl Client {
         self.read.read_exact(&mut bytes).await?;
         bytes.truncate(bytes.len() - 2);
         let body = bytes.split_off(head);
-        if let Some(asked) = subject.strip_prefix("$JS.API.") {
-            return self.answer_api(asked, &reply, &body).await;
+        if let Some(request) = subject.strip_prefix("$JS.API.") {
+            return self.answer_api(request, &reply, &body).await;
         }
         let message = Published { subject, headers: String::from_utf8(bytes).unwrap(), body, connection: self.number };
         let n = {
@@ -234,12 +234,12 @@ impl Client {
         self.shared.stored.lock().unwrap().insert(message.subject.clone(), entry);
     }
 
-    async fn answer_api(&mut self, asked: &str, reply: &str, body: &[u8]) -> std::io::Result<()> {
+    async fn answer_api(&mut self, api_subject: &str, reply: &str, body: &[u8]) -> std::io::Result<()> {
         let direct = format!("DIRECT.GET.{STREAM}.");
-        if asked == format!("STREAM.INFO.{STREAM}") {
+        if api_subject == format!("STREAM.INFO.{STREAM}") {
             return self.send(reply, "", self.info().to_string().as_bytes()).await;
         }
-        if let Some(subject) = asked.strip_prefix(&direct) {
+        if let Some(subject) = api_subject.strip_prefix(&direct) {
             return match self.stored(subject) {
                 Some((sequence, body)) => {
                     let head = format!(
@@ -250,7 +250,7 @@ impl Client {
                 None => self.send(reply, "NATS/1.0 404 Message Not Found\r\n\r\n", b"").await,
             };
         }
-        if asked == format!("STREAM.MSG.GET.{STREAM}") {
+        if api_subject == format!("STREAM.MSG.GET.{STREAM}") {
             use base64::Engine;
             let request: Value = serde_json::from_slice(body).unwrap();
             let subject = request["last_by_subj"].as_str().unwrap();
@@ -286,8 +286,10 @@ impl Client {
 
     /// Sends a message to the subscription that a reply subject belongs to.
     async fn send(&mut self, subject: &str, head: &str, body: &[u8]) -> std::io::Result<()> {
-        let matches = |of: &str| of == subject || of.strip_suffix('*').is_some_and(|begin| subject.starts_with(begin));
-        let Some((_, id)) = self.subscriptions.iter().find(|(of, _)| matches(of)) else { return Ok(()) };
+        let matches = |pattern: &str| {
+            pattern == subject || pattern.strip_suffix('*').is_some_and(|begin| subject.starts_with(begin))
+        };
+        let Some((_, id)) = self.subscriptions.iter().find(|(pattern, _)| matches(pattern)) else { return Ok(()) };
         let size = head.len() + body.len();
         let line = if head.is_empty() {
             format!("MSG {subject} {id} {size}\r\n")

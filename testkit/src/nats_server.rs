@@ -29,24 +29,24 @@ impl NatsServer {
 
     /// Starts Debian's server with more lines of configuration. A folder with a certificate for `localhost` and 127.0.0.1 is
     /// its working directory: `ca.pem`, `server.pem` and `server.key`.
-    pub fn start_with(more: &str) -> NatsServer {
+    pub fn start_with(settings: &str) -> NatsServer {
         let in_path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::env::split_paths(&in_path).chain([PathBuf::from("/usr/sbin")]);
         let found = folders.map(|folder| folder.join("nats-server")).find(|path| path.exists());
-        NatsServer::start_program(&found.expect("no nats-server; `apt-get install nats-server`"), more)
+        NatsServer::start_program(&found.expect("no nats-server; `apt-get install nats-server`"), settings)
     }
 
     /// Starts another version of the server.
-    pub fn start_program(program: &Path, more: &str) -> NatsServer {
+    pub fn start_program(program: &Path, settings: &str) -> NatsServer {
         // Another test may bind a free port before the server does. Then the server starts again on another port.
-        (0..5).find_map(|_| NatsServer::try_start(program, more)).expect("the NATS server does not start")
+        (0..5).find_map(|_| NatsServer::try_start(program, settings)).expect("the NATS server does not start")
     }
 
-    fn try_start(program: &Path, more: &str) -> Option<NatsServer> {
+    fn try_start(program: &Path, settings: &str) -> Option<NatsServer> {
         let folder = tempfile::Builder::new().prefix("nats").tempdir().unwrap();
         super::certificate::certificate(folder.path());
         let mut server = NatsServer { folder, port: free_port(), program: program.to_owned(), process: None };
-        server.configure(more);
+        server.configure(settings);
         if server.launch() {
             return Some(server);
         }
@@ -55,11 +55,11 @@ impl NatsServer {
         None
     }
 
-    fn configure(&self, more: &str) {
+    fn configure(&self, settings: &str) {
         let (at, port) = (self.folder.path().display(), self.port);
         let configuration = format!(
             "listen: \"127.0.0.1:{port}\"\nlog_file: \"{at}/log\"\n\
-             jetstream {{ store_dir: \"{at}/jetstream\", max_mem: 64MB, max_file: 1GB }}\n{more}\n"
+             jetstream {{ store_dir: \"{at}/jetstream\", max_mem: 64MB, max_file: 1GB }}\n{settings}\n"
         );
         fs::write(self.folder.path().join("nats.conf"), configuration).unwrap();
     }
@@ -114,9 +114,9 @@ impl NatsServer {
 
     /// Restarts the server with these lines of configuration in place of those of the start. [`NatsServer::client`] cannot
     /// connect if these lines demand a login or TLS.
-    pub fn reconfigure(&mut self, more: &str) {
+    pub fn reconfigure(&mut self, settings: &str) {
         self.stop();
-        self.configure(more);
+        self.configure(settings);
         self.restart();
     }
 

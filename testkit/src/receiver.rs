@@ -70,12 +70,12 @@ impl Receiver {
     }
 
     pub fn serve(&self, listener: TcpListener) -> tokio::task::JoinHandle<()> {
-        let this = self.clone();
+        let receiver = self.clone();
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let this = this.clone();
-                tokio::spawn(async move { this.serve_connection(stream).await });
+                let receiver = receiver.clone();
+                tokio::spawn(async move { receiver.serve_connection(stream).await });
             }
         })
     }

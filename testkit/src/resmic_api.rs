@@ -122,9 +122,9 @@ impl ResmicApi {
     }
 
     /// The table `[resmic]` for this API. The credentials are in the files `api-key` and `user-id`.
-    pub fn table(&self, more: &str) -> String {
+    pub fn table(&self, keys: &str) -> String {
         format!(
-            "[resmic]\nurl = \"{}\"\napi_key = {{ file = \"api-key\" }}\nuser_id = {{ file = \"user-id\" }}\n{more}\n",
+            "[resmic]\nurl = \"{}\"\napi_key = {{ file = \"api-key\" }}\nuser_id = {{ file = \"user-id\" }}\n{keys}\n",
             self.url()
         )
     }
@@ -168,8 +168,8 @@ impl Drop for ResmicApi {
 }
 
 fn api_request(request: &Request) -> ApiRequest {
-    let target = request.line.split(' ').nth(1).unwrap_or_default();
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let path_and_query = request.line.split(' ').nth(1).unwrap_or_default();
+    let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
     let session = query.strip_prefix("session_id=").unwrap_or_default();
     ApiRequest { path: path.to_owned(), session: session.to_owned() }
 }

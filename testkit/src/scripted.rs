@@ -149,9 +149,9 @@ impl ServerState {
         self.seen.iter().find(|(n, _)| n == name).map_or(0, |(_, count)| *count)
     }
 
-    /// The number of client lines that contain `words`.
-    pub fn asked(&self, words: &str) -> usize {
-        self.lines.iter().filter(|line| line.contains(words)).count()
+    /// The number of client lines that contain `text`.
+    pub fn asked(&self, text: &str) -> usize {
+        self.lines.iter().filter(|line| line.contains(text)).count()
     }
 
     /// The number of connections so far.
@@ -266,9 +266,9 @@ impl Scripted {
         }
     }
 
-    /// The number of client lines that contain `words`.
-    pub fn asked(&self, words: &str) -> usize {
-        self.state().asked(words)
+    /// The number of client lines that contain `text`.
+    pub fn asked(&self, text: &str) -> usize {
+        self.state().asked(text)
     }
 
     /// Every line from a client. The number of the connection stands before the line.

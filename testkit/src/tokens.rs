@@ -76,7 +76,7 @@ type Shared = Arc<(Mutex<EndpointState>, Condvar)>;
 #[derive(Clone)]
 pub struct Endpoint {
     pub port: u16,
-    world: Shared,
+    state: Shared,
     runtime: Arc<tokio::runtime::Runtime>,
 }
 
@@ -85,9 +85,9 @@ impl Endpoint {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let world = EndpointState { lifetime: 3600, refresh_token: REFRESH_TOKEN.into(), ..EndpointState::default() };
+        let state = EndpointState { lifetime: 3600, refresh_token: REFRESH_TOKEN.into(), ..EndpointState::default() };
         let endpoint =
-            Endpoint { port, world: Arc::new((Mutex::new(world), Condvar::new())), runtime: Arc::new(runtime) };
+            Endpoint { port, state: Arc::new((Mutex::new(state), Condvar::new())), runtime: Arc::new(runtime) };
         endpoint.listen(listener, None);
         endpoint
     }
@@ -109,16 +109,16 @@ impl Endpoint {
 
     fn listen(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
         // A clone of the endpoint in a task of its runtime would keep that runtime alive.
-        let world = self.world.clone();
+        let state = self.state.clone();
         self.runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (world, tls) = (world.clone(), tls.clone());
+                let (state, tls) = (state.clone(), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        None => serve(stream, world).await,
+                        None => serve(stream, state).await,
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, world).await;
+                                serve(stream, state).await;
                             }
                         }
                     }
@@ -128,48 +128,48 @@ impl Endpoint {
     }
 
     pub fn change<T>(&self, change: impl FnOnce(&mut EndpointState) -> T) -> T {
-        change(&mut self.world.0.lock().unwrap())
+        change(&mut self.state.0.lock().unwrap())
     }
 
     /// Waits until the state satisfies a condition.
     pub fn until(&self, limit: Duration, mut holds: impl FnMut(&EndpointState) -> bool) {
-        let world = self.world.0.lock().unwrap();
-        let (_world, waited) = self.world.1.wait_timeout_while(world, limit, |world| !holds(world)).unwrap();
+        let state = self.state.0.lock().unwrap();
+        let (_state, waited) = self.state.1.wait_timeout_while(state, limit, |state| !holds(state)).unwrap();
         assert!(!waited.timed_out(), "the endpoint was not asked within {limit:?}");
     }
 
     /// Sends this response instead of tokens from now on.
     pub fn answer_instead(&self, status: u16, fields: &[(&'static str, &str)], body: &str) {
         let fields = fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        self.change(|world| world.instead = Some((status, fields, body.to_owned())));
+        self.change(|state| state.instead = Some((status, fields, body.to_owned())));
     }
 
     /// Sends tokens again.
     pub fn answer_with_tokens(&self) {
-        self.change(|world| world.instead = None);
+        self.change(|state| state.instead = None);
     }
 
     /// Sends the held responses, and holds no further ones.
     pub fn release(&self) {
-        self.change(|world| {
-            world.holds = false;
-            world.released.notify_waiters();
+        self.change(|state| {
+            state.holds = false;
+            state.released.notify_waiters();
         });
     }
 
     /// The number of token requests.
     pub fn asked(&self) -> usize {
-        self.change(|world| world.asked.len())
+        self.change(|state| state.asked.len())
     }
 
     /// The secrets that must not occur in logs, output or the database.
     pub fn secrets(&self) -> Vec<String> {
-        let given = self.change(|world| world.given.clone());
+        let given = self.change(|state| state.given.clone());
         given.into_iter().chain([REFRESH_TOKEN.into(), CLIENT_SECRET.into(), self.refresh_token()]).collect()
     }
 
     pub fn refresh_token(&self) -> String {
-        self.change(|world| world.refresh_token.clone())
+        self.change(|state| state.refresh_token.clone())
     }
 
     /// The introspection endpoint for mail servers.
@@ -178,17 +178,17 @@ impl Endpoint {
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, world: Shared) {
-    let service = service_fn(move |request| answer(world.clone(), request));
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, state: Shared) {
+    let service = service_fn(move |request| answer(state.clone(), request));
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(world: Shared, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
     let query = request.uri().query().unwrap_or_default().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let form = if method == "GET" { form(&query) } else { form(&String::from_utf8_lossy(&body)) };
-    let (status, fields, body) = respond(&world, &method, &path, form).await;
+    let (status, fields, body) = respond(&state, &method, &path, form).await;
     let mut response = Response::builder().status(status).header("Content-Type", "application/json");
     for (name, value) in fields {
         response = response.header(name, value);
@@ -196,20 +196,20 @@ async fn answer(world: Shared, request: Request<Incoming>) -> Result<Response<Fu
     Ok(response.body(Full::new(Bytes::from(body))).unwrap())
 }
 
-async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String, String>) -> Answer {
+async fn respond(state: &Shared, method: &str, path: &str, form: HashMap<String, String>) -> Answer {
     let (answer, held) = {
-        let (mut world, heard) = (world.0.lock().unwrap(), &world.1);
+        let (mut state, changed) = (state.0.lock().unwrap(), &state.1);
         // Subscribe while the lock is held, so that no release is missed.
-        let held = world.holds.then(|| world.released.clone().notified_owned());
+        let held = state.holds.then(|| state.released.clone().notified_owned());
         let answer = match (method, path) {
-            ("POST", "/token") if form["grant_type"] == "refresh_token" => world.grant(form),
-            ("POST", "/token") => world.grant_first(&form),
-            ("POST", "/device") => world.device_code(&form),
-            ("GET", "/authorize") => world.visit(form),
-            ("POST", "/introspect") => (200, Vec::new(), world.introspect(&form)),
+            ("POST", "/token") if form["grant_type"] == "refresh_token" => state.grant(form),
+            ("POST", "/token") => state.grant_first(&form),
+            ("POST", "/device") => state.device_code(&form),
+            ("GET", "/authorize") => state.visit(form),
+            ("POST", "/introspect") => (200, Vec::new(), state.introspect(&form)),
             _ => (404, Vec::new(), String::new()),
         };
-        heard.notify_all();
+        changed.notify_all();
         (answer, held)
     };
     if let Some(held) = held {
@@ -247,9 +247,9 @@ impl EndpointState {
         } else {
             format!("code={}", CODE.replace('%', "%25").replace('+', "%2B").replace('&', "%26"))
         };
-        let target = format!("{}?{outcome}&state={}", query["redirect_uri"], query["state"]);
+        let location = format!("{}?{outcome}&state={}", query["redirect_uri"], query["state"]);
         self.visited = query;
-        (302, vec![("Location", target)], String::new())
+        (302, vec![("Location", location)], String::new())
     }
 
     /// Issues the first refresh token of an authorization.
@@ -286,7 +286,7 @@ impl EndpointState {
 
     fn grant(&mut self, form: HashMap<String, String>) -> Answer {
         let is = |key: &str, value: &str| form.get(key).is_some_and(|v| v == value);
-        let known = is("grant_type", "refresh_token")
+        let is_known = is("grant_type", "refresh_token")
             && is("refresh_token", &self.refresh_token)
             && is("client_id", "shop")
             && (self.is_public || is("client_secret", CLIENT_SECRET));
@@ -294,7 +294,7 @@ impl EndpointState {
         if let Some(instead) = &self.instead {
             return instead.clone();
         }
-        if !known {
+        if !is_known {
             return (400, Vec::new(), "{\"error\": \"invalid_grant\"}".into());
         }
         let token =

@@ -61,13 +61,13 @@ impl Connection {
             return;
         }
         loop {
-            let watches = self.idle.is_some();
+            let announces_changes = self.idle.is_some();
             let went_on = tokio::select! {
                 line = read_line(&mut self.stream, &mut self.buffer, &self.server) => match line {
                     Some(line) => self.command(&line).await,
                     None => Err(Ended),
                 },
-                _ = changes.changed(), if watches => {
+                _ = changes.changed(), if announces_changes => {
                     if self.has_changes() { self.handle_occasion("news", "").await } else { Ok(()) }
                 }
                 line = next_chatter(&mut self.chatter) => self.write(line).await,
@@ -384,12 +384,19 @@ impl Connection {
 }
 
 /// The untagged FETCH response with the requested `items`.
-pub fn fetch_response(place: usize, uid: u32, bytes: &[u8], items: &str) -> Vec<u8> {
-    fetch_response_with(place, uid, bytes, items, DATE, 0)
+pub fn fetch_response(sequence_number: usize, uid: u32, bytes: &[u8], items: &str) -> Vec<u8> {
+    fetch_response_with(sequence_number, uid, bytes, items, DATE, 0)
 }
 
-fn fetch_response_with(place: usize, uid: u32, bytes: &[u8], items: &str, date: &str, oversize: usize) -> Vec<u8> {
-    let mut text = format!("* {place} FETCH (UID {uid} INTERNALDATE \"{date}\"").into_bytes();
+fn fetch_response_with(
+    sequence_number: usize,
+    uid: u32,
+    bytes: &[u8],
+    items: &str,
+    date: &str,
+    oversize: usize,
+) -> Vec<u8> {
+    let mut text = format!("* {sequence_number} FETCH (UID {uid} INTERNALDATE \"{date}\"").into_bytes();
     if items.contains("RFC822.SIZE") {
         text.extend(format!(" RFC822.SIZE {}", bytes.len() + oversize).bytes());
     }
