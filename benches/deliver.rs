@@ -84,15 +84,15 @@ fn wakeups_and_cpu() -> (u64, u64) {
     (sleeps, nanos)
 }
 
-fn print_times(what: &str, times: &mut [Duration], base: f64) {
+fn print_times(label: &str, times: &mut [Duration], base: f64) {
     times.sort();
     let (median, slow) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-    let ratio = if what.starts_with("floor") {
+    let ratio = if label.starts_with("floor") {
         String::new()
     } else {
         format!("   {:.1} times the floor", median.as_secs_f64() / base)
     };
-    println!("  {what:<20} median {:>6} us, 99 % {:>6} us{ratio}", median.as_micros(), slow.as_micros());
+    println!("  {label:<20} median {:>6} us, 99 % {:>6} us{ratio}", median.as_micros(), slow.as_micros());
 }
 
 /// The peak of the resident memory in KiB (proc(5)).

@@ -31,37 +31,37 @@ const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 fn main() {
     // cargo adds --bench.
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let count = words.iter().find_map(|word| word.parse().ok()).unwrap_or(BACKFILL);
-    let parts: Vec<_> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
-    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| *p == part);
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let count = arguments.iter().find_map(|word| word.parse().ok()).unwrap_or(BACKFILL);
+    let parts: Vec<_> = arguments.iter().filter(|word| word.parse::<usize>().is_err()).collect();
+    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| *p == part);
     println!("Dovecot {}, {} cores", Dovecot::version(), std::thread::available_parallelism().map_or(0, usize::from));
-    if wanted("near") {
+    if is_wanted("near") {
         near();
     }
-    if wanted("far") {
+    if is_wanted("far") {
         far();
     }
-    if wanted("backfill") {
+    if is_wanted("backfill") {
         backfill(count);
         shared_backfill(count);
     }
-    if wanted("idle") {
+    if is_wanted("idle") {
         idle();
     }
 }
 
 /// Prints a result with its limit.
-fn print_result(what: &str, value: String, holds: bool, limit: &str) {
-    println!("  {what:<58} {value:>22}   limit {limit:<9} {}", if holds { "holds" } else { "MISSED" });
+fn print_result(label: &str, value: String, holds: bool, limit: &str) {
+    println!("  {label:<58} {value:>22}   limit {limit:<9} {}", if holds { "holds" } else { "MISSED" });
 }
 
-fn at_most(what: &str, value: f64, unit: &str, limit: f64) {
-    print_result(what, format!("{value:.2} {unit}"), value <= limit, &format!("{limit} {unit}"));
+fn at_most(label: &str, value: f64, unit: &str, limit: f64) {
+    print_result(label, format!("{value:.2} {unit}"), value <= limit, &format!("{limit} {unit}"));
 }
 
-fn at_least(what: &str, value: f64, unit: &str, limit: f64) {
-    print_result(what, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
+fn at_least(label: &str, value: f64, unit: &str, limit: f64) {
+    print_result(label, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
 }
 
 /// Returns a percentile of the times.
@@ -72,8 +72,8 @@ fn percentile(times: &mut [f64], percent: usize) -> f64 {
 
 /// Milliseconds from one time to another; negative if `to` is earlier.
 fn between(from: Instant, to: Instant) -> f64 {
-    let forth = to.saturating_duration_since(from).as_secs_f64();
-    (forth - from.saturating_duration_since(to).as_secs_f64()) * 1_000.0
+    let forward = to.saturating_duration_since(from).as_secs_f64();
+    (forward - from.saturating_duration_since(to).as_secs_f64()) * 1_000.0
 }
 
 /// Measures the time from the announcement of a mail to its row and to the callback, with a server on this machine.
@@ -96,8 +96,8 @@ fn near() {
         raw.idle();
         setup.dovecot.deliver(user, &setup.payment(n));
         let announced = raw.wait_for_exists();
-        let there = raw.fetch_body(n);
-        floor.push(between(announced, there));
+        let fetched = raw.fetch_body(n);
+        floor.push(between(announced, fetched));
         disk.write_durably(ROW);
         safe.push(between(announced, Instant::now()));
     }
@@ -140,13 +140,13 @@ fn far() {
                     UNSELECT CHILDREN NAMESPACE UIDPLUS LIST-EXTENDED CONDSTORE ESEARCH SPECIAL-USE MOVE\n";
     let hidden = if Dovecot::version().starts_with("2.3") { hide_2_3 } else { "imap_capability {\n  NOTIFY = no\n}\n" };
     println!("far: {FAR} mails, one by one, round trip {} ms, Dovecot's pause deducted", ROUND_TRIP.as_millis());
-    for (more, pushes, dedicated, limit) in [
+    for (settings, pushes, dedicated, limit) in [
         ("", "NOTIFY", true, 0.7),
         ("", "NOTIFY", false, 1.7),
         (hidden, "IDLE alone", true, 1.7),
         (hidden, "IDLE alone", false, 2.7),
     ] {
-        let setup = BenchSetup::start(more);
+        let setup = BenchSetup::start(settings);
         let user = "far@shop.example";
         let proxy = Proxy::in_front_of(setup.dovecot.imap);
         for direction in [Direction::ToServer, Direction::ToClient] {
@@ -186,14 +186,14 @@ fn backfill(count: usize) {
     let user = "backfill@shop.example";
     setup.fill(user, count, |n| setup.payment(n + 1));
     let bare = floor(&setup, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[])");
-    let more = format!("dedicated = true\n{}", setup.tls());
+    let keys = format!("dedicated = true\n{}", setup.tls());
     let (few, _, _) = {
         let user = "few@shop.example";
         let few = count / 10;
         setup.fill(user, few, |n| setup.payment(n + 1));
-        read_all(&setup, user, &more, few)
+        read_all(&setup, user, &keys, few)
     };
-    let (memory, took, cpu) = read_all(&setup, user, &more, count);
+    let (memory, took, cpu) = read_all(&setup, user, &keys, count);
     let rate = |seconds: f64| count as f64 / seconds;
     println!("  a bare client that throws them away {:.0}/s; judged, read and stored {:.0}/s", rate(bare), rate(took));
     at_least("of the bare client's rate", bare / took, "times", 0.2);
@@ -203,8 +203,8 @@ fn backfill(count: usize) {
 }
 
 /// Reads a whole mailbox of payments. Returns the peak memory in KiB, the seconds, and the seconds of CPU.
-fn read_all(setup: &BenchSetup, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
-    let home = setup.home(user, setup.dovecot.imaps, more, None);
+fn read_all(setup: &BenchSetup, user: &str, keys: &str, count: usize) -> (usize, f64, f64) {
+    let home = setup.home(user, setup.dovecot.imaps, keys, None);
     let (daemon, took, cpu) = start_and_wait_for(&home, "SELECT max(id) FROM mails", count);
     assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'event' AND trust = 'dkim'"), count.to_string());
     (memory(&daemon, "VmHWM"), took.as_secs_f64(), cpu)

@@ -29,8 +29,8 @@ impl BareClient {
     pub(crate) fn tls(port: u16, ca: &Path, user: &str) -> BareClient {
         let config = resmic_mailhook::tls::client_config(Some(ca)).unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        let session = ClientConnection::new(Arc::clone(&config), name).unwrap();
-        BareClient::open(Box::new(StreamOwned::new(session, socket(port))), user)
+        let tls = ClientConnection::new(Arc::clone(&config), name).unwrap();
+        BareClient::open(Box::new(StreamOwned::new(tls, socket(port))), user)
     }
 
     fn open(stream: Box<dyn Stream>, user: &str) -> BareClient {

@@ -30,13 +30,13 @@ pub(crate) struct BenchSetup {
 
 impl BenchSetup {
     /// Starts the servers, with more lines of configuration for Dovecot.
-    pub(crate) fn start(more: &str) -> BenchSetup {
+    pub(crate) fn start(settings: &str) -> BenchSetup {
         let key = Key::rsa(2048);
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
         let layout = fs::read_to_string(samples().join("published/sepolia.eml")).unwrap();
         let layout = layout.replace("\r\n", "\n").replace('\n', "\r\n");
         assert!(layout.contains("0x26b046c75021f22e") && layout.contains("<7d2f6a0e-"));
-        BenchSetup { dovecot: Dovecot::start_with(more), dns, key, layout }
+        BenchSetup { dovecot: Dovecot::start_with(settings), dns, key, layout }
     }
 
     /// Payment `n` in the published layout, signed.
@@ -76,10 +76,10 @@ impl BenchSetup {
     }
 
     /// A configuration for INBOX of this login.
-    pub(crate) fn home(&self, user: &str, port: u16, more: &str, callback: Option<u16>) -> Home {
+    pub(crate) fn home(&self, user: &str, port: u16, keys: &str, callback: Option<u16>) -> Home {
         let mut config = format!(
             "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"{user}\"\nrecipients = [\"{TO}\"]\n\
-             password = {{ env = \"MAILHOOK_PASSWORD\" }}\nmailboxes = [\"INBOX\"]\n{more}\n[dns]\nservers = [\"{}\"]\n\
+             password = {{ env = \"MAILHOOK_PASSWORD\" }}\nmailboxes = [\"INBOX\"]\n{keys}\n[dns]\nservers = [\"{}\"]\n\
              [telemetry]\nlog = \"warn\"\n",
             self.dns.address
         );

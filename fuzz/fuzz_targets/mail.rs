@@ -36,17 +36,17 @@ fuzz_target!(init: abort_on_own_panics(), |bytes: &[u8]| {
     // No proof is required, so no DNS lookup delays the result.
     let examined = rules.examine(&mail, resolver, jiff::Timestamp::UNIX_EPOCH).now_or_never().unwrap();
     if let Judgement::Event(event) = examined.judgement {
-        let reading = &event.reading;
-        assert!(reading.transaction_hash.is_some() || reading.session_id.is_some());
-        assert!(reading.status != Status::Completed || reading.amount.is_some());
-        for amount in &reading.amount {
+        let payment = &event.payment;
+        assert!(payment.transaction_hash.is_some() || payment.session_id.is_some());
+        assert!(payment.status != Status::Completed || payment.amount.is_some());
+        for amount in &payment.amount {
             assert!(amount.starts_with(|c: char| c.is_ascii_digit()) && amount.ends_with(|c: char| c.is_ascii_digit()));
             assert!(amount.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
         }
-        for id in &reading.session_id {
+        for id in &payment.session_id {
             uuid::Uuid::try_parse(id).unwrap();
         }
-        for hash in &reading.transaction_hash {
+        for hash in &payment.transaction_hash {
             assert!(hash.bytes().all(|b| b.is_ascii_alphanumeric()) && (3..=88).contains(&hash.len()));
         }
         assert!(event.id().is_some());
