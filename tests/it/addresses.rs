@@ -52,9 +52,9 @@ fn run(command: &str, package: &str, arguments: &[&str]) -> Result<String, Strin
 fn assert_same_addresses(ask: impl Fn(&[&str]) -> Result<String, String>) {
     let ours = SignedAddresses::new(MAILBOX, &KEY.into()).unwrap();
     let expected: Vec<String> = ORDERS.iter().map(|order| ours.address_for(order).unwrap()).collect();
-    let said: Vec<String> = serde_json::from_str(&ask(&ORDERS).unwrap()).unwrap();
-    assert_eq!(said, expected);
-    for address in &said {
+    let printed: Vec<String> = serde_json::from_str(&ask(&ORDERS).unwrap()).unwrap();
+    assert_eq!(printed, expected);
+    for address in &printed {
         assert!(ours.order_of(&[address.to_uppercase()]).is_some());
     }
     let long = "x".repeat(39);

@@ -52,20 +52,20 @@ fn is_authorized(home: &Home) {
     assert_eq!(left.len(), 3, "{left:?}");
     // The exit code is ignored, because the names of resmic.com are not in DNS here.
     let checked = home.run(&["check", "--connect"]);
-    let words = String::from_utf8_lossy(&checked.stdout).into_owned();
-    assert!(words.contains("logged in at 127.0.0.1") && words.contains("mailbox INBOX"), "{words}");
+    let output_text = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(output_text.contains("logged in at 127.0.0.1") && output_text.contains("mailbox INBOX"), "{output_text}");
 }
 
-fn shows_no_secret(words: &str) {
+fn assert_shows_no_secret(text: &str) {
     for secret in [REFRESH_TOKEN, CLIENT_SECRET, DEVICE_CODE, CODE, "access-of-authorization"] {
-        assert!(!words.contains(secret), "{secret} was shown:\n{words}");
+        assert!(!text.contains(secret), "{secret} was shown:\n{text}");
     }
 }
 
-fn words(output: &Output) -> String {
-    let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    shows_no_secret(&words);
-    words
+fn output_text(output: &Output) -> String {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_shows_no_secret(&text);
+    text
 }
 
 /// A running `authorize` that waits for a redirect.
@@ -99,7 +99,7 @@ impl Waiting {
     fn end(mut self) -> (String, Option<i32>) {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).unwrap();
-        shows_no_secret(&rest);
+        assert_shows_no_secret(&rest);
         (rest, self.child.wait().unwrap().code())
     }
 }
@@ -127,19 +127,19 @@ fn a_device_code_becomes_a_refresh_token() {
     let (endpoint, dovecot) = start();
     let at = dovecot.folder.path();
     let port = endpoint.start_tls(&at.join("server.pem"), &at.join("server.key"));
-    endpoint.change(|world| {
-        world.is_public = true;
-        world.device_errors = vec!["authorization_pending", "slow_down"];
+    endpoint.change(|state| {
+        state.is_public = true;
+        state.device_errors = vec!["authorization_pending", "slow_down"];
     });
     let home = home(
         &format!("port = {}\nca_file = \"{}\"", dovecot.imaps, dovecot.ca().display()),
         &format!("token_url = \"https://127.0.0.1:{port}/token\"\ndevice_url = \"https://127.0.0.1:{port}/device\""),
     );
     let output = home.run(&["authorize", "shop"]);
-    let said = words(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains(USER_CODE) && said.contains("https://login.example/device"), "{said}");
-    let polled = endpoint.change(|world| world.polled.clone());
+    let printed = output_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains(USER_CODE) && printed.contains("https://login.example/device"), "{printed}");
+    let polled = endpoint.change(|state| state.polled.clone());
     assert_eq!(polled.len(), 3);
     assert!(polled[1] - polled[0] >= Duration::from_secs(1), "{polled:?}");
     assert!(polled[2] - polled[1] >= Duration::from_secs(6), "slow_down adds five seconds: {polled:?}");
@@ -157,9 +157,9 @@ fn a_redirect_becomes_a_refresh_token() {
     }
     let page = visit(&location(&waiting.page));
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("You can close this page"), "{page}");
-    let (said, code) = waiting.end();
-    assert_eq!(code, Some(0), "{said}");
-    let visited = endpoint.change(|world| world.visited.clone());
+    let (printed, code) = waiting.end();
+    assert_eq!(code, Some(0), "{printed}");
+    let visited = endpoint.change(|state| state.visited.clone());
     assert_eq!((visited["prompt"].as_str(), visited["scope"].as_str()), ("login", "imap offline"));
     is_authorized(&home);
 }
@@ -172,9 +172,9 @@ fn a_pasted_redirect_becomes_a_refresh_token() {
     let url = location(&waiting.page);
     let mut terminal = waiting.child.stdin.take().unwrap();
     writeln!(terminal, "http://127.0.0.1:1/?code=stolen&state=guessed\n{url}").unwrap();
-    let (said, code) = waiting.end();
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("this is not the URL of the redirect"), "{said}");
+    let (printed, code) = waiting.end();
+    assert_eq!(code, Some(0), "{printed}");
+    assert!(printed.contains("this is not the URL of the redirect"), "{printed}");
     is_authorized(&home);
 }
 
@@ -182,17 +182,17 @@ fn a_pasted_redirect_becomes_a_refresh_token() {
 fn a_refusal_changes_nothing() {
     let (endpoint, dovecot) = start();
     let home = with_redirect(&endpoint, &dovecot);
-    endpoint.change(|world| world.refuses = true);
+    endpoint.change(|state| state.refuses = true);
     let waiting = Waiting::start(&home);
     visit(&location(&waiting.page));
-    let (said, code) = waiting.end();
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("access_denied: not today") && said.contains("run authorize again"), "{said}");
-    endpoint.change(|world| (world.refuses, world.is_online) = (false, true));
+    let (printed, code) = waiting.end();
+    assert_eq!(code, Some(1), "{printed}");
+    assert!(printed.contains("access_denied: not today") && printed.contains("run authorize again"), "{printed}");
+    endpoint.change(|state| (state.refuses, state.is_online) = (false, true));
     let waiting = Waiting::start(&home);
     visit(&location(&waiting.page));
-    let (said, code) = waiting.end();
-    assert!(code == Some(1) && said.contains("it gave no refresh token"), "{said}");
+    let (printed, code) = waiting.end();
+    assert!(code == Some(1) && printed.contains("it gave no refresh token"), "{printed}");
     assert_eq!(token(&home), "ended\n");
 }
 
@@ -209,14 +209,14 @@ fn each_error_of_a_device_code_has_advice() {
         (Some("expired_token"), "the code has expired"),
         (Some("unauthorized_client"), "allow public client flows"),
     ] {
-        endpoint.change(|world| {
-            world.is_public = error.is_some();
-            world.device_errors = error.into_iter().collect();
+        endpoint.change(|state| {
+            state.is_public = error.is_some();
+            state.device_errors = error.into_iter().collect();
         });
         let output = home.run(&["authorize", "shop"]);
-        let said = words(&output);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains(advice), "{said}");
+        let printed = output_text(&output);
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.contains(advice), "{printed}");
         assert_eq!(token(&home), "ended\n");
     }
 }
@@ -228,7 +228,7 @@ fn an_unusable_configuration_is_refused() {
     let run = |home: &Home, account: &str| {
         let output = home.run(&["authorize", account]);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
-        words(&output)
+        output_text(&output)
     };
     assert!(run(&no_way, "shop").contains("account[0].oauth2.token_url: the way to a refresh token at login.example"));
     assert!(run(&no_way, "other").contains("no account is named \"other\""));
@@ -236,8 +236,11 @@ fn an_unusable_configuration_is_refused() {
     let text = fs::read_to_string(&config).unwrap();
     let variable = text.replace("{ file = \"refresh-token\" }", "{ env = \"TOKEN\" }");
     fs::write(&config, format!("{variable}\ndevice_url = \"https://login.example/device\"\n")).unwrap();
-    let said = run(&no_way, "shop");
-    assert!(said.contains("oauth2.refresh_token: environment variable TOKEN: a new secret can only be"), "{said}");
+    let printed = run(&no_way, "shop");
+    assert!(
+        printed.contains("oauth2.refresh_token: environment variable TOKEN: a new secret can only be"),
+        "{printed}"
+    );
     let password = text.split("[account.oauth2]").next().unwrap().to_owned() + "password = { env = \"P\" }\n";
     fs::write(&config, password).unwrap();
     assert!(run(&no_way, "shop").contains("authorize needs [account.oauth2]"));
@@ -252,6 +255,6 @@ fn an_unwritable_token_file_stops_authorization() {
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("\"refresh-token\"", "\"no-folder/refresh-token\"")).unwrap();
     let output = home.run(&["authorize", "shop"]);
-    assert!(output.status.code() == Some(1) && words(&output).contains("cannot write"), "{output:?}");
-    assert!(!words(&output).contains(USER_CODE));
+    assert!(output.status.code() == Some(1) && output_text(&output).contains("cannot write"), "{output:?}");
+    assert!(!output_text(&output).contains(USER_CODE));
 }

@@ -103,9 +103,9 @@ fn progress_and_data_do_not_share_terminal_lines() {
     let home = home();
     let folder = payments(&home, 200);
     let line = home.command(&["import", "--json", &folder]);
-    let words = line.get_args().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let arguments_text = line.get_args().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ");
     let mut terminal = Command::new("script");
-    terminal.args(["-qec", &format!("{} {words}", binary().display()), "/dev/null"]);
+    terminal.args(["-qec", &format!("{} {arguments_text}", binary().display()), "/dev/null"]);
     terminal.envs(line.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let shown = String::from_utf8(terminal.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
     let data: Vec<_> = shown.split("{\"file\"").collect();
@@ -141,8 +141,8 @@ fn a_truncated_notification_is_quarantined() {
         fs::write(&path, format!("From: {from}\r\nTo: payments@shop.example\r\nSubject: News\r\n\r\n{text}{payment}"))
             .unwrap();
         let line = home.data(&["parse", "--json", path.to_str().unwrap()]);
-        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
-        format!("{} {}", said["outcome"], said["reason"].as_str().and_then(|r| r.split(':').next()).unwrap_or_default())
+        let row: serde_json::Value = serde_json::from_str(&line).unwrap();
+        format!("{} {}", row["outcome"], row["reason"].as_str().and_then(|r| r.split(':').next()).unwrap_or_default())
     };
     assert_eq!(mail("no-reply@resmic.com", 1_000), "\"quarantined\" too-large");
     assert_eq!(mail("friend@else.example", 1_000), "\"ignored\" not-a-payment");
@@ -243,8 +243,8 @@ fn an_occupied_port_is_no_configuration_error() {
     let output = home.run(&["run"]);
     // The systemd unit does not restart after exit code 2.
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("telemetry.metrics: 127.0.0.1:"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("telemetry.metrics: 127.0.0.1:"), "{stderr}");
 }
 
 #[test]
@@ -257,13 +257,13 @@ fn manual_pages_exist_and_help_lists_values() {
     for page in named.find_iter(&text).map(|found| found.as_str().replace("(1)", ".1")) {
         assert!(home.folder.path().join(&page).exists(), "{page}");
     }
-    for (command, words) in [
+    for (command, values) in [
         (&["mails", "--help"][..], "event, duplicate, ignored, quarantined, deferred"),
         (&["reparse", "--help"], "event, duplicate, ignored, quarantined, deferred"),
         (&["events", "--help"], "completed, failed, pending"),
     ] {
         let help = home.data(command).split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(help.contains(&format!("[possible values: {words}]")), "{help}");
+        assert!(help.contains(&format!("[possible values: {values}]")), "{help}");
     }
 }
 
@@ -306,7 +306,7 @@ fn a_terminal_gets_the_newest_fifty_rows() {
         let shown = on_terminal(&home, list);
         assert_eq!((count(&shown), shown.contains("these are the newest 50")), (50, true), "{list:?}: {shown}");
         assert_eq!(count(&home.data(list)), 60, "{list:?} to a pipe");
-        let limited = |limit: &str, more: &[&str]| home.data(&[list, &["--limit", limit], more].concat());
+        let limited = |limit: &str, arguments: &[&str]| home.data(&[list, &["--limit", limit], arguments].concat());
         assert_eq!(count(&limited("7", &[])), 7, "{list:?}");
         let (newest, all) = (limited("2", &["--json"]), home.data(&[list, &["--json"]].concat()));
         assert_eq!(newest.lines().collect::<Vec<_>>(), all.lines().skip(58).collect::<Vec<_>>(), "{list:?}");

@@ -82,8 +82,8 @@ fn the_example_of_a_chain_is_accepted() {
     let minimal = "[[chain]]\nname = \"Polygon\"\nnodes = [{ credential = \"polygon-node\" }]\n\
         wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n[chain.tokens]\n\
         USDC = { contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\", decimals = 6, dollar = true }\n";
-    let said = |config: &Config| config.chains[0].chain().unwrap();
-    assert_eq!(said(&config), said(&parse_config(minimal).unwrap()), "the example says the defaults");
+    let chain_of = |config: &Config| config.chains[0].chain().unwrap();
+    assert_eq!(chain_of(&config), chain_of(&parse_config(minimal).unwrap()), "the example says the defaults");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_confirmation_needs_a_chain() {
 fn mailboxes_are_unique_and_move_needs_a_target() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";
-    for (line, words) in [
+    for (line, expected) in [
         (
             "mailboxes = [\"INBOX\", \"Orders\", \"inbox\"]",
             "config.toml:6: account[0].mailboxes: \"inbox\" is named twice",
@@ -137,7 +137,7 @@ fn mailboxes_are_unique_and_move_needs_a_target() {
         ("after = { move = \"a\\nb\" }", "expected a mailbox's name"),
     ] {
         let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
-        assert!(error.contains(words), "{line}: {error}");
+        assert!(error.contains(expected), "{line}: {error}");
     }
     let case_matters = "mailboxes = [\"Orders\", \"orders\"]\nafter = { move = \"Done\" }";
     assert!(parse_config(&format!("{account}{case_matters}\n")).is_ok());
@@ -147,7 +147,7 @@ fn mailboxes_are_unique_and_move_needs_a_target() {
 fn errors_show_line_and_key() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";
-    for (line, words) in [
+    for (line, expected) in [
         ("port = abc", "config.toml:6: account[0].port: "),
         ("dedicated = yes", "config.toml:6: account[0].dedicated: "),
         ("tls = none", "config.toml:6: account[0].tls: "),
@@ -174,7 +174,7 @@ fn errors_show_line_and_key() {
         ("start = 2025-03-05T03:36:00Z", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
     ] {
         let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
-        assert!(error.contains(words), "{line}: {error}");
+        assert!(error.contains(expected), "{line}: {error}");
     }
 }
 
@@ -182,29 +182,29 @@ fn errors_show_line_and_key() {
 fn invalid_utf8_is_reported_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
-    for (text, words) in [
+    for (text, expected) in [
         (&b"[[account]]\nname = \"B\xf6rse\"\n"[..], "config.toml:2: name: expected UTF-8"),
         (b"# f\xfcr den Laden\n[[account]]\n", "config.toml:1: configuration: expected UTF-8"),
     ] {
         fs::write(&path, text).unwrap();
         let error = Config::read(&path).unwrap_err().to_string();
-        assert!(error.contains(words), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
 }
 
 #[test]
 fn host_is_a_name_or_an_address() {
-    let with = |host: &str| {
+    let parse_with_host = |host: &str| {
         parse_config(&format!(
             "[[account]]\nname = \"shop\"\nhost = {host:?}\nuser = \"payments@shop.example\"\npassword = {{ env = \"A\" }}\n"
         ))
     };
     for host in ["", " ", "imap.example.com:993", "imaps://imap.example.com", "imap.example.com ", "[::1]", "a@b"] {
-        let error = with(host).unwrap_err();
+        let error = parse_with_host(host).unwrap_err();
         assert!(error.contains("config.toml:3: account[0].host: expected a host name"), "{host:?}: {error}");
     }
     for host in ["imap.example.com", "localhost", "mail", "127.0.0.1", "::1", "imap_1.example.com."] {
-        assert!(with(host).is_ok(), "{host}");
+        assert!(parse_with_host(host).is_ok(), "{host}");
     }
 }
 
@@ -267,23 +267,23 @@ fn examples_for_mail_providers_are_accepted() {
 #[test]
 fn the_example_shows_the_defaults() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
-    let said = parse_config(&text).unwrap();
+    let example = parse_config(&text).unwrap();
     let minimal = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n[[forward]]\nname = \"shop\"\n\
         url = \"http://127.0.0.1:3000/payment-webhook\"\nsecret = { credential = \"webhook-secret\" }\n";
     let default = parse_config(minimal).unwrap();
     let account = |config: &Config| format!("{:?} {}", config.accounts[0], config.accounts[0].port());
     let without_port = |text: String| text.replace("port: Some(993)", "port: None");
-    assert_eq!(without_port(account(&said)), without_port(account(&default)));
-    assert_eq!(format!("{:?}", said.forwards), format!("{:?}", default.forwards));
-    for (said, default) in [
-        (format!("{:?}", said.trust), format!("{:?}", default.trust)),
-        (format!("{:?}", said.dns), format!("{:?}", default.dns)),
-        (format!("{:?}", said.extract), format!("{:?}", default.extract)),
-        (format!("{:?}", said.sessions), format!("{:?}", default.sessions)),
-        (format!("{:?}", said.telemetry), format!("{:?}", default.telemetry)),
+    assert_eq!(without_port(account(&example)), without_port(account(&default)));
+    assert_eq!(format!("{:?}", example.forwards), format!("{:?}", default.forwards));
+    for (example, default) in [
+        (format!("{:?}", example.trust), format!("{:?}", default.trust)),
+        (format!("{:?}", example.dns), format!("{:?}", default.dns)),
+        (format!("{:?}", example.extract), format!("{:?}", default.extract)),
+        (format!("{:?}", example.sessions), format!("{:?}", default.sessions)),
+        (format!("{:?}", example.telemetry), format!("{:?}", default.telemetry)),
     ] {
-        assert_eq!(said, default);
+        assert_eq!(example, default);
     }
 }
 
@@ -298,10 +298,10 @@ fn example_and_documentation_have_every_key() {
             let section =
                 docs.split("\n## ").find(|s| s.lines().next().is_some_and(|l| l.contains(&format!("[{table}]"))));
             let section = section.unwrap_or_else(|| panic!("docs/configuration.md has no section [{table}]"));
-            let said: BTreeSet<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
+            let documented: BTreeSet<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
             // A nested table has its own section.
             let own = |key: &&String| !TABLES.iter().any(|(t, _)| **t == format!("{table}.{key}"));
-            assert_eq!(said, known.iter().filter(own).cloned().collect(), "docs/configuration.md, [{table}]");
+            assert_eq!(documented, known.iter().filter(own).cloned().collect(), "docs/configuration.md, [{table}]");
         }
         for key in known {
             let written = Regex::new(&format!(r"(?m)^(# +)?(\[+([a-z]+\.)?{key}[.\]]|{key} = )")).unwrap();

@@ -86,11 +86,11 @@ impl Shop {
     }
 }
 
-pub(crate) fn sepolia(nodes: &[&str], wallet: &str, token: &str, more: &str) -> String {
+pub(crate) fn sepolia(nodes: &[&str], wallet: &str, token: &str, keys: &str) -> String {
     // The URL is the output of a command, as with a password manager.
     let nodes: Vec<_> = nodes.iter().map(|url| format!("{{ command = [\"echo\", \"{url}\"] }}")).collect();
     format!(
-        "[[chain]]\nname = \"Sepolia\"\nnodes = [{}]\nwallets = [\"{wallet}\"]\n{more}\n\
+        "[[chain]]\nname = \"Sepolia\"\nnodes = [{}]\nwallets = [\"{wallet}\"]\n{keys}\n\
          [chain.tokens]\nUSDC = {{ contract = \"{token}\", decimals = 6 }}\n",
         nodes.join(", ")
     )
@@ -224,11 +224,11 @@ async fn two_claims_of_one_arrival_are_both_doubtful() {
     let data = calldata("transfer(address,uint256)", &[&shop.anvil.accounts[0], &UNITS.to_string()]);
     let second = shop.anvil.send(&wallet, Some(&shop.token), 0, &data);
     shop.anvil.mine(5);
-    let (_, one) = shop.receive(&shop.mail(1, &first));
-    let (_, two) = shop.receive(&Paid { wallet, ..shop.mail(2, &second) });
+    let (_, first_event) = shop.receive(&shop.mail(1, &first));
+    let (_, second_event) = shop.receive(&Paid { wallet, ..shop.mail(2, &second) });
     let daemon = shop.home.start();
-    shop.state_is(&one, "doubtful claimed");
-    shop.state_is(&two, "doubtful claimed");
+    shop.state_is(&first_event, "doubtful claimed");
+    shop.state_is(&second_event, "doubtful claimed");
     assert_eq!(shop.requests().len(), 0);
     ends_well(daemon);
 }

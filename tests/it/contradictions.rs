@@ -61,9 +61,9 @@ impl Shop {
         let path: PathBuf = self.mails.path().join("mail.eml");
         std::fs::write(&path, content.eml()).unwrap();
         let printed = self.home.data(&["import", "--json", path.to_str().unwrap()]);
-        let one: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
-        let reason = one["reason"].as_str().unwrap_or("").split(':').next().unwrap_or("").to_owned();
-        (one["outcome"].as_str().unwrap().to_owned(), reason)
+        let row: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
+        let reason = row["reason"].as_str().unwrap_or("").split(':').next().unwrap_or("").to_owned();
+        (row["outcome"].as_str().unwrap().to_owned(), reason)
     }
 
     /// Marks all deliveries as delivered.

@@ -68,14 +68,14 @@ fn every_table_and_column_is_documented() {
     let folder = tempfile::tempdir().unwrap();
     let real = columns(&database(folder.path()));
     let row = Regex::new(r"(?m)^\| `([a-z0-9_]+)` \|").unwrap();
-    let mut said = BTreeMap::new();
+    let mut documented = BTreeMap::new();
     for section in read_file("docs/database.md").split("\n## ").skip(1) {
         if let Some(table) = section.lines().next().unwrap().strip_prefix('`').and_then(|l| l.strip_suffix('`')) {
             let columns: Vec<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
-            said.insert(table.to_owned(), columns);
+            documented.insert(table.to_owned(), columns);
         }
     }
-    assert_eq!(said, real);
+    assert_eq!(documented, real);
 }
 
 #[test]
@@ -202,9 +202,9 @@ fn datasette_queries_run() {
         assert!(statement.raw_query().next().unwrap().is_some(), "{name}");
     }
     let real = columns(&connection);
-    for (table, of) in database["tables"].as_object().unwrap() {
-        let facets = of.get("facets").and_then(|f| f.as_array()).cloned().unwrap_or_default();
-        for column in facets.iter().chain(of.get("sort_desc")).chain(of.get("label_column")) {
+    for (table, settings) in database["tables"].as_object().unwrap() {
+        let facets = settings.get("facets").and_then(|f| f.as_array()).cloned().unwrap_or_default();
+        for column in facets.iter().chain(settings.get("sort_desc")).chain(settings.get("label_column")) {
             assert!(real[table].iter().any(|c| Some(c.as_str()) == column.as_str()), "{table}: {column}");
         }
     }

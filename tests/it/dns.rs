@@ -15,18 +15,18 @@ const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.exam
 /// The timeout for all signatures of a mail is 15 seconds.
 const LIMIT: Duration = Duration::from_secs(17);
 
-struct World {
+struct DnsSetup {
     key: Key,
     server: Firewalled,
     resolver: dns::Resolver,
 }
 
-impl World {
-    fn new(dropped: Dropped) -> World {
+impl DnsSetup {
+    fn new(dropped: Dropped) -> DnsSetup {
         let key = Key::rsa(2048);
         let server = Firewalled::start(dropped, &key.record(""));
         let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", server.address)).unwrap();
-        World { key, server, resolver: dns::Resolver::new(&settings).unwrap() }
+        DnsSetup { key, server, resolver: dns::Resolver::new(&settings).unwrap() }
     }
 
     /// The authenticity of a mail with a signature for each selector.
@@ -59,38 +59,38 @@ impl World {
 
 #[tokio::test]
 async fn dropped_edns_costs_one_timeout() {
-    let world = World::new(Dropped::Edns);
-    world.assert_trusted(&["s1"]).await;
-    let dropped = world.count(Query::UdpWithEdns);
+    let setup = DnsSetup::new(Dropped::Edns);
+    setup.assert_trusted(&["s1"]).await;
+    let dropped = setup.count(Query::UdpWithEdns);
     assert!(dropped > 0, "the first query has EDNS");
-    world.assert_trusted(&["s2"]).await;
-    assert_eq!(world.count(Query::UdpWithEdns), dropped, "the way that worked comes first");
-    assert_eq!(world.count(Query::Tcp), 0);
+    setup.assert_trusted(&["s2"]).await;
+    assert_eq!(setup.count(Query::UdpWithEdns), dropped, "the way that worked comes first");
+    assert_eq!(setup.count(Query::Tcp), 0);
 }
 
 #[tokio::test]
 async fn dropped_udp_is_replaced_by_tcp() {
-    let world = World::new(Dropped::Udp);
-    world.assert_trusted(&["s1"]).await;
-    let queries_over_udp = world.count(Query::UdpWithEdns) + world.count(Query::Udp);
+    let setup = DnsSetup::new(Dropped::Udp);
+    setup.assert_trusted(&["s1"]).await;
+    let queries_over_udp = setup.count(Query::UdpWithEdns) + setup.count(Query::Udp);
     assert!(queries_over_udp > 0, "the first query is over UDP");
-    world.assert_trusted(&["s2"]).await;
-    assert_eq!(world.count(Query::UdpWithEdns) + world.count(Query::Udp), queries_over_udp);
-    let found = dns::check_domain(&world.resolver, "resmic.com").await.unwrap();
+    setup.assert_trusted(&["s2"]).await;
+    assert_eq!(setup.count(Query::UdpWithEdns) + setup.count(Query::Udp), queries_over_udp);
+    let found = dns::check_domain(&setup.resolver, "resmic.com").await.unwrap();
     assert_eq!(found[0], "DNS works; it has no mail server (MX)");
 }
 
 #[tokio::test]
 async fn four_signatures_cost_no_more_timeouts_than_one() {
-    let world = World::new(Dropped::Udp);
-    world.assert_trusted(&["s1", "s2", "s3", "s4"]).await;
+    let setup = DnsSetup::new(Dropped::Udp);
+    setup.assert_trusted(&["s1", "s2", "s3", "s4"]).await;
 }
 
 #[tokio::test]
 async fn a_mail_waits_while_all_dns_is_dropped() {
-    let world = World::new(Dropped::Everything);
-    let authenticity = world.authenticate_now(&["s1", "s2"]).await;
+    let setup = DnsSetup::new(Dropped::Everything);
+    let authenticity = setup.authenticate_now(&["s1", "s2"]).await;
     let Authenticity::TempError(reason) = &authenticity else { panic!("{authenticity:?}") };
     assert_eq!(reason.code, ReasonCode::Dns);
-    assert!(world.count(Query::Tcp) > 0, "the last query is over TCP");
+    assert!(setup.count(Query::Tcp) > 0, "the last query is over TCP");
 }

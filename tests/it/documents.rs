@@ -19,10 +19,10 @@ fn root() -> &'static Path {
 }
 
 fn documents() -> Vec<PathBuf> {
-    let of = |folder: &str| fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
-    let found: Vec<_> = of(".")
-        .chain(of("docs"))
-        .chain(of("docs/decisions"))
+    let files_in = |folder: &str| fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let found: Vec<_> = files_in(".")
+        .chain(files_in("docs"))
+        .chain(files_in("docs/decisions"))
         .filter(|path| path.extension().is_some_and(|e| e == "md"))
         .collect();
     assert!(found.len() > 10, "{found:?}");
@@ -40,11 +40,11 @@ fn links(document: &Path) -> Vec<(PathBuf, String)> {
     let text = fs::read_to_string(document).unwrap();
     let link = Regex::new(r"\]\(([^)#]*)#?([^)]*)\)").unwrap();
     let ours = link.captures_iter(&text).filter(|c| !c[1].starts_with("http"));
-    let of = |c: regex::Captures<'_>| {
+    let link_end = |c: regex::Captures<'_>| {
         let file = if c[1].is_empty() { document.to_owned() } else { document.parent().unwrap().join(&c[1]) };
         (file.canonicalize().unwrap_or_else(|e| panic!("{}: {}: {e}", document.display(), &c[0])), c[2].to_owned())
     };
-    ours.map(of).collect()
+    ours.map(link_end).collect()
 }
 
 #[test]
@@ -142,8 +142,8 @@ fn keys(document: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let row = Regex::new(r"^\| `(\w+)` \| ([a-z ]+) \|").unwrap();
     let (mut tables, mut heading) = (BTreeMap::<_, BTreeMap<_, _>>::new(), String::new());
     for line in fs::read_to_string(root().join(document)).unwrap().lines() {
-        if let Some(words) = line.strip_prefix('#') {
-            heading = words.trim_start_matches('#').trim().replace('`', "");
+        if let Some(title) = line.strip_prefix('#') {
+            heading = title.trim_start_matches('#').trim().replace('`', "");
         } else if let Some(c) = row.captures(line) {
             tables.entry(heading.clone()).or_default().insert(c[1].to_owned(), c[2].to_owned());
         }
@@ -229,12 +229,12 @@ fn json_keys_and_types_match_the_documentation() {
     // No API answers here, but the keys are the same.
     let resmic = "[resmic]\nurl = \"http://127.0.0.1:1\"\napi_key = { command = [\"echo\", \"key\"] }\n\
         user_id = { command = [\"echo\", \"user\"] }\n";
-    let without = fs::read_to_string(&file).unwrap();
-    fs::write(&file, without.clone() + resmic).unwrap();
+    let text_before = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text_before.clone() + resmic).unwrap();
     let status = printed(&["status", "--json"]);
     compare("The resmic of status --json", status["resmic"].as_object().unwrap());
     compare("session check --json", &printed(&["session", "check", "--json", SESSION]));
-    fs::write(&file, without).unwrap();
+    fs::write(&file, text_before).unwrap();
     // This mail reports a payment that a chain must confirm. The node of this chain does not answer.
     let paid = PAYMENT.replace("0x1111", "0x2222").replace("0b546729bbd0", "0b546729bbd1")
         + "Blockchain: Sepolia\r\nToken: DAI\r\nFrom Wallet: 0x056397760b973BfB921Bc10Be9DA5034B1e921d7\r\n";

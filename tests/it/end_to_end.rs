@@ -32,8 +32,8 @@ fn read_file(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-fn home(dovecot: &Dovecot, more: &str) -> Home {
-    Home::new(&format!("{}{ACCEPT_UNSIGNED}{more}", account(dovecot.imap, "dedicated = true")))
+fn home(dovecot: &Dovecot, keys: &str) -> Home {
+    Home::new(&format!("{}{ACCEPT_UNSIGNED}{keys}", account(dovecot.imap, "dedicated = true")))
 }
 
 #[test]
@@ -85,8 +85,9 @@ fn an_imported_and_received_mail_is_one_event() {
     dovecot.deliver("payments@shop.example", &read_file(&sample));
     home.until("SELECT outcome FROM mails WHERE uid IS NOT NULL", "duplicate", SOON);
     assert_eq!(home.ask("SELECT event_id FROM mails WHERE uid IS NOT NULL"), imported["event_id"].as_str().unwrap());
-    let again: Value = serde_json::from_str(&home.data(&["import", "--json", sample.to_str().unwrap()])).unwrap();
-    assert_eq!((again["outcome"].as_str(), again["mail_id"].is_null()), (Some("duplicate"), true));
+    let second_import: Value =
+        serde_json::from_str(&home.data(&["import", "--json", sample.to_str().unwrap()])).unwrap();
+    assert_eq!((second_import["outcome"].as_str(), second_import["mail_id"].is_null()), (Some("duplicate"), true));
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "2");
     assert_eq!(daemon.end(), Some(0));
 }
@@ -173,8 +174,8 @@ fn a_second_daemon_is_refused() {
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "2", SOON);
     let second = home.run(&["run"]);
     assert_eq!(second.status.code(), Some(1));
-    let words = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(words.contains("another resmic-mailhook daemon is running"), "{words}");
+    let error = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(error.contains("another resmic-mailhook daemon is running"), "{error}");
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -187,7 +188,7 @@ fn connection_problems_are_reported_and_retried() {
         ("port = 1", "cannot connect"),
         ("tls = \"implicit\"\nport = IMAPS", "TLS with 127.0.0.1 failed"),
     ];
-    for (change, words) in cases {
+    for (change, expected) in cases {
         let mut config = account(dovecot.imap, "mailboxes = [\"INBOX\"]");
         for line in change.replace("IMAPS", &dovecot.imaps.to_string()).lines() {
             let key = line.split(' ').next().unwrap();
@@ -196,10 +197,10 @@ fn connection_problems_are_reported_and_retried() {
         }
         let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}"));
         let daemon = home.start();
-        daemon.says(words, SOON);
+        daemon.says(expected, SOON);
         home.until("SELECT state FROM mailboxes", "failed", SOON);
-        assert!(home.ask("SELECT last_error FROM mailboxes").contains(words));
-        assert_eq!(daemon.end(), Some(0), "{words}");
+        assert!(home.ask("SELECT last_error FROM mailboxes").contains(expected));
+        assert_eq!(daemon.end(), Some(0), "{expected}");
     }
 }
 

@@ -57,7 +57,7 @@ fn init(home: &Home, arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -93,13 +93,13 @@ impl Terminal {
         Terminal::start(&format!("{} --config {} init {arguments}", binary().display(), config.display()))
     }
 
-    /// Waits until the words appear in new output.
-    fn expect(&mut self, words: &str) {
+    /// Waits until the text appears in new output.
+    fn expect(&mut self, text: &str) {
         let screen = self.screen.0.lock().unwrap();
-        let absent = |screen: &mut String| !screen[self.seen..].contains(words);
+        let absent = |screen: &mut String| !screen[self.seen..].contains(text);
         let (screen, waited) = self.screen.1.wait_timeout_while(screen, SOON, absent).unwrap();
-        assert!(!waited.timed_out(), "{words:?} is not on the screen:\n{screen}");
-        self.seen += screen[self.seen..].find(words).unwrap() + words.len();
+        assert!(!waited.timed_out(), "{text:?} is not on the screen:\n{screen}");
+        self.seen += screen[self.seen..].find(text).unwrap() + text.len();
     }
 
     fn press(&mut self, keys: &str) {
@@ -208,14 +208,14 @@ fn an_interruption_leaves_no_files() {
         config.display()
     );
     // The keys Ctrl-C and Ctrl-D.
-    for (question, keys, words) in [
+    for (question, keys, expected) in [
         ("Password (not shown): ", "\u{3}", "interrupted; nothing was written"),
         ("Password (not shown): ", "\u{4}", "the input has ended; nothing was written"),
     ] {
         let mut terminal = Terminal::start(&format!("sh -c 'trap : INT; {command}'"));
         terminal.expect(question);
         terminal.press(keys);
-        terminal.expect(words);
+        terminal.expect(expected);
         terminal.expect("code 1");
         // The terminal echoes typed characters again.
         terminal.expect(" echo ");
@@ -254,9 +254,9 @@ fn flags_replace_answers() {
         "match",
     ];
     let output = init(&home, &arguments, &format!("{PASSWORD}\n"));
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(0), "{}", output_text(&output));
     assert_eq!(names(home.folder.path()), ["config.toml", "imap-password", "webhook-secret"]);
-    assert!(!said(&output).contains(PASSWORD));
+    assert!(!output_text(&output).contains(PASSWORD));
     let checked = home.data(&["check", "--connect"]);
     assert!(checked.contains("logged in at localhost"), "{checked}");
     let text = content(&home, "config.toml");
@@ -264,7 +264,7 @@ fn flags_replace_answers() {
     // The second run finds all files of the first one.
     let output = init(&home, &arguments, &format!("{PASSWORD}\n"));
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("exists, and init overwrites nothing"), "{}", said(&output));
+    assert!(output_text(&output).contains("exists, and init overwrites nothing"), "{}", output_text(&output));
     assert_eq!(content(&home, "config.toml"), text);
 }
 
@@ -289,8 +289,8 @@ fn a_missing_answer_names_its_flag() {
             arguments.dedup();
             arguments.extend(all.iter().filter(|(other, _)| other != flag).flat_map(|(_, given)| given.iter()));
             let output = init(&home, &arguments, "secret\n");
-            assert_eq!(output.status.code(), Some(2), "{flag}: {}", said(&output));
-            assert!(said(&output).contains(&format!("error: {flag}")), "{flag}: {}", said(&output));
+            assert_eq!(output.status.code(), Some(2), "{flag}: {}", output_text(&output));
+            assert!(output_text(&output).contains(&format!("error: {flag}")), "{flag}: {}", output_text(&output));
             assert_eq!(names(home.folder.path()), Vec::<String>::new());
         }
     }
@@ -329,16 +329,16 @@ fn a_wrong_password_writes_nothing() {
         command.current_dir(home.folder.path()).stdin(Stdio::null()).output().unwrap()
     };
     let output = run();
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
     assert!(
-        said(&output).contains("login refused") && said(&output).contains("nothing was written"),
+        output_text(&output).contains("login refused") && output_text(&output).contains("nothing was written"),
         "{}",
-        said(&output)
+        output_text(&output)
     );
     assert_eq!(names(home.folder.path()), ["wrong"]);
     fs::write(home.folder.path().join("wrong"), PASSWORD).unwrap();
     let output = run();
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(0), "{}", output_text(&output));
     assert_eq!(names(config.parent().unwrap()), ["config.toml", "imap-password"]);
     // The daemon runs as another user, and must be able to read the configuration.
     for (name, expected) in [("deep", 0o755), ("deep/folder", 0o755), ("deep/folder/config.toml", 0o644)] {
@@ -365,7 +365,7 @@ fn existing_secrets_are_used() {
         fs::write(home.folder.path().join(name), format!("older {name}\n")).unwrap();
     }
     let output = init(&home, &flags, "");
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(0), "{}", output_text(&output));
     for name in ["imap-password", "webhook-secret", "address-key"] {
         assert_eq!(content(&home, name), format!("older {name}\n"));
     }
@@ -374,8 +374,8 @@ fn existing_secrets_are_used() {
     fs::remove_file(home.folder.path().join("config.toml")).unwrap();
     fs::write(home.folder.path().join("address-key"), "").unwrap();
     let output = init(&home, &flags, "");
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("address-key exists, but is empty"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", output_text(&output));
+    assert!(output_text(&output).contains("address-key exists, but is empty"), "{}", output_text(&output));
     assert_eq!(names(home.folder.path()), ["address-key", "imap-password", "webhook-secret"]);
 }
 
@@ -397,11 +397,11 @@ fn a_provider_with_oauth_needs_authorize_next() {
             flags.extend(["--client-secret-file", "-"]);
         }
         let output = init(&home, &flags, "s3cret\n");
-        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
-        assert!(said(&output).contains("authorize shop"), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(0), "{}", output_text(&output));
+        assert!(output_text(&output).contains("authorize shop"), "{}", output_text(&output));
         assert!(content(&home, "config.toml").contains(expected), "{}", content(&home, "config.toml"));
         let checked = home.run(&["check"]);
-        assert!(said(&checked).contains("account[0].oauth2.refresh_token"), "{}", said(&checked));
+        assert!(output_text(&checked).contains("account[0].oauth2.refresh_token"), "{}", output_text(&checked));
         fs::write(home.folder.path().join("oauth-refresh-token"), "token\n").unwrap();
         home.data(&["check"]);
     }
@@ -440,12 +440,12 @@ fn the_server_is_found_in_dns() {
             "match",
         ];
         let output = init(&home, &flags, "secret\n");
-        assert_eq!(output.status.code(), Some(0), "{name}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", output_text(&output));
         assert!(content(&home, "config.toml").contains(expected), "{name}: {}", content(&home, "config.toml"));
     }
     // This SRV record means that the domain does not offer the service.
     let dns = dns(("_imaps._tcp.shop.example", "SRV 0 0 0 ."));
     let (home, address) = (empty(), dns.address.to_string());
     let output = init(&home, &["--yes", "--email", EMAIL, "--dns", &address], "");
-    assert!(said(&output).contains("error: --host is missing"), "{}", said(&output));
+    assert!(output_text(&output).contains("error: --host is missing"), "{}", output_text(&output));
 }

@@ -26,7 +26,7 @@ const DETAILS: &str = "/api/v1/makepayment/transaction-details";
 const STATUS: &str = "/api/v1/makepayment/payment-status";
 
 /// A database, an API, and a clock.
-struct World {
+struct PaceSetup {
     runtime: Runtime,
     api: ResmicApi,
     store: Store,
@@ -37,8 +37,8 @@ struct World {
     sent_at: Vec<Instant>,
 }
 
-impl World {
-    fn new() -> World {
+impl PaceSetup {
+    fn new() -> PaceSetup {
         let (api, runtime, folder) = (ResmicApi::start(), Runtime::new().unwrap(), tempfile::tempdir().unwrap());
         let store = Store::open(StoreSettings {
             path: folder.path().join("m.db"),
@@ -52,7 +52,7 @@ impl World {
         let settings: ResmicSettings = settings["resmic"].clone().try_into().unwrap();
         let client = ResmicClient::new(&settings, API_KEY.to_owned().into(), USER_ID.to_owned().into(), None).unwrap();
         let inquirer = Inquirer::new(store.clone(), client, RATE);
-        World { runtime, api, store, inquirer, folder, now: Instant::now(), sent_at: Vec::new() }
+        PaceSetup { runtime, api, store, inquirer, folder, now: Instant::now(), sent_at: Vec::new() }
     }
 
     /// Registers sessions with these numbers, oldest first, with a second between them. The last one is `age` seconds old.
@@ -132,77 +132,77 @@ fn questions(path: &str, sessions: impl Iterator<Item = u32>) -> Vec<(String, St
 
 #[test]
 fn thousand_candidates_are_each_asked_once() {
-    let mut world = World::new();
-    world.register(1..=1_000, 60, "20");
+    let mut setup = PaceSetup::new();
+    setup.register(1..=1_000, 60, "20");
     // Resmic names the transaction for the oldest session, which is the last question.
-    world.api.set_session(&id(1), Session::completed("20", HASH));
-    world.receive(HASH);
-    let began = world.now;
-    world.ask_all(usize::MAX);
-    assert_eq!(world.asked(), questions(DETAILS, (1..=1_000).rev()), "the newest first, each once");
-    world.check_rate(0, RATE as usize);
-    assert_eq!(world.now - began, MINUTE * 99, "and no slower than allowed");
-    assert_eq!(world.count("SELECT session_source = 'resmic' AND session_id LIKE '%000000000001' FROM events"), 1);
+    setup.api.set_session(&id(1), Session::completed("20", HASH));
+    setup.receive(HASH);
+    let began = setup.now;
+    setup.ask_all(usize::MAX);
+    assert_eq!(setup.asked(), questions(DETAILS, (1..=1_000).rev()), "the newest first, each once");
+    setup.check_rate(0, RATE as usize);
+    assert_eq!(setup.now - began, MINUTE * 99, "and no slower than allowed");
+    assert_eq!(setup.count("SELECT session_source = 'resmic' AND session_id LIKE '%000000000001' FROM events"), 1);
 }
 
 #[test]
 fn new_events_repeat_the_questions() {
-    let mut world = World::new();
-    world.register(1..=30, 60, "20");
-    world.api.set_session(&id(7), Session::completed("20", HASH));
-    world.receive(&HASH.replace("0xa4", "0xb4"));
-    world.ask_all(usize::MAX);
-    assert_eq!(world.asked(), questions(DETAILS, (1..=30).rev()));
-    world.ask_all(usize::MAX);
-    assert_eq!(world.asked().len(), 30, "nothing is new");
+    let mut setup = PaceSetup::new();
+    setup.register(1..=30, 60, "20");
+    setup.api.set_session(&id(7), Session::completed("20", HASH));
+    setup.receive(&HASH.replace("0xa4", "0xb4"));
+    setup.ask_all(usize::MAX);
+    assert_eq!(setup.asked(), questions(DETAILS, (1..=30).rev()));
+    setup.ask_all(usize::MAX);
+    assert_eq!(setup.asked().len(), 30, "nothing is new");
     // Session 7 has a transaction, which does not change. Each of the others may have been paid meanwhile.
-    world.receive(HASH);
-    world.ask_all(usize::MAX);
-    let mut again: Vec<u32> = (1..=30).rev().collect();
-    again.retain(|n| *n != 7);
-    assert_eq!(world.asked()[30..], questions(DETAILS, again.into_iter()));
-    world.check_rate(0, RATE as usize);
-    assert_eq!(world.count("SELECT count(*) FROM events WHERE session_source = 'resmic'"), 1);
+    setup.receive(HASH);
+    setup.ask_all(usize::MAX);
+    let mut asked_again: Vec<u32> = (1..=30).rev().collect();
+    asked_again.retain(|n| *n != 7);
+    assert_eq!(setup.asked()[30..], questions(DETAILS, asked_again.into_iter()));
+    setup.check_rate(0, RATE as usize);
+    assert_eq!(setup.count("SELECT count(*) FROM events WHERE session_source = 'resmic'"), 1);
 }
 
 #[test]
 fn thousand_expired_sessions_are_each_asked_once() {
-    let mut world = World::new();
+    let mut setup = PaceSetup::new();
     // The newest one expired a minute ago.
-    world.register(1..=1_000, 41 * 60, "20");
+    setup.register(1..=1_000, 41 * 60, "20");
     let still_initiated = |n: u32| n.is_multiple_of(20);
     for n in 1..=1_000 {
         let session = if still_initiated(n) { Session::initiated("20") } else { Session::failed("20") };
-        world.api.set_session(&id(n), session);
+        setup.api.set_session(&id(n), session);
     }
-    let began = world.now;
-    let next = world.ask_all(usize::MAX).unwrap();
+    let began = setup.now;
+    let next = setup.ask_all(usize::MAX).unwrap();
     // The session that has been due for the longest time goes first. With the newest first, an old one might never get its turn.
-    assert_eq!(world.asked(), questions(STATUS, 1..=1_000));
-    world.check_rate(0, BACKGROUND);
-    assert_eq!(world.now - began, MINUTE * 142);
-    assert_eq!(world.count("SELECT count(*) FROM events WHERE source = 'resmic' AND status = 'failed'"), 950);
+    assert_eq!(setup.asked(), questions(STATUS, 1..=1_000));
+    setup.check_rate(0, BACKGROUND);
+    assert_eq!(setup.now - began, MINUTE * 142);
+    assert_eq!(setup.count("SELECT count(*) FROM events WHERE source = 'resmic' AND status = 'failed'"), 950);
     let hour = Timestamp::now() + SignedDuration::from_mins(59);
     assert!(next > hour, "the sessions that are still initiated are asked about in an hour: {next}");
-    assert_eq!(world.count("SELECT max(asks) FROM session_inquiries"), 1);
+    assert_eq!(setup.count("SELECT max(asks) FROM session_inquiries"), 1);
 }
 
 #[test]
 fn an_event_goes_before_thousand_expired_sessions() {
-    let mut world = World::new();
-    world.register(1..=997, 41 * 60, "7");
-    world.register(998..=1_000, 0, "20");
-    world.ask_all(BACKGROUND);
-    assert!(matches!(world.ask(), Turn::Paced(_)), "the rest of this minute is reserved for events");
-    world.receive(HASH);
+    let mut setup = PaceSetup::new();
+    setup.register(1..=997, 41 * 60, "7");
+    setup.register(998..=1_000, 0, "20");
+    setup.ask_all(BACKGROUND);
+    assert!(matches!(setup.ask(), Turn::Paced(_)), "the rest of this minute is reserved for events");
+    setup.receive(HASH);
     for _ in 998..=1_000 {
-        assert_eq!(world.ask(), Turn::Asked);
-        world.sent_at.push(world.now);
+        assert_eq!(setup.ask(), Turn::Asked);
+        setup.sent_at.push(setup.now);
     }
-    assert_eq!(world.asked()[BACKGROUND..], questions(DETAILS, (998..=1_000).rev()));
-    world.ask_all(100);
-    world.check_rate(0, RATE as usize);
+    assert_eq!(setup.asked()[BACKGROUND..], questions(DETAILS, (998..=1_000).rev()));
+    setup.ask_all(100);
+    setup.check_rate(0, RATE as usize);
     let mut times = BTreeMap::<_, usize>::new();
-    world.asked().into_iter().for_each(|question| *times.entry(question).or_default() += 1);
+    setup.asked().into_iter().for_each(|question| *times.entry(question).or_default() += 1);
     assert!(times.values().all(|n| *n == 1), "{times:?}");
 }

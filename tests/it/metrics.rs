@@ -50,12 +50,12 @@ fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
 }
 
 /// Does the same as [`watching`], with more lines of configuration.
-fn watching_with(dovecot: &Dovecot, more: &str) -> (Home, Daemon, u16) {
+fn watching_with(dovecot: &Dovecot, keys: &str) -> (Home, Daemon, u16) {
     let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nquiet = \"1d\"");
     let start = |_| {
         let port = free_port();
         let metrics = format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n");
-        let home = Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{metrics}{more}"));
+        let home = Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{metrics}{keys}"));
         let mut daemon = home.start();
         // If another program has bound the port in the meantime, the daemon ends before it creates a database.
         daemon.process.until(SOON, || home.database().exists().then_some(()))?;
@@ -240,7 +240,7 @@ fn silent_http_clients_do_not_block_shutdown() {
     assert!(!beside("wal") && !beside("shm"));
 }
 
-fn both_are_red(home: &Home, port: u16, words: &str) {
+fn both_are_red(home: &Home, port: u16, expected: &str) {
     // The reasons may change at any time. Compare only if they were the same before and after the request.
     let (mut before, mut served, mut after) = (attention(home), get(port, "/healthz"), attention(home));
     for _ in 0..50 {
@@ -250,7 +250,7 @@ fn both_are_red(home: &Home, port: u16, words: &str) {
         (before, served, after) = (after, get(port, "/healthz"), attention(home));
     }
     assert_eq!((served.0, served.1.lines().map(str::to_owned).collect::<Vec<_>>()), (503, before));
-    assert!(served.1.contains(words), "{words:?}: {}", served.1);
+    assert!(served.1.contains(expected), "{expected:?}: {}", served.1);
 }
 
 /// The reasons that `status` reports.

@@ -172,13 +172,13 @@ fn consumers_log_in_over_tls_only() {
     ));
     let without_tls = NatsServer::start_with(LOGIN);
     for language in ConsumerLanguage::ALL {
-        for (server, words) in [(&with_tls, "stream not found"), (&without_tls, "server does not")] {
+        for (server, expected) in [(&with_tls, "stream not found"), (&without_tls, "server does not")] {
             let mut consumer = Consumer::new(language, &format!("tls://localhost:{}", server.port));
             consumer.set("NATS_CA", server.ca());
             consumer.set("NATS_USER", "shop");
             consumer.set("NATS_PASSWORD", "s3cret");
             consumer.start();
-            consumer.says_often(words, 1, SOON);
+            consumer.says_often(expected, 1, SOON);
             consumer.end();
         }
     }

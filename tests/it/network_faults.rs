@@ -37,8 +37,8 @@ impl ProxySetup {
     fn start(tls: ProxyTls, renew: &str) -> ProxySetup {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         let proxy = Proxy::in_front_of(if tls == ProxyTls::Plain { dovecot.imap } else { dovecot.imaps });
-        let more = format!("dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"{renew}\"");
-        let mut config = account(proxy.port, &more);
+        let keys = format!("dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"{renew}\"");
+        let mut config = account(proxy.port, &keys);
         if tls == ProxyTls::Implicit {
             let ca = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
             config = config.replace("tls = \"none\"", &ca);

@@ -21,10 +21,16 @@ const SOON: Duration = Duration::from_secs(60);
 /// Runs a command on a terminal. Returns it with its output, as the terminal shows them.
 fn on_terminal(home: &Home, arguments: &[&str]) -> String {
     let command = home.command(arguments);
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
+    let command_line = std::iter::once(command.get_program()).chain(command.get_args());
+    let command_line: Vec<_> = command_line.map(|word| word.to_str().unwrap()).collect();
     let mut script = Command::new("script");
-    script.args(["-E", "never", "-qec", &format!("stty cols {COLUMNS} && exec {}", words.join(" ")), "/dev/null"]);
+    script.args([
+        "-E",
+        "never",
+        "-qec",
+        &format!("stty cols {COLUMNS} && exec {}", command_line.join(" ")),
+        "/dev/null",
+    ]);
     script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     script.env_remove("NO_COLOR").env("TERM", "xterm").stdin(Stdio::null());
     let output = String::from_utf8(script.output().unwrap().stdout).unwrap().replace("\r\n", "\n");

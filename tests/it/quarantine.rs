@@ -24,8 +24,8 @@ fn import(home: &Home, mail: &[u8]) -> (String, String) {
     let path = home.folder.path().join("mail.eml");
     std::fs::write(&path, mail).unwrap();
     let printed = home.data(&["import", "--json", path.to_str().unwrap()]);
-    let one: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
-    (one["outcome"].as_str().unwrap().to_owned(), one["reason"].as_str().unwrap_or_default().to_owned())
+    let row: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
+    (row["outcome"].as_str().unwrap().to_owned(), row["reason"].as_str().unwrap_or_default().to_owned())
 }
 
 fn key() -> (Key, Vec<u8>) {

@@ -45,8 +45,8 @@ fn payment(n: u32, label: &str) -> String {
 #[test]
 fn a_silent_account_needs_attention() {
     let dovecot = Dovecot::start();
-    let more = "dedicated = true\nmailboxes = [\"INBOX\"]\nquiet = \"1h\"";
-    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}", account(dovecot.imap, more)));
+    let keys = "dedicated = true\nmailboxes = [\"INBOX\"]\nquiet = \"1h\"";
+    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}", account(dovecot.imap, keys)));
     let daemon = home.start();
     home.until(IDLE, "1", SOON);
     // A new mailbox is not silent.
@@ -63,8 +63,8 @@ fn a_silent_account_needs_attention() {
     home.until("SELECT count(*) FROM events", "1", SOON);
     assert_eq!(home.run(&["status"]).status.code(), Some(0));
     let received = home.ask("SELECT received_at FROM mails WHERE outcome = 'event'");
-    let heard = json!([{"account": "shop", "last_notification_at": received, "quiet": false}]);
-    assert_eq!(status(&home)["accounts"], heard);
+    let expected = json!([{"account": "shop", "last_notification_at": received, "quiet": false}]);
+    assert_eq!(status(&home)["accounts"], expected);
     let printed = String::from_utf8(home.run(&["status"]).stdout).unwrap();
     assert!(printed.contains(&format!("last notification of shop: {received}")), "{printed}");
     set_back(&home, "last_notification_at");
@@ -80,8 +80,8 @@ fn a_silent_account_needs_attention() {
 #[test]
 fn silence_is_normal_by_default() {
     let dovecot = Dovecot::start();
-    let more = "dedicated = true\nmailboxes = [\"INBOX\"]";
-    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}", account(dovecot.imap, more)));
+    let keys = "dedicated = true\nmailboxes = [\"INBOX\"]";
+    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}", account(dovecot.imap, keys)));
     let daemon = home.start();
     home.until(IDLE, "1", SOON);
     set_back(&home, "watched_since last_notification_at");
@@ -175,12 +175,12 @@ fn changed_templates_are_reported_until_parsed() {
     assert_eq!(parsing(), json!({"checked": 10, "unparsed": 5}));
     assert!(!attention(&home).contains("template"), "{}", attention(&home));
     import(26, 26, "Betrag in Dollar");
-    let words = attention(&home);
+    let attention_text = attention(&home);
     assert!(
-        words.contains("6 of the last 10 proven mails could not be parsed, so the template may have changed"),
-        "{words}"
+        attention_text.contains("6 of the last 10 proven mails could not be parsed, so the template may have changed"),
+        "{attention_text}"
     );
-    assert!(words.contains("`reparse --outcome quarantined`"), "{words}");
+    assert!(attention_text.contains("`reparse --outcome quarantined`"), "{attention_text}");
     assert!(String::from_utf8(home.run(&["status"]).stdout).unwrap().contains("template may have changed"));
     let changed = format!("{config}[extract.labels]\namount = [\"Betrag in Dollar\"]\n");
     std::fs::write(home.folder.path().join("config.toml"), changed).unwrap();

@@ -51,12 +51,12 @@ fn a_read_only_user_can_run_status() {
     set_mode(&home, 0o755);
     let daemon = home.start();
     home.until("SELECT state FROM mailboxes", "failed", SOON);
-    let words = output_text(&run_unprivileged(&home, &["status"]));
-    assert!(words.contains("cannot connect") && !words.contains("the daemon is not running"), "{words}");
+    let printed = output_text(&run_unprivileged(&home, &["status"]));
+    assert!(printed.contains("cannot connect") && !printed.contains("the daemon is not running"), "{printed}");
     assert_eq!(daemon.end(), Some(0));
     set_mode(&home, 0o555);
-    let words = output_text(&run_unprivileged(&home, &["status"]));
-    assert!(words.contains("cannot connect") && words.contains("the daemon is not running"), "{words}");
+    let printed = output_text(&run_unprivileged(&home, &["status"]));
+    assert!(printed.contains("cannot connect") && printed.contains("the daemon is not running"), "{printed}");
     let events = run_unprivileged(&home, &["events"]);
     assert!(events.status.success(), "{}", output_text(&events));
     // The snapshot cannot change, so `--follow` is refused.

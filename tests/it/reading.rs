@@ -106,26 +106,26 @@ prop_compose! {
 fn body(payment: &Payment, layout: u8) -> (bool, String) {
     // An object has the webhook's keys.
     let fields = payment.fields(layout.is_multiple_of(2) && !matches!(layout / 2, 4 | 5));
-    let each = |write: &dyn Fn(&str, &str) -> String| fields.iter().map(|(l, v)| write(l, v)).collect::<String>();
-    let quoted = |mark: char| each(&|label, value| format!("  {mark}{label}{mark}: {mark}{value}{mark},\n"));
+    let write_each = |write: &dyn Fn(&str, &str) -> String| fields.iter().map(|(l, v)| write(l, v)).collect::<String>();
+    let quoted = |mark: char| write_each(&|label, value| format!("  {mark}{label}{mark}: {mark}{value}{mark},\n"));
     let greeting = "Hello,\n\nthis is about a payment.\n\n";
     match layout / 2 {
-        0 => (false, greeting.to_owned() + &each(&|l, v| format!("{l}: {v}\n"))),
-        1 => (false, greeting.to_owned() + &each(&|l, v| format!("- **{l}:** {v}\n"))),
-        2 => (false, greeting.to_owned() + &each(&|l, v| format!("| {l} | {v} |\n"))),
-        3 => (false, greeting.to_owned() + &each(&|l, v| format!("{l}\n{v}\n\n"))),
+        0 => (false, greeting.to_owned() + &write_each(&|l, v| format!("{l}: {v}\n"))),
+        1 => (false, greeting.to_owned() + &write_each(&|l, v| format!("- **{l}:** {v}\n"))),
+        2 => (false, greeting.to_owned() + &write_each(&|l, v| format!("| {l} | {v} |\n"))),
+        3 => (false, greeting.to_owned() + &write_each(&|l, v| format!("{l}\n{v}\n\n"))),
         4 => (false, format!("{{\n{}\n}}", quoted('"').trim_end().trim_end_matches(','))),
         5 => (false, format!("{{\n{}}}", quoted('\''))),
-        6 => (true, format!("<ul>{}</ul>", each(&|l, v| format!("<li><b>{l}:</b> {v}</li>")))),
-        7 => (true, format!("<table>{}</table>", each(&|l, v| format!("<tr><td>{l}</td><td>{v}</td></tr>")))),
-        8 => (true, format!("<dl>{}</dl>", each(&|l, v| format!("<dt>{l}<dd>{v}")))),
-        9 => (true, format!("<p>{}</p>", each(&|l, v| format!("<span>{l}:</span> <i>{v}</i><br>")))),
+        6 => (true, format!("<ul>{}</ul>", write_each(&|l, v| format!("<li><b>{l}:</b> {v}</li>")))),
+        7 => (true, format!("<table>{}</table>", write_each(&|l, v| format!("<tr><td>{l}</td><td>{v}</td></tr>")))),
+        8 => (true, format!("<dl>{}</dl>", write_each(&|l, v| format!("<dt>{l}<dd>{v}")))),
+        9 => (true, format!("<p>{}</p>", write_each(&|l, v| format!("<span>{l}:</span> <i>{v}</i><br>")))),
         10 => {
             let (labels, values): (String, String) =
                 fields.iter().map(|(l, v)| (format!("<th>{l}</th>"), format!("<td>{v}</td>"))).unzip();
             (true, format!("<table><tr>{labels}</tr><tr>{values}</tr></table>"))
         }
-        _ => (true, format!("<p>{}", each(&|l, v| format!("<li><strong>{l}:</strong> <a href=>{v}</li></a>")))),
+        _ => (true, format!("<p>{}", write_each(&|l, v| format!("<li><strong>{l}:</strong> <a href=>{v}</li></a>")))),
     }
 }
 
@@ -158,7 +158,7 @@ fn quoted_printable(text: &str, width: usize) -> String {
 
 fn mail(html: bool, text: &str, encoding: u8, width: usize) -> Vec<u8> {
     let kind = if html { "html" } else { "plain" };
-    let (how, body) = match encoding {
+    let (encoding_name, body) = match encoding {
         0 => ("8bit", text.replace('\n', "\r\n")),
         1 => ("quoted-printable", quoted_printable(text, width)),
         _ => ("base64", {
@@ -168,8 +168,10 @@ fn mail(html: bool, text: &str, encoding: u8, width: usize) -> Vec<u8> {
     };
     let head =
         "From: Resmic <a@resmic.com>\r\nTo: b@shop.example\r\nSubject: About your order\r\nMIME-Version: 1.0\r\n";
-    format!("{head}Content-Type: text/{kind}; charset=utf-8\r\nContent-Transfer-Encoding: {how}\r\n\r\n{body}\r\n")
-        .into()
+    format!(
+        "{head}Content-Type: text/{kind}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding_name}\r\n\r\n{body}\r\n"
+    )
+    .into()
 }
 
 #[test]
@@ -284,11 +286,11 @@ proptest! {
     #[test]
     fn any_mail_is_parsed_without_a_panic(
         kind in "(text/(plain|html)|multipart/(mixed|alternative)|message/rfc822)",
-        more in "(; charset=(utf-8|utf-16|utf-7|iso-2022-jp|x)|; boundary=b|; format=flowed)?",
+        parameters in "(; charset=(utf-8|utf-16|utf-7|iso-2022-jp|x)|; boundary=b|; format=flowed)?",
         encoding in "(7bit|base64|quoted-printable|x-uuencode)",
         body in "([ -~\u{a0}-\u{ff}]{0,40}|--b|<[a-z]{1,9}( style=\"[a-z:;0-9-]{0,20}\")?>|</[a-z]{1,9}>|\\{|\\}|Amount:|\n|&#?[a-z0-9]{0,6};?){0,80}",
     ) {
-        let head = format!("From: a@resmic.com\r\nContent-Type: {kind}{more}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n");
+        let head = format!("From: a@resmic.com\r\nContent-Type: {kind}{parameters}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n");
         let _ = parse((head + &body).as_bytes());
     }
 

@@ -16,7 +16,7 @@ fn accounts_are_reloaded_during_deliveries() {
     let mails: Vec<_> = (1..=PAYMENTS).map(payment).collect();
     dovecot.deliver_all("payments@shop.example", mails.iter().map(Vec::as_slice));
     let rest = format!("[trust]\naccept = [\"none\"]\n{}", forward(&callback.url(), ""));
-    let first = |more: &str| account(dovecot.imap, &format!("{more}\nidle_renew = \"1s\""));
+    let first = |keys: &str| account(dovecot.imap, &format!("{keys}\nidle_renew = \"1s\""));
     let second = first("mailboxes = [\"INBOX\"]").replace("\"shop\"", "\"second\"").replace("payments@", "second@");
     let last = format!("{}{rest}", first("dedicated = true\nmailboxes = [\"INBOX\"]"));
     let broken = format!("{last}broken = 1\n");

@@ -25,9 +25,9 @@ impl RenumberingSetup {
         RenumberingSetup::start_with(mailbox, "dedicated = true")
     }
 
-    fn start_with(mailbox: &'static str, more: &str) -> RenumberingSetup {
+    fn start_with(mailbox: &'static str, keys: &str) -> RenumberingSetup {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
-        let account = account(dovecot.imap, &format!("{more}\nmailboxes = [\"{mailbox}\"]\nidle_renew = \"1s\""));
+        let account = account(dovecot.imap, &format!("{keys}\nmailboxes = [\"{mailbox}\"]\nidle_renew = \"1s\""));
         let home = Home::new(&format!("{account}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
         let setup = RenumberingSetup { dovecot, callback, home, mailbox };
         if mailbox != "INBOX" {
@@ -63,12 +63,12 @@ impl RenumberingSetup {
         self.home.ask("SELECT uid_validity FROM mailboxes").parse().unwrap()
     }
 
-    /// Whether the mail that contains `words` has the flag \Seen on the server.
-    fn is_seen(&self, words: &str) -> bool {
+    /// Whether the mail that contains `text` has the flag \Seen on the server.
+    fn is_seen(&self, text: &str) -> bool {
         let files =
             std::fs::read_dir(self.dovecot.maildir(ADDRESS).join("cur")).unwrap().map(|entry| entry.unwrap().path());
         // Dovecot renames a file when it sets a flag, so that the read may fail.
-        let says = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.contains(words));
+        let says = |path: &Path| std::fs::read_to_string(path).is_ok_and(|content| content.contains(text));
         files.filter(|path| says(path)).any(|path| path.to_str().unwrap().rsplit_once(":2,").unwrap().1.contains('S'))
     }
 
@@ -164,7 +164,7 @@ fn a_renamed_mailbox_is_read_after_its_return() {
 #[test]
 fn after_is_not_applied_to_other_mails() {
     let setup = RenumberingSetup::start_with("INBOX", "dedicated = true\nafter = \"seen\"");
-    let seen = |n: usize| {
+    let wait_until_seen = |n: usize| {
         let deadline = std::time::Instant::now() + SOON;
         while !setup.is_seen(&payments::transaction_hash(n)) {
             assert!(std::time::Instant::now() < deadline, "payment {n} is not marked");
@@ -174,13 +174,13 @@ fn after_is_not_applied_to_other_mails() {
     let daemon = setup.daemon();
     setup.dovecot.deliver(ADDRESS, b"From: A friend <friend@else.example>\r\nSubject: Hello\r\n\r\nHow are you?\r\n");
     setup.deliver(1..=1);
-    seen(1);
+    wait_until_seen(1);
     assert_eq!(daemon.end(), Some(0));
     // As after a restore of the server: everything is read again, and most mails have the same UIDs.
     rusqlite::Connection::open(setup.home.database()).unwrap().execute("DELETE FROM mailboxes", []).unwrap();
     let daemon = setup.daemon();
     setup.deliver(2..=2);
-    seen(2);
+    wait_until_seen(2);
     assert_eq!(
         setup.home.ask("SELECT group_concat(outcome, ' ') FROM (SELECT * FROM mails ORDER BY id)"),
         "ignored event event"

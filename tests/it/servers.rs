@@ -82,18 +82,18 @@ struct ServerSetup<S> {
 
 impl<S: ImapServer> ServerSetup<S> {
     /// A setup whose daemon is idle.
-    fn start(more: &str) -> ServerSetup<S> {
-        let mut setup = ServerSetup::new(more);
+    fn start(keys: &str) -> ServerSetup<S> {
+        let mut setup = ServerSetup::new(keys);
         setup.run();
         setup
     }
 
     /// A setup whose daemon is not yet started.
-    fn new(more: &str) -> ServerSetup<S> {
+    fn new(keys: &str) -> ServerSetup<S> {
         let (server, callback) = (S::start(), Callback::start());
         let proxy = Proxy::in_front_of(server.imap());
-        let inbox = if more.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
-        let account = account(proxy.port, &format!("{inbox}{more}"));
+        let inbox = if keys.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
+        let account = account(proxy.port, &format!("{inbox}{keys}"));
         let home = Home::new(&format!("{account}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
         ServerSetup { server, proxy, callback, home, daemon: None }
     }
@@ -250,8 +250,8 @@ fn shared_mailbox_stores_only_notifications<S: ImapServer>() {
         setup.wait_until_complete(3);
     } else {
         // Courier has no special-use mailboxes.
-        let words = "SELECT state || ': ' || last_error FROM mailboxes WHERE mailbox = '\\Junk'";
-        setup.home.until(words, "polling: no mailbox is marked \\Junk", SOON);
+        let query = "SELECT state || ': ' || last_error FROM mailboxes WHERE mailbox = '\\Junk'";
+        setup.home.until(query, "polling: no mailbox is marked \\Junk", SOON);
         setup.wait_until_complete(2);
     }
     assert_eq!(setup.daemon.take().unwrap().end(), Some(0));
@@ -452,8 +452,11 @@ fn dovecot_without_cleartext_login() {
     let dovecot = Dovecot::start_with_tls_logins_only();
     let config = account(dovecot.imap, "mailboxes = [\"INBOX\"]").replace("127.0.0.1", "127.0.0.2");
     let output = Home::new(&format!("{config}{ACCEPT_UNSIGNED}")).run(&["check", "--connect"]);
-    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    assert!(!output.status.success() && said.contains("LOGINDISABLED") && said.contains("set `tls`"), "{said}");
+    let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(
+        !output.status.success() && printed.contains("LOGINDISABLED") && printed.contains("set `tls`"),
+        "{printed}"
+    );
 }
 
 #[test]

@@ -114,8 +114,8 @@ fn a_contradiction_of_resmic_outlasts_the_chain() {
 fn a_vouched_payment_waits_for_neither() {
     let payment = Waiting::start();
     let refused = payment.shop.home.run(&["deliveries", "retry", "1"]);
-    let words = String::from_utf8(refused.stderr).unwrap();
-    assert!(!refused.status.success() && words.contains("`confirm EVENT_ID --vouch`"), "{words}");
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && error.contains("`confirm EVENT_ID --vouch`"), "{error}");
     let vouched: Value =
         serde_json::from_str(&payment.shop.home.data(&["confirm", "--vouch", "--json", &payment.event])).unwrap();
     assert_eq!((&vouched["before"], &vouched["released"]), (&json!("waiting"), &json!(1)));

@@ -105,15 +105,15 @@ fn trusting(id: &str) -> TrustSettings {
 const PASS: &str = "Authentication-Results: mx.shop.example;\r\n\tdkim=pass (2048-bit key; unprotected) header.d=resmic.com header.i=@resmic.com header.a=rsa-sha256;\r\n\tdkim-atps=neutral\r\n";
 
 #[track_caller]
-fn assert_untrusted(authenticity: &Authenticity, what: &str) {
+fn assert_untrusted(authenticity: &Authenticity, case: &str) {
     assert!(
         matches!(authenticity, Authenticity::Rejected(reason) if reason.code == ReasonCode::Untrusted),
-        "{what}: {authenticity:?}"
+        "{case}: {authenticity:?}"
     );
 }
 
-fn signed(how: SigningOptions<'_>) -> Vec<u8> {
-    sign(MAIL.as_bytes(), &KEYS.rsa, &how)
+fn signed(options: SigningOptions<'_>) -> Vec<u8> {
+    sign(MAIL.as_bytes(), &KEYS.rsa, &options)
 }
 
 fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
@@ -182,12 +182,12 @@ async fn good_mails_are_trusted() {
         ),
         ("line ends of a file", String::from_utf8(good).unwrap().replace("\r\n", "\n").into_bytes()),
     ];
-    for (what, mail) in cases {
+    for (case, mail) in cases {
         let authenticity = authenticate_now(&mail).await;
-        let Authenticity::Trusted(proof) = &authenticity else { panic!("{what}: {authenticity:?}") };
-        assert_eq!(proof.trust, Trust::Dkim, "{what}");
-        assert!(proof.signed_headers.contains("date") && proof.signed_headers.contains("subject"), "{what}: {proof:?}");
-        assert_eq!(proof.to, ["payments@shop.example"], "{what}");
+        let Authenticity::Trusted(proof) = &authenticity else { panic!("{case}: {authenticity:?}") };
+        assert_eq!(proof.trust, Trust::Dkim, "{case}");
+        assert!(proof.signed_headers.contains("date") && proof.signed_headers.contains("subject"), "{case}: {proof:?}");
+        assert_eq!(proof.to, ["payments@shop.example"], "{case}");
     }
 }
 
@@ -207,7 +207,7 @@ async fn byte_order_marks_before_mails_are_ignored() {
     assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
     // A byte order mark permits no other change.
     let text = String::from_utf8(good.clone()).unwrap();
-    for (what, mail) in [
+    for (case, mail) in [
         ("changed", [MARK, &replaced(&good, "Received: $20", "Received: $2000")].concat()),
         ("two marks", [MARK, MARK, &good].concat()),
         ("a mark before From", text.replace("\r\nFrom:", "\r\n\u{feff}From:").into_bytes()),
@@ -216,7 +216,7 @@ async fn byte_order_marks_before_mails_are_ignored() {
         ("a second From", [MARK, b"From: a@resmic.com\r\n", &good].concat()),
         ("unsigned", [MARK, MAIL.as_bytes()].concat()),
     ] {
-        assert_untrusted(&authenticate_now(&mail).await, what);
+        assert_untrusted(&authenticate_now(&mail).await, case);
     }
 }
 
@@ -273,10 +273,10 @@ async fn forged_and_extended_mails_are_untrusted() {
         ("a second To on top", [b"To: payments@shop.example\r\n".as_slice(), &good].concat()),
         ("no body hash", replaced(&good, "bh=", "xh=")),
     ];
-    for (what, mail) in cases {
+    for (case, mail) in cases {
         let authenticity = authenticate_now(&mail).await;
-        let Authenticity::Rejected(reason) = &authenticity else { panic!("{what}: {authenticity:?}") };
-        assert_eq!(reason.code, ReasonCode::Untrusted, "{what}: {reason}");
+        let Authenticity::Rejected(reason) = &authenticity else { panic!("{case}: {authenticity:?}") };
+        assert_eq!(reason.code, ReasonCode::Untrusted, "{case}: {reason}");
     }
 }
 
@@ -288,12 +288,12 @@ async fn signatures_and_their_names_are_limited() {
         format!("{signature}{MAIL}").into_bytes()
     };
     let signatures = [named("").strip_suffix(MAIL.as_bytes()).unwrap().repeat(51), MAIL.as_bytes().to_vec()].concat();
-    for (mail, words) in
+    for (mail, expected) in
         [(named(&":a".repeat(500_000)), "more fields than a mail has"), (signatures, "more than 50 DKIM")]
     {
         let authenticity = authenticate_now(&mail).await;
         let Authenticity::Rejected(reason) = &authenticity else { panic!("{authenticity:?}") };
-        assert!(reason.message.contains(words), "{reason}");
+        assert!(reason.message.contains(expected), "{reason}");
     }
 }
 
@@ -342,11 +342,11 @@ async fn lookalike_fields_are_not_signed() {
         let authenticity = authenticate_now(&mail).await;
         assert!(matches!(authenticity, Authenticity::Rejected(_)), "{name:?}: {authenticity:?}");
     }
-    for (how, name) in [
+    for (options, name) in [
         (SigningOptions::default(), "Sub ject"),
         (SigningOptions { headers: &once_more, ..SigningOptions::default() }, "Subject "),
     ] {
-        let mail = [format!("{name}: Payment failed\r\n").as_bytes(), &signed(how)].concat();
+        let mail = [format!("{name}: Payment failed\r\n").as_bytes(), &signed(options)].concat();
         let authenticity = authenticate_now(&mail).await;
         let Authenticity::Trusted(proof) = &authenticity else { panic!("{name:?}: {authenticity:?}") };
         assert!(
@@ -495,16 +495,16 @@ async fn servers_without_edns_are_queried() {
 #[tokio::test]
 async fn keys_for_another_use_prove_nothing() {
     let recipients = Recipients::new(["payments@shop.example".to_owned()]);
-    for (selector, words) in [("tlsrpt", Some("(s=)")), ("sha1", Some("(h=)")), ("several", None), ("s1", None)] {
+    for (selector, expected) in [("tlsrpt", Some("(s=)")), ("sha1", Some("(h=)")), ("several", None), ("s1", None)] {
         let mail = [PASS.as_bytes(), &signed(SigningOptions { selector, ..SigningOptions::default() })].concat();
         for trust in [TrustSettings::default(), trusting("mx.shop.example")] {
             let resolver = resolver(&[address()]);
             // The second time, the key is cached.
             for _ in 0..2 {
                 let authenticity = authenticate(&mail, &recipients, &trust, &resolver, Timestamp::now()).await;
-                match (&authenticity, words) {
-                    (Authenticity::Rejected(reason), Some(words)) => {
-                        assert!(reason.message.contains(words), "{reason}")
+                match (&authenticity, expected) {
+                    (Authenticity::Rejected(reason), Some(expected)) => {
+                        assert!(reason.message.contains(expected), "{reason}")
                     }
                     (Authenticity::Trusted(_), None) => {}
                     _ => panic!("{selector}: {authenticity:?}"),

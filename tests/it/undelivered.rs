@@ -16,8 +16,8 @@ const USER: &str = "payments@shop.example";
 const ROWS: &str =
     "SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NULL AND reason LIKE 'unavailable: %'";
 
-fn home(port: u16, callback: &Callback, more: &str) -> Home {
-    let account = account(port, &format!("mailboxes = [\"INBOX\"]\n{more}"));
+fn home(port: u16, callback: &Callback, keys: &str) -> Home {
+    let account = account(port, &format!("mailboxes = [\"INBOX\"]\n{keys}"));
     Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{}", forward(&callback.url(), "")))
 }
 
@@ -38,25 +38,25 @@ fn refusal(home: &Home, arguments: &[&str]) -> String {
 fn attention(home: &Home) -> Vec<String> {
     let output = home.run(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-    status["attention"].as_array().unwrap().iter().map(|words| words.as_str().unwrap().to_owned()).collect()
+    status["attention"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
 fn rows_without_bytes_are_completed_after_a_restart() {
-    for (more, form) in [("dedicated = true", FetchFault::Nil), ("dedicated = false", FetchFault::NoItem)] {
+    for (keys, form) in [("dedicated = true", FetchFault::Nil), ("dedicated = false", FetchFault::NoItem)] {
         let (_runtime, server, callback) = start();
         server.change(|state| {
             (1..=3).for_each(|n| _ = state.deliver(&payment(n)));
             state.fetch_faults.insert(2, form);
         });
-        let home = home(server.port, &callback, more);
+        let home = home(server.port, &callback, keys);
         let daemon = home.start();
         home.until(ROWS, "1", SOON);
         home.until("SELECT last_uid || state FROM mailboxes", "3idle", SOON);
         let reason = "unavailable: the server lists UID 2 and does not deliver it";
         let row = format!("SELECT id FROM mails WHERE uid = 2 AND reason = '{reason}' AND subject IS NULL");
         let id = home.ask(&row);
-        assert!(attention(&home).iter().any(|words| words.starts_with("1 mail listed")), "{:?}", attention(&home));
+        assert!(attention(&home).iter().any(|line| line.starts_with("1 mail listed")), "{:?}", attention(&home));
         for command in [["mails", "release", &id], ["mails", "raw", &id]] {
             assert!(refusal(&home, &command).contains("has not delivered"), "{command:?}");
         }
@@ -136,8 +136,8 @@ fn an_oversized_rfc822_size_hides_no_payment() {
         state.oversize = 40;
         (1..=2).for_each(|n| _ = state.deliver(&payment(n)));
     });
-    for (n, more) in ["dedicated = true", "dedicated = false"].into_iter().enumerate() {
-        let home = home(server.port, &callback, more);
+    for (n, keys) in ["dedicated = true", "dedicated = false"].into_iter().enumerate() {
+        let home = home(server.port, &callback, keys);
         let daemon = home.start();
         home.until("SELECT count(*) FROM mails WHERE outcome = 'event' AND size = length(raw)", "2", SOON);
         assert_eq!(daemon.end(), Some(0), "{n}");
@@ -147,7 +147,7 @@ fn an_oversized_rfc822_size_hides_no_payment() {
 /// Dovecot trusts the size in the file name, and closes each connection that fetches such a mail.
 #[test]
 fn a_wrong_maildir_size_delays_no_other_mail() {
-    for more in ["dedicated = true", "dedicated = false"] {
+    for keys in ["dedicated = true", "dedicated = false"] {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         for n in [1, 2, 4, 5] {
             if n == 4 {
@@ -155,7 +155,7 @@ fn a_wrong_maildir_size_delays_no_other_mail() {
             }
             dovecot.deliver(USER, &payment(n));
         }
-        let home = home(dovecot.imap, &callback, &format!("{more}\nidle_renew = \"5s\""));
+        let home = home(dovecot.imap, &callback, &format!("{keys}\nidle_renew = \"5s\""));
         let daemon = home.start();
         home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "4", Duration::from_secs(60));
         home.until(ROWS, "1", SOON);

@@ -50,9 +50,9 @@ fn io_errors_are_not_reported_as_full_disk() {
         .args(plain.get_args());
     limited.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
     let output = limited.output().unwrap();
-    let words = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{words}");
-    assert!(words.contains("I/O error") && !words.contains("full"), "{words}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("I/O error") && !printed.contains("full"), "{printed}");
     // The failed command has written nothing.
     assert_eq!(home.data(&["session", "list", "--json"]).lines().count(), 1);
     home.data(&add);
@@ -72,8 +72,8 @@ fn a_full_disk_delays_and_loses_nothing() {
     deliver(&dovecot, 11..=60);
     daemon.says("the disk is full", LATER);
     let status = home.run(&["status"]);
-    let words = String::from_utf8(status.stdout).unwrap();
-    assert!(status.status.code() == Some(1) && words.contains("the disk is full"), "{words}");
+    let printed = String::from_utf8(status.stdout).unwrap();
+    assert!(status.status.code() == Some(1) && printed.contains("the disk is full"), "{printed}");
     assert!(!daemon.process.has_ended());
     // The daemon is killed and started again on the full disk.
     daemon.kill();
@@ -124,13 +124,13 @@ fn systemd_receives_the_start_status() {
     let mut command = home.command(&["run"]);
     command.env("NOTIFY_SOCKET", &socket).stderr(std::process::Stdio::null());
     let mut daemon = Process::start("resmic-mailhook", "", &mut command);
-    let mut told = String::new();
-    while !(told.contains("STATUS=") && told.contains("WATCHDOG=1")) {
+    let mut messages = String::new();
+    while !(messages.contains("STATUS=") && messages.contains("WATCHDOG=1")) {
         let mut message = [0; 1024];
         let length = supervisor.recv(&mut message).unwrap();
-        told += std::str::from_utf8(&message[..length]).unwrap();
+        messages += std::str::from_utf8(&message[..length]).unwrap();
     }
-    assert!(told.contains("the disk is full") && !told.contains("READY=1"), "{told}");
+    assert!(messages.contains("the disk is full") && !messages.contains("READY=1"), "{messages}");
     daemon.signal("-TERM");
     assert_eq!(daemon.wait(SOON), Some(0));
 }
@@ -150,8 +150,11 @@ fn a_locked_database_delays_and_loses_nothing() {
     assert_eq!(home.ask("SELECT count(*) FROM events"), "10");
     assert!(!daemon.process.has_ended());
     let status = home.run(&["status"]);
-    let words = String::from_utf8(status.stdout).unwrap();
-    assert!(status.status.code() == Some(1) && words.contains("another program has locked the database"), "{words}");
+    let printed = String::from_utf8(status.stdout).unwrap();
+    assert!(
+        status.status.code() == Some(1) && printed.contains("another program has locked the database"),
+        "{printed}"
+    );
     // The daemon also starts while the database is locked.
     daemon.kill();
     let daemon = home.start();

@@ -10,11 +10,11 @@ const TARGET: &str = "\"Resmic &- done\"";
 
 /// Starts a server with these capabilities, and a watcher. One mail exists at the start, and one arrives during the IDLE. Waits
 /// until `after` is applied to both mails with commands that contain `last`.
-async fn apply_after(more: &str, capabilities: &str, last: &'static str) -> (Scripted, Watching) {
+async fn apply_after(keys: &str, capabilities: &str, last: &'static str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
     server.change(|state| state.capabilities = capabilities.into());
     server.deliver("waits");
-    let mut watching = watch(&server, more);
+    let mut watching = watch(&server, keys);
     watching.mail("waits").await;
     watching.while_server("the first is put away", move |state| state.asked(last) == 1).await;
     watching.idle().await;
@@ -132,9 +132,9 @@ async fn a_mail_in_the_target_is_not_moved() {
 
 #[tokio::test]
 async fn after_is_applied_only_to_committed_mails() {
-    for more in [SEEN, MOVE] {
+    for keys in [SEEN, MOVE] {
         let server = Scripted::start().await;
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.idle().await;
         watching.busy = true;
         server.deliver("under way");

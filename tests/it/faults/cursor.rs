@@ -7,17 +7,17 @@ use testkit::watching::dedicated;
 
 /// Replaces the `nth` response to this command by each of these answers, with one mail in the mailbox. The mail must
 /// arrive each time.
-async fn survives_answers(name: &'static str, nth: usize, ways: &[&[Step]]) {
-    for more in [DEDICATED, SHARED] {
-        for way in ways {
+async fn survives_answers(name: &'static str, nth: usize, answers: &[&[Step]]) {
+    for keys in [DEDICATED, SHARED] {
+        for steps in answers {
             let server = Scripted::start().await;
             server.deliver("unread");
-            once(&server, name, nth, way);
-            let mut watching = watch(&server, more);
+            once(&server, name, nth, steps);
+            let mut watching = watch(&server, keys);
             watching.mail("unread").await;
             assert!(server.count(name) >= nth, "{name} was not asked {nth} times");
             watching.idle().await;
-            assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 1)), "{name} {nth} {way:?}");
+            assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 1)), "{name} {nth} {steps:?}");
             watching.end().await;
         }
     }
@@ -41,12 +41,12 @@ async fn end_of_stream_is_no_answer_to_examine() {
 
 #[tokio::test]
 async fn a_tagged_no_or_bad_is_no_success() {
-    let ways: &[&[Step]] = &[&[say("{tag} NO not now\r\n")], &[say("{tag} BAD what\r\n")]];
+    let answers: &[&[Step]] = &[&[say("{tag} NO not now\r\n")], &[say("{tag} BAD what\r\n")]];
     for name in ["CAPABILITY", "EXAMINE"] {
-        survives_answers(name, 1, ways).await;
+        survives_answers(name, 1, answers).await;
     }
     for nth in 1..=2 {
-        survives_answers("UID FETCH", nth, ways).await;
+        survives_answers("UID FETCH", nth, answers).await;
     }
 }
 
@@ -57,13 +57,13 @@ async fn the_answer_to_another_command_is_no_success() {
 
 #[tokio::test]
 async fn a_parse_error_is_no_empty_mailbox() {
-    let ways: &[&[Step]] = &[
+    let answers: &[&[Step]] = &[
         &[say("* 1 FETCH (UID one BODY[] ?\r\n"), Step::Ok],
         &[say("* 1 FETCH (UID 1 BODY[] {3}\r\nab)\r\n"), Step::Ok],
         &[say("\0\u{1}\u{2}\r\n"), Step::Ok],
     ];
     for nth in 1..=2 {
-        survives_answers("UID FETCH", nth, ways).await;
+        survives_answers("UID FETCH", nth, answers).await;
     }
 }
 
@@ -103,10 +103,10 @@ async fn a_disconnect_at_any_step_loses_nothing() {
         ("IDLE", 2),
     ];
     for (name, nth) in steps {
-        for way in [&[Step::Close][..], &[Step::Untagged, Step::Close], &[Step::Usual, Step::Reset]] {
+        for answer in [&[Step::Close][..], &[Step::Untagged, Step::Close], &[Step::Usual, Step::Reset]] {
             let server = Scripted::start().await;
             server.deliver("before");
-            once(&server, name, nth, way);
+            once(&server, name, nth, answer);
             let mut watching = dedicated(&server);
             watching.mail("before").await;
             server.deliver("later");
@@ -114,7 +114,7 @@ async fn a_disconnect_at_any_step_loses_nothing() {
             server.until("the step", |state| state.count(name) >= nth).await;
             watching.until_cursor(7, 2).await;
             // Mails above the cursor may arrive twice.
-            assert!(watching.times("before") <= 2 && watching.times("later") <= 2, "{name} {nth} {way:?}");
+            assert!(watching.times("before") <= 2 && watching.times("later") <= 2, "{name} {nth} {answer:?}");
             watching.end().await;
         }
     }

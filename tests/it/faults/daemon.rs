@@ -7,9 +7,9 @@ use testkit::payments::payment;
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-pub(crate) fn home(server: &Scripted, more: &str) -> Home {
-    let more = format!("mailboxes = [\"INBOX\"]\n{more}\n[trust]\naccept = [\"none\"]\n");
-    Home::new(&account(server.port, &more))
+pub(crate) fn home(server: &Scripted, keys: &str) -> Home {
+    let keys = format!("mailboxes = [\"INBOX\"]\n{keys}\n[trust]\naccept = [\"none\"]\n");
+    Home::new(&account(server.port, &keys))
 }
 
 const EVENTS: &str = "SELECT count(*) FROM events";
@@ -74,7 +74,7 @@ async fn reused_uids_are_read_once_over_restarts() {
     let (before, later) = ("05-Mar-2025 03:00:00 +0000", "05-Mar-2025 05:00:00 +0000");
     let friend = testkit::scripted::other("not ours");
     // After the restore, UID 3 is not the stored payment but another mail, with another date or with the same date.
-    for (more, third) in [
+    for (keys, third) in [
         ("dedicated = false", later),
         ("dedicated = true", later),
         ("dedicated = false", before),
@@ -83,7 +83,7 @@ async fn reused_uids_are_read_once_over_restarts() {
         let server = Scripted::start().await;
         (1..=3).for_each(|n| deliver_at(&server, &payment(n), before));
         (0..2).for_each(|_| deliver_at(&server, &friend, before));
-        let home = home(&server, more);
+        let home = home(&server, keys);
         let daemon = home.start();
         home.until("SELECT last_uid FROM mailboxes", "5", SOON);
         home.until("SELECT state FROM mailboxes", "idle", SOON);
@@ -115,7 +115,7 @@ async fn reused_uids_are_read_once_over_restarts() {
             server.until("an IDLE", |state| state.count("IDLE") > idles).await;
             assert_eq!(daemon.end(), Some(0));
         }
-        assert_eq!(server.asked("UID FETCH 1:* "), 2, "{more}: once");
+        assert_eq!(server.asked("UID FETCH 1:* "), 2, "{keys}: once");
     }
 }
 
@@ -216,12 +216,12 @@ async fn a_kill_at_every_step_loses_nothing() {
         ("DONE", 1),
         ("UID STORE", 2),
     ];
-    for way in [&[Step::Mute][..], &[Step::Untagged, Step::Mute]] {
-        let each = steps.map(|(name, nth)| {
+    for answer in [&[Step::Mute][..], &[Step::Untagged, Step::Mute]] {
+        let runs = steps.map(|(name, nth)| {
             tokio::spawn(async move {
                 let server = Scripted::start().await;
                 server.change(|state| state.deliver(&payment(1)));
-                once(&server, name, nth, way);
+                once(&server, name, nth, answer);
                 let home = home(&server, "dedicated = true\nafter = \"seen\"");
                 let daemon = home.start();
                 if ["news", "DONE"].contains(&name) || (name, nth) == ("UID STORE", 2) {
@@ -241,7 +241,7 @@ async fn a_kill_at_every_step_loses_nothing() {
                 });
             })
         });
-        for one in each {
+        for one in runs {
             one.await.unwrap();
         }
     }
@@ -285,12 +285,13 @@ async fn check_reports_one_unusable_mailbox() {
         _ => vec![Step::Usual],
     });
     let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
-    let more = format!("mailboxes = [\"Ordres\", \"INBOX\"]\n[dns]\nservers = [\"{}\"]\n", dns.address);
-    let home = Home::new(&account(server.port, &more));
+    let keys = format!("mailboxes = [\"Ordres\", \"INBOX\"]\n[dns]\nservers = [\"{}\"]\n", dns.address);
+    let home = Home::new(&account(server.port, &keys));
     let checked = home.run(&["check", "--connect"]);
-    let said = String::from_utf8(checked.stdout).unwrap();
-    assert_eq!(checked.status.code(), Some(1), "{said}");
-    for words in ["shop: logged in", "shop: FAILED: mailbox Ordres: SELECT refused", "shop: mailbox INBOX: 0 mails"] {
-        assert!(said.contains(words), "{words} in {said}");
+    let output = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{output}");
+    for expected in ["shop: logged in", "shop: FAILED: mailbox Ordres: SELECT refused", "shop: mailbox INBOX: 0 mails"]
+    {
+        assert!(output.contains(expected), "{expected} in {output}");
     }
 }

@@ -75,14 +75,14 @@ async fn a_malformed_fetch_response_delays_only_its_mail() {
 
 #[tokio::test]
 async fn the_cursor_does_not_pass_unnamed_mails() {
-    for more in [DEDICATED, "dedicated = true\nstart = \"2025-01-01\""] {
+    for keys in [DEDICATED, "dedicated = true\nstart = \"2025-01-01\""] {
         let server = Scripted::start().await;
         server.deliver("not named");
         server.deliver("named");
         once(&server, "UID FETCH", 1, &[say("* 1 FETCH (UID ?)\r\n* 2 FETCH (UID 2)\r\n"), Step::Ok]);
-        let mut watching = watch(&server, more);
-        let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.contains("names no mail"), "{words}");
+        let mut watching = watch(&server, keys);
+        let error = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(error.contains("names no mail"), "{error}");
         watching.mail("not named").await;
         watching.mail("named").await;
         // The same happens in the FETCH of flags after an IDLE.
@@ -178,12 +178,12 @@ async fn an_odd_list_line_names_its_own_mailbox() {
 
 #[tokio::test]
 async fn uidvalidity_is_found_in_all_places() {
-    let without = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK done\r\n";
+    let without_validity = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK done\r\n";
     let tagged = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK [UIDVALIDITY 7] done\r\n";
     for (examine, select, commands) in [
-        (tagged, without, ["EXAMINE"].as_slice()),
-        (without, tagged, &["EXAMINE", "SELECT"]),
-        (without, without, &["EXAMINE", "SELECT", "STATUS"]),
+        (tagged, without_validity, ["EXAMINE"].as_slice()),
+        (without_validity, tagged, &["EXAMINE", "SELECT"]),
+        (without_validity, without_validity, &["EXAMINE", "SELECT", "STATUS"]),
     ] {
         let server = Scripted::start().await;
         server.deliver("read");
@@ -210,8 +210,8 @@ async fn without_any_uidvalidity_the_mailbox_fails() {
     server.change(|state| state.tells_uid_validity = false);
     always(&server, "STATUS", &[say("* STATUS INBOX (UIDNEXT 1)\r\n"), Step::Ok]);
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("no UIDVALIDITY"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("no UIDVALIDITY"), "{error}");
     watching.end().await;
 }
 
@@ -278,7 +278,7 @@ fn refuses_the_empty_fetch(server: &Scripted, status: &str) {
 #[tokio::test]
 async fn refusing_an_empty_fetch_means_an_empty_answer() {
     for status in ["BAD", "NO"] {
-        for more in [DEDICATED, "idle_renew = \"1s\""] {
+        for keys in [DEDICATED, "idle_renew = \"1s\""] {
             for removed in [false, true] {
                 let server = Scripted::start().await;
                 server.deliver("old");
@@ -287,17 +287,17 @@ async fn refusing_an_empty_fetch_means_an_empty_answer() {
                     // According to UIDNEXT there could be more mails.
                     server.change(|state| state.uid_next = 10);
                 }
-                let more = format!("{more}\nstart = \"all\"");
-                let mut watching = watch(&server, &more);
+                let keys = format!("{keys}\nstart = \"all\"");
+                let mut watching = watch(&server, &keys);
                 watching.mail("old").await;
                 watching.idle().await;
-                let looks = if more.contains("1s") || removed { 2 } else { 0 };
+                let looks = if keys.contains("1s") || removed { 2 } else { 0 };
                 let renewals = server.count("DONE").max(looks);
                 watching.while_server("renewals", |state| state.count("DONE") >= renewals).await;
                 server.deliver("new");
                 watching.mail("new").await;
                 watching.idle().await;
-                assert_eq!(server.connections(), 1, "{status} {more} {removed}");
+                assert_eq!(server.connections(), 1, "{status} {keys} {removed}");
                 watching.end().await;
             }
         }
@@ -322,8 +322,8 @@ async fn refusing_a_fetch_of_mails_is_an_error() {
         _ => vec![Step::Usual],
     });
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("UID FETCH refused"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("UID FETCH refused"), "{error}");
     watching.mail("there").await;
     watching.end().await;
 }
@@ -386,8 +386,8 @@ async fn a_mailbox_that_cannot_be_opened_is_reported() {
         _ => vec![Step::Usual],
     });
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.starts_with("SELECT refused: No ") && words.contains("gone"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.starts_with("SELECT refused: No ") && error.contains("gone"), "{error}");
     watching.idle().await;
     assert_eq!((server.connections(), server.count("SELECT")), (2, 1));
     watching.end().await;

@@ -45,7 +45,7 @@ async fn retries_of_a_closed_port_back_off() {
     let settings = testkit::watching::settings(port, DEDICATED);
     let mut watching = Watching::from_cursor(settings, quick(), Default::default());
     watching.listen(TIME).await;
-    let failures = watching.states.iter().filter(|(_, words)| words.is_some()).count();
+    let failures = watching.states.iter().filter(|(_, error)| error.is_some()).count();
     assert!((3..=BOUND).contains(&failures), "{failures}");
     watching.end().await;
 }

@@ -6,12 +6,12 @@ use testkit::scripted::{notification, other};
 
 #[tokio::test]
 async fn every_read_is_a_peek() {
-    for more in [DEDICATED, SHARED, "dedicated = true\nafter = \"seen\""] {
+    for keys in [DEDICATED, SHARED, "dedicated = true\nafter = \"seen\""] {
         for capabilities in ["IDLE", "IDLE NOTIFY"] {
             let server = Scripted::start().await;
             server.change(|state| state.capabilities = capabilities.into());
             server.deliver("waits");
-            let mut watching = watch(&server, more);
+            let mut watching = watch(&server, keys);
             watching.mail("waits").await;
             watching.idle().await;
             server.deliver("comes");

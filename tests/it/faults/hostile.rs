@@ -10,13 +10,13 @@ const PLACES: [&str; 7] = ["greeting", "LOGIN", "CAPABILITY", "EXAMINE", "UID FE
 
 /// Makes the server perform these steps once on each occasion. The watcher has to recover. Returns the processor seconds
 /// and the KiB for each occasion.
-async fn attack_costs(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, u64)> {
+async fn attack_costs(steps: &'static [Step], keys: &str) -> Vec<(&'static str, f64, u64)> {
     let mut costs = Vec::new();
     for name in PLACES {
         let server = Scripted::start().await;
         once(&server, name, 1, steps);
         let before = (cpu(), memory_at_most());
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.while_server("another connection", |state| state.connections() >= 2).await;
         server.deliver("after all that");
         watching.mail("after all that").await;
@@ -50,8 +50,8 @@ fn an_endless_line_costs_little() {
     let chunk: &'static str = "* OK and so on and so on and so on".repeat(100).leak();
     let steps = &*vec![Step::Flood(chunk)].leak();
     // A large max_size does not allow a longer line.
-    let more = &format!("{EACH_SECOND}\nmax_size = \"64 MiB\"");
-    block_on(async { assert_cheap(&attack_costs(steps, more).await) });
+    let keys = &format!("{EACH_SECOND}\nmax_size = \"64 MiB\"");
+    block_on(async { assert_cheap(&attack_costs(steps, keys).await) });
 }
 
 #[test]
@@ -97,8 +97,8 @@ async fn a_too_long_list_is_refused() {
     let list: String = (1..=110_000).map(|n| format!("* {n} FETCH (UID {n})\r\n")).collect();
     once(&server, "UID FETCH", 1, &[Step::Say(list), Step::Ok]);
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("far more"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("far more"), "{error}");
     watching.mail("real").await;
     watching.end().await;
 }
@@ -150,8 +150,8 @@ async fn nested_brackets_end_only_the_connection() {
         server.deliver("real");
         once(&server, "UID FETCH", 1, &[Step::Say(response), Step::Mute]);
         let mut watching = dedicated(&server);
-        let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.contains("without end"), "{words}");
+        let error = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(error.contains("without end"), "{error}");
         watching.mail("real").await;
         watching.end().await;
     }
@@ -166,13 +166,13 @@ async fn errors_contain_no_raw_text_and_no_mail() {
         _ => vec![Step::Usual],
     });
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("red") && !words.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{words:?}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("red") && !error.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{error:?}");
     watching.idle().await;
     once(&server, "UID FETCH", 2, &[say("1 FETCH (UID 1 BODY[] confidential words ?\r\n"), Step::Ok]);
     server.deliver("with confidential words");
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("cannot be parsed") && !words.contains("confidential"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("cannot be parsed") && !error.contains("confidential"), "{error}");
     watching.mail("with confidential words").await;
     watching.end().await;
 }

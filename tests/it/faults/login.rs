@@ -16,8 +16,8 @@ async fn a_bye_as_greeting_is_reported_and_retried() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("* BYE overloaded\r\n"), Step::Close]);
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("overloaded"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("overloaded"), "{error}");
     watching.idle().await;
     assert_eq!(server.connections(), 2);
     watching.end().await;
@@ -28,8 +28,8 @@ async fn a_missing_greeting_times_out() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[Step::Mute]);
     let mut watching = watch_in(&server, DEDICATED, Timing { login: ms(200), ..quick() });
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("no answer"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("no answer"), "{error}");
     watching.idle().await;
     watching.end().await;
 }
@@ -50,8 +50,8 @@ async fn preauth_is_refused_without_a_password() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("* PREAUTH logged in as somebody\r\n")]);
     let mut watching = watch_in(&server, DEDICATED, long_login_pause());
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("PREAUTH"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("PREAUTH"), "{error}");
     assert_eq!(server.count("LOGIN"), 0);
     watching.idle().await;
     watching.end().await;
@@ -59,7 +59,7 @@ async fn preauth_is_refused_without_a_password() {
 
 #[tokio::test]
 async fn without_starttls_no_password_is_sent() {
-    for (answer, said) in [
+    for (answer, expected) in [
         ("{tag} BAD what is STARTTLS?", "TLS with 127.0.0.1 failed: STARTTLS: Bad what is STARTTLS?"),
         ("* BYE overloaded", "the server ended the connection (BYE): overloaded"),
         ("* OK wait", "no answer to "),
@@ -71,8 +71,8 @@ async fn without_starttls_no_password_is_sent() {
         account.login.tls = Some(resmic_mailhook::tls::client_config(None).unwrap());
         account.timing.login = ms(300);
         let mut watching = Watching::with_account(account, "INBOX".into(), Default::default());
-        let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.starts_with(said), "{words}");
+        let error = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(error.starts_with(expected), "{error}");
         assert_eq!(server.count("LOGIN"), 0);
         watching.end().await;
     }
@@ -91,9 +91,9 @@ async fn wrong_credentials_are_retried_rarely() {
         let server = Scripted::start().await;
         always(&server, "LOGIN", &[say(answer)]);
         let mut watching = watch_in(&server, DEDICATED, long_login_pause());
-        let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.starts_with("login refused") && words.contains("`password`"), "{words}");
-        assert!(!words.contains("secret") && !words.contains("Some("), "{words}");
+        let error = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(error.starts_with("login refused") && error.contains("`password`"), "{error}");
+        assert!(!error.contains("secret") && !error.contains("Some("), "{error}");
         // An ordinary failure would have been retried about ten times in this time.
         watching.listen(ms(400)).await;
         assert_eq!(server.count("LOGIN"), 1, "{answer}");
@@ -108,8 +108,8 @@ async fn a_password_quoted_by_a_server_is_redacted() {
         once(&server, "LOGIN", 1, &[say(&format!("{answer}\r\n"))]);
         let mut watching =
             Watching::with_account(with_password(&server, "hunt\"er2", DEDICATED), "INBOX".into(), Default::default());
-        let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.contains("(secret) is") && !words.contains("er2"), "{words}");
+        let error = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(error.contains("(secret) is") && !error.contains("er2"), "{error}");
         watching.end().await;
     }
 }
@@ -137,9 +137,9 @@ async fn temporary_refusals_are_retried_soon() {
             let server = Scripted::start().await;
             once(&server, "LOGIN", 1, &[say(&format!("{{tag}} {status} {answer}\r\n"))]);
             let mut watching = watch_in(&server, DEDICATED, long_login_pause());
-            let words = watching.state(MailboxState::Failed).await.unwrap();
-            assert!(words.contains("LOGIN refused") && words.contains("retries soon"), "{words}");
-            assert!(!words.contains("password"), "{words}");
+            let error = watching.state(MailboxState::Failed).await.unwrap();
+            assert!(error.contains("LOGIN refused") && error.contains("retries soon"), "{error}");
+            assert!(!error.contains("password"), "{error}");
             watching.idle().await;
             watching.end().await;
         }
@@ -152,8 +152,8 @@ async fn a_refusal_with_another_tag_is_retried() {
         let server = Scripted::start().await;
         once(&server, "LOGIN", 1, &[say(&format!("{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"))]);
         let mut watching = watch_in(&server, DEDICATED, long_login_pause());
-        let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.contains("a tagged response to another command"), "{words}");
+        let error = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(error.contains("a tagged response to another command"), "{error}");
         watching.idle().await;
         watching.end().await;
     }
@@ -219,9 +219,9 @@ async fn the_error_of_an_impossible_login_helps() {
             _ => vec![Step::Usual],
         });
         let mut watching = watch_in(&server, DEDICATED, long_login_pause());
-        let words = watching.state(MailboxState::Failed).await.unwrap();
+        let error = watching.state(MailboxState::Failed).await.unwrap();
         for part in ["LOGINDISABLED", "`tls`", "oauth2"] {
-            assert!(words.contains(part), "{words}");
+            assert!(error.contains(part), "{error}");
         }
         assert_eq!(server.count("LOGIN"), usize::from(!in_greeting));
         assert_eq!(server.count("AUTHENTICATE"), 0);
@@ -286,9 +286,9 @@ async fn retries_of_refused_logins_back_off() {
     watching.end().await;
 }
 
-fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
+fn with_password(server: &Scripted, password: &str, keys: &str) -> Account {
     Account {
-        settings: testkit::watching::settings(server.port, more),
+        settings: testkit::watching::settings(server.port, keys),
         login: Login { tls: None, credentials: Credentials::Password(password.to_owned().into()) },
         is_candidate: Box::new(|_| true),
         pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
@@ -300,7 +300,7 @@ fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
 #[tokio::test]
 async fn line_breaks_in_credentials_are_never_written() {
     let crlf = "x\r\nA666 LOGOUT";
-    for (password, more, wanted) in [
+    for (password, keys, wanted) in [
         (crlf, DEDICATED, "INBOX"),
         ("secret", DEDICATED, crlf),
         ("secret", "dedicated = true\nafter = { move = \"x\\r\\nA666 LOGOUT\" }", "INBOX"),
@@ -308,7 +308,7 @@ async fn line_breaks_in_credentials_are_never_written() {
         let server = Scripted::start().await;
         server.deliver("moved nowhere");
         let mut watching =
-            Watching::with_account(with_password(&server, password, more), wanted.into(), Default::default());
+            Watching::with_account(with_password(&server, password, keys), wanted.into(), Default::default());
         if password == crlf {
             watching.state(MailboxState::Failed).await.unwrap();
         } else {

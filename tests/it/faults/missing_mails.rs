@@ -40,7 +40,7 @@ async fn an_unlisted_mail_below_uidnext_is_requested_again() {
 
 #[tokio::test]
 async fn a_listed_mail_without_body_is_requested_again() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.deliver("late");
         server.deliver("prompt");
@@ -49,7 +49,7 @@ async fn a_listed_mail_without_body_is_requested_again() {
             ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
             _ => vec![Step::Usual],
         });
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.mail("prompt").await;
         watching.mail("late").await;
         assert_eq!((watching.times("late"), watching.times("prompt")), (1, 1));
@@ -81,9 +81,9 @@ async fn a_mail_without_header_is_requested_again() {
 
 #[tokio::test]
 async fn a_flag_update_does_not_hide_a_mail() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.idle().await;
         always(&server, "UID FETCH", &[Step::Untagged, say("* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n"), Step::Ok]);
         server.deliver("seen at once");
@@ -103,9 +103,9 @@ async fn headers_in_any_order_lose_no_mail() {
         if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
             return vec![Step::Usual];
         }
-        let told =
+        let responses =
             mails.iter().rev().flat_map(|(uid, bytes)| fetch_response(*uid as usize, *uid, bytes, seen.line)).collect();
-        vec![Step::Say(String::from_utf8(told).unwrap()), Step::Ok]
+        vec![Step::Say(String::from_utf8(responses).unwrap()), Step::Ok]
     });
     let mut watching = watch(&server, SHARED);
     watching.until_cursor(7, 3).await;
@@ -194,8 +194,8 @@ async fn an_unreadable_mail_delays_no_other() {
     });
     let mut watching = dedicated(&server);
     watching.mail("four").await;
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("UID FETCH refused"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("UID FETCH refused"), "{error}");
     assert_eq!((watching.times("one"), watching.times("three")), (1, 1));
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 2), "it is not passed");
     server.script(|_| vec![Step::Usual]);
@@ -217,8 +217,8 @@ async fn refusal_of_every_mail_is_reported_soon() {
         false => vec![Step::Usual],
     });
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("UID FETCH refused"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("UID FETCH refused"), "{error}");
     server.script(|_| vec![Step::Usual]);
     watching.until_cursor(7, 300).await;
     assert_eq!(watching.handed.len(), 300);

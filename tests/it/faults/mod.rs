@@ -45,12 +45,12 @@ fn say(text: &str) -> Step {
     Step::Say(text.to_owned())
 }
 
-fn watch(server: &Scripted, more: &str) -> Watching {
-    watch_in(server, more, quick())
+fn watch(server: &Scripted, keys: &str) -> Watching {
+    watch_in(server, keys, quick())
 }
 
-fn watch_in(server: &Scripted, more: &str, timing: Timing) -> Watching {
-    Watching::start(server, settings(server.port, more), timing)
+fn watch_in(server: &Scripted, keys: &str, timing: Timing) -> Watching {
+    Watching::start(server, settings(server.port, keys), timing)
 }
 
 fn ms(n: u64) -> Duration {

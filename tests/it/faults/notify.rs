@@ -7,16 +7,16 @@ use testkit::scripted::{notification, other};
 
 const ITEMS: &str = "RFC822.SIZE BODY.PEEK[]";
 
-async fn idle_watcher(more: &str) -> (Scripted, Watching) {
+async fn idle_watcher(keys: &str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
     server.change(|state| state.capabilities = "IDLE NOTIFY".into());
-    let mut watching = watch(&server, more);
+    let mut watching = watch(&server, keys);
     watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
     (server, watching)
 }
 
-fn pushed(place: usize, uid: u32, subject: &str) -> Step {
-    Step::Say(String::from_utf8(fetch_response(place, uid, &notification(subject), ITEMS)).unwrap())
+fn pushed(sequence_number: usize, uid: u32, subject: &str) -> Step {
+    Step::Say(String::from_utf8(fetch_response(sequence_number, uid, &notification(subject), ITEMS)).unwrap())
 }
 
 #[tokio::test]
@@ -116,9 +116,9 @@ async fn a_wrong_uid_in_a_push_skips_nothing() {
 
 #[tokio::test]
 async fn an_unsolicited_fetch_response_skips_nothing() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
         once(&server, "DONE", 1, &[pushed(1, 9, "under a wrong number"), Step::Usual]);
         for n in 1..=3 {

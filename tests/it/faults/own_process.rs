@@ -11,9 +11,9 @@ pub(crate) fn is_alone(test: &str) -> bool {
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output = command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(MARK, "1").output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let output_text = String::from_utf8_lossy(&output.stdout);
     let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}\n{complaints}");
+    assert!(output.status.success() && output_text.contains("1 passed"), "{output_text}\n{complaints}");
     false
 }
 

@@ -8,18 +8,18 @@ const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
 #[tokio::test]
 async fn sweeps_of_an_idle_mailbox_fetch_no_bodies() {
     let ways = ["IDLE", "IDLE NOTIFY", ""].map(|way| [(way, EACH_SECOND), (way, "idle_renew = \"1s\"")]).concat();
-    let each = ways.into_iter().map(|(capabilities, more)| async move {
+    let runs = ways.into_iter().map(|(capabilities, keys)| async move {
         let server = Scripted::start().await;
         server.change(|state| state.capabilities = capabilities.into());
         server.deliver("read once");
-        let mut watching = watch_in(&server, more, Timing { poll: ms(300), ..quick() });
+        let mut watching = watch_in(&server, keys, Timing { poll: ms(300), ..quick() });
         watching.mail("read once").await;
         let before = server.asked("BODY.PEEK[");
         watching.while_server("three sweeps", |state| state.asked("UID FETCH 2:* (UID)") >= 3).await;
-        assert_eq!(server.asked("BODY.PEEK["), before, "{more} {capabilities}");
+        assert_eq!(server.asked("BODY.PEEK["), before, "{keys} {capabilities}");
         watching.end().await;
     });
-    futures_util::future::join_all(each).await;
+    futures_util::future::join_all(runs).await;
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn a_server_that_hangs_is_left() {
         ("UID FETCH", 3),
     ];
     let timing = Timing { answer: ms(300), login: ms(300), ..quick() };
-    let each = steps.map(|(name, nth)| async move {
+    let runs = steps.map(|(name, nth)| async move {
         let server = Scripted::start().await;
         server.change(|state| state.capabilities = if name == "NOTIFY" { "IDLE NOTIFY" } else { "IDLE" }.into());
         server.deliver("first");
@@ -128,7 +128,7 @@ async fn a_server_that_hangs_is_left() {
         watching.mail("second").await;
         watching.end().await;
     });
-    futures_util::future::join_all(each).await;
+    futures_util::future::join_all(runs).await;
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn a_mailbox_without_answers_does_not_look_active() {
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(100), ..quick() });
     watching.while_server("three attempts", |state| state.connections() >= 3).await;
     assert_eq!(watching.seen, 0, "no round trip is claimed that was not completed");
-    assert!(watching.states.iter().any(|(_, words)| words.is_some()), "and it says what is wrong");
+    assert!(watching.states.iter().any(|(_, error)| error.is_some()), "and it says what is wrong");
     server.script(|_| vec![Step::Usual]);
     watching.idle().await;
     assert!(watching.seen > 0);

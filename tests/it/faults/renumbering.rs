@@ -9,15 +9,15 @@ use testkit::watching::dedicated;
 async fn a_uid_needs_its_uidvalidity() {
     let server = Scripted::start().await;
     server.deliver("nameless");
-    let without = [say("* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n"), Step::BareOk];
+    let without_validity = [say("* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n"), Step::BareOk];
     server.script(move |seen| match seen.name {
-        "EXAMINE" | "SELECT" if seen.connection == 1 => without.to_vec(),
+        "EXAMINE" | "SELECT" if seen.connection == 1 => without_validity.to_vec(),
         "STATUS" if seen.connection == 1 => vec![Step::Ok],
         _ => vec![Step::Usual],
     });
     let mut watching = dedicated(&server);
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("no UIDVALIDITY"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("no UIDVALIDITY"), "{error}");
     assert_eq!(server.asked("UID FETCH"), 0, "nothing is asked for by a number that means nothing");
     watching.mail("nameless").await;
     assert_eq!(watching.handed.keys().collect::<Vec<_>>(), [&(7, 1)], "and each mail is handed over with it");
@@ -169,8 +169,8 @@ async fn missing_special_use_mailboxes_are_looked_up_again() {
     let server = Scripted::start().await;
     let timing = Timing { retry_absent: ms(50), ..quick() };
     let mut watching = watch_in(&server, "dedicated = true\nmailboxes = [\"\\\\Junk\"]", timing);
-    let words = watching.state(MailboxState::Polling).await.unwrap();
-    assert!(words.contains("\\Junk"), "{words}");
+    let error = watching.state(MailboxState::Polling).await.unwrap();
+    assert!(error.contains("\\Junk"), "{error}");
     server.change(|state| state.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
     server.deliver("misjudged");
     watching.mail("misjudged").await;
@@ -199,8 +199,8 @@ async fn a_mailbox_is_not_watched_twice() {
     server.change(|state| state.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
     server.deliver("the other watcher's");
     let mut watching = watch(&server, "dedicated = true\nmailboxes = [\"\\\\Junk\", \"Spam & more\"]");
-    let words = watching.state(MailboxState::Polling).await.unwrap();
-    assert!(words.contains("\\Junk") && words.contains("Spam & more"), "{words}");
+    let error = watching.state(MailboxState::Polling).await.unwrap();
+    assert!(error.contains("\\Junk") && error.contains("Spam & more"), "{error}");
     assert_eq!((watching.handed.len(), server.asked("EXAMINE")), (0, 0));
     watching.end().await;
 }
@@ -226,23 +226,23 @@ async fn change_while_disconnected(server: &Scripted, watching: &mut Watching, c
     once(server, "news", server.count("news") + 1, &[Step::Close]);
     watching.states.clear();
     server.change(change);
-    let again = |w: &Watching| {
+    let is_idle_again = |w: &Watching| {
         let mut states = w.states.iter().map(|(state, _)| *state).skip_while(|s| *s != MailboxState::Failed);
         states.any(|state| state == MailboxState::Idle)
     };
-    watching.until("another connection", again).await;
+    watching.until("another connection", is_idle_again).await;
 }
 
 #[tokio::test]
 async fn newer_dates_reveal_a_restored_backup() {
     // In the shared mailbox, other people's mails replace other people's mails, and none of them has a row.
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|state| {
             deliver_at(state, &notification("kept"), BEFORE);
             (0..4).for_each(|_| _ = deliver_at(state, &other("lost"), BEFORE));
         });
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.until_cursor(7, 5).await;
         watching.idle().await;
         change_while_disconnected(&server, &mut watching, |state| {
@@ -265,17 +265,17 @@ async fn newer_dates_reveal_a_restored_backup() {
             .await;
             watching.mail(&subject).await;
         }
-        assert_eq!(watching.times("kept"), kept, "{more}");
+        assert_eq!(watching.times("kept"), kept, "{keys}");
         watching.end().await;
     }
 }
 
 #[tokio::test]
 async fn another_mail_under_a_known_uid_is_renumbering() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|state| (0..3).for_each(|n| _ = deliver_at(state, &notification(&format!("{n}")), LATER)));
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.mail("2").await;
         watching.idle().await;
         change_while_disconnected(&server, &mut watching, |state| {
@@ -295,7 +295,7 @@ async fn another_mail_under_a_known_uid_is_renumbering() {
             .await;
             watching.mail(&subject).await;
         }
-        assert_eq!(watching.times("0"), 2, "{more}");
+        assert_eq!(watching.times("0"), 2, "{keys}");
         watching.end().await;
     }
 }
@@ -308,10 +308,10 @@ async fn wrong_server_clocks_are_no_renumbering() {
     };
     // The server's clock is far behind ours, an hour ahead, or ten years ahead.
     for date in [BEFORE.to_owned(), hour(1), hour(24 * 365 * 10)] {
-        for more in [DEDICATED, SHARED] {
+        for keys in [DEDICATED, SHARED] {
             let server = Scripted::start().await;
             server.change(|state| _ = deliver_at(state, &notification("first"), &date));
-            let mut watching = watch(&server, more);
+            let mut watching = watch(&server, keys);
             watching.mail("first").await;
             watching.idle().await;
             for n in 0..3 {
@@ -326,9 +326,9 @@ async fn wrong_server_clocks_are_no_renumbering() {
                 })
                 .await;
                 watching.mail(&subject).await;
-                assert_eq!(watching.times(&subject), 1, "{date} {more}");
+                assert_eq!(watching.times(&subject), 1, "{date} {keys}");
             }
-            assert_eq!((watching.times("first"), watching.times("moved")), (1, 3), "{date} {more}");
+            assert_eq!((watching.times("first"), watching.times("moved")), (1, 3), "{date} {keys}");
             watching.end().await;
         }
     }
@@ -418,17 +418,17 @@ async fn the_comparison_costs_one_bounded_round_trip() {
 
 #[tokio::test]
 async fn a_failed_comparison_moves_no_cursor() {
-    for way in [&[Step::Close][..], &[Step::Untagged, Step::Close], &[say("{tag} NO not now\r\n")], &[Step::Mute]] {
+    for steps in [&[Step::Close][..], &[Step::Untagged, Step::Close], &[say("{tag} NO not now\r\n")], &[Step::Mute]] {
         let server = Scripted::start().await;
         server.change(|state| (0..3).for_each(|n| _ = deliver_at(state, &notification(&format!("{n}")), BEFORE)));
         let mut watching = dedicated(&server);
         watching.mail("2").await;
         watching.idle().await;
         let fetches = server.count("UID FETCH");
-        let way = way.to_vec();
+        let steps = steps.to_vec();
         server.script(move |seen| match seen.name {
             "news" if seen.nth == 1 => vec![Step::Close],
-            "UID FETCH" if seen.nth == fetches + 1 => way.clone(),
+            "UID FETCH" if seen.nth == fetches + 1 => steps.clone(),
             _ => vec![Step::Usual],
         });
         server.change(|state| {

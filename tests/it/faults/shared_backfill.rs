@@ -73,12 +73,15 @@ async fn responses_may_come_in_any_order() {
         let range = if seen.line.contains(" 1:800 ") { 1..=1_000 } else { 1_001..=1_200 };
         let mut answer = Vec::new();
         for (uid, bytes) in mails.iter().rev().filter(|(uid, _)| range.contains(uid)) {
-            let place = *uid as usize;
-            answer.extend(fetch_response(place, *uid, bytes, seen.line));
+            let sequence_number = *uid as usize;
+            answer.extend(fetch_response(sequence_number, *uid, bytes, seen.line));
             answer.extend(
-                format!("* {place} FETCH (FLAGS (\\Seen))\r\n* {place} FETCH (UID {uid} FLAGS ())\r\n").bytes(),
+                format!(
+                    "* {sequence_number} FETCH (FLAGS (\\Seen))\r\n* {sequence_number} FETCH (UID {uid} FLAGS ())\r\n"
+                )
+                .bytes(),
             );
-            answer.extend(fetch_response(place, *uid, bytes, "UID"));
+            answer.extend(fetch_response(sequence_number, *uid, bytes, "UID"));
             answer.extend(format!("* OK {{{uid}}} so far\r\n* OK {{1}}\r\n").bytes());
         }
         if seen.line.contains(" 801:1000 ") {
@@ -151,8 +154,8 @@ async fn a_reconnect_resumes_after_the_last_window() {
     watching.until_cursor(7, 3_000).await;
     assert_eq!(watching.handed.keys().map(|(_, uid)| *uid).collect::<Vec<_>>(), ours);
     assert!(server.asked("2 A0003 UID FETCH 801:1000 (UID INTERNALDATE)") == 0, "{:?}", server.lines());
-    let again: Vec<_> =
+    let sweeps: Vec<_> =
         server.lines().into_iter().filter(|line| line.starts_with("2 ") && line.contains("(UID)")).collect();
-    assert!(again.iter().all(|line| line.contains(":* ")) && !again[0].contains(" 1:* "), "{again:?}");
+    assert!(sweeps.iter().all(|line| line.contains(":* ")) && !sweeps[0].contains(" 1:* "), "{sweeps:?}");
     watching.end().await;
 }

@@ -28,7 +28,7 @@ async fn start_all_reads_existing_mails() {
 
 #[tokio::test]
 async fn start_now_reads_only_new_mails() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
             let server = Scripted::start().await;
             server.change(|state| state.capabilities = capabilities.into());
@@ -36,7 +36,7 @@ async fn start_now_reads_only_new_mails() {
                 server.deliver(&format!("old {n}"));
             }
             let timing = Timing { poll: ms(50), ..quick() };
-            let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
+            let mut watching = watch_in(&server, &format!("{keys}\nstart = \"now\""), timing);
             watching.old.extend(1..=3);
             watching.until_cursor(7, 3).await;
             for n in 0..3 {
@@ -93,7 +93,7 @@ async fn start_now_is_fixed_by_the_first_connection() {
 
 #[tokio::test]
 async fn start_with_a_date_passes_older_mails() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|state| {
             for (subject, date) in [
@@ -108,14 +108,14 @@ async fn start_with_a_date_passes_older_mails() {
                 state.dates.insert(uid, date.into());
             }
         });
-        let mut watching = watch(&server, &format!("{more}\nstart = \"2025-03-05\""));
+        let mut watching = watch(&server, &format!("{keys}\nstart = \"2025-03-05\""));
         watching.old.extend([1, 3, 5]);
         watching.until_cursor(7, 5).await;
         let uids: Vec<_> = watching.handed.keys().map(|(_, uid)| *uid).collect();
         assert_eq!(uids, [2, 4]);
         assert_eq!(
             server.asked("UID FETCH 2,4 ("),
-            1 + usize::from(more == SHARED),
+            1 + usize::from(keys == SHARED),
             "no older mail's bytes are fetched"
         );
         server.deliver("new");
@@ -153,7 +153,7 @@ fn renumber(state: &mut ServerState) {
 
 #[tokio::test]
 async fn old_mails_stay_unread_after_renumbering() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         // With `after`, the connection may end at another command between the FETCH and the cursor.
         for (after, ends_in) in
             [("leave", None), ("seen", None), ("seen", Some("UID STORE")), ("leave", Some("UID FETCH"))]
@@ -163,7 +163,7 @@ async fn old_mails_stay_unread_after_renumbering() {
                 deliver_at(state, "older", "05-Mar-2025 03:00:00 +0000");
                 deliver_at(state, "old", &date(-3600));
             });
-            let mut watching = watch(&server, &format!("{more}\nstart = \"now\"\nafter = {after:?}"));
+            let mut watching = watch(&server, &format!("{keys}\nstart = \"now\"\nafter = {after:?}"));
             watching.old.extend([1, 2]);
             watching.until_cursor(7, 2).await;
             server.change(|state| deliver_at(state, "new", &date(0)));
@@ -186,7 +186,7 @@ async fn old_mails_stay_unread_after_renumbering() {
             watching.until_cursor(8, 4).await;
             server.change(|state| deliver_at(state, "at last", &date(0)));
             watching.mail("at last").await;
-            assert_eq!((watching.times("older"), watching.times("old")), (0, 0), "{more} {after} {ends_in:?}");
+            assert_eq!((watching.times("older"), watching.times("old")), (0, 0), "{keys} {after} {ends_in:?}");
             watching.end().await;
         }
     }
@@ -214,14 +214,14 @@ async fn new_mails_with_old_dates_are_read() {
 async fn the_start_boundary_is_stored_first() {
     let server = Scripted::start().await;
     once(&server, "UID FETCH", 1, &[Step::Deliver("meanwhile"), Step::Mute]);
-    let more = format!("{DEDICATED}\nstart = \"now\"");
-    let mut watching = watch(&server, &more);
+    let keys = format!("{DEDICATED}\nstart = \"now\"");
+    let mut watching = watch(&server, &keys);
     watching.while_server("the first listing", |state| state.count("UID FETCH") == 1).await;
     let cursor = watching.cursor.clone();
     // All reports up to the failure are committed. Then the watcher is killed.
     watching.until("a failure", |w| w.states.iter().any(|(s, _)| *s == MailboxState::Failed)).await;
     watching.task.abort();
-    let settings = testkit::watching::settings(server.port, &more);
+    let settings = testkit::watching::settings(server.port, &keys);
     let mut watching = Watching::from_cursor(settings, quick(), cursor);
     watching.mail("meanwhile").await;
     watching.end().await;
@@ -263,9 +263,9 @@ async fn server_with_uid_next_0(answers: &[&'static str]) -> Scripted {
 
 #[tokio::test]
 async fn uidnext_0_is_replaced_by_status() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
-        let mut watching = watch(&server, &format!("{more}\nstart = \"now\""));
+        let mut watching = watch(&server, &format!("{keys}\nstart = \"now\""));
         watching.old.extend(1..=4);
         watching.until_cursor(7, 4).await;
         server.deliver("new");
@@ -277,11 +277,11 @@ async fn uidnext_0_is_replaced_by_status() {
 
 #[tokio::test]
 async fn without_uidnext_start_now_uses_internaldate() {
-    for (more, capabilities) in [(DEDICATED, "IDLE"), (SHARED, "IDLE"), (DEDICATED, ""), (SHARED, "IDLE NOTIFY")] {
+    for (keys, capabilities) in [(DEDICATED, "IDLE"), (SHARED, "IDLE"), (DEDICATED, ""), (SHARED, "IDLE NOTIFY")] {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT", "STATUS"]).await;
         server.change(|state| state.capabilities = capabilities.into());
         let timing = Timing { poll: ms(50), ..quick() };
-        let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
+        let mut watching = watch_in(&server, &format!("{keys}\nstart = \"now\""), timing);
         watching.old.extend(1..=4);
         watching.until_cursor(7, 4).await;
         server.change(|state| deliver_at(state, "new", &date(0)));
@@ -292,7 +292,7 @@ async fn without_uidnext_start_now_uses_internaldate() {
         once(&server, "news", server.count("news") + 1, &[Step::Close]);
         server.change(|state| deliver_at(state, "moved while we were away", &date(-86_400)));
         watching.mail("moved while we were away").await;
-        assert_eq!((watching.times("old"), watching.times("an hour old"), watching.times("new")), (0, 0, 1), "{more}");
+        assert_eq!((watching.times("old"), watching.times("an hour old"), watching.times("new")), (0, 0, 1), "{keys}");
         watching.end().await;
     }
 }

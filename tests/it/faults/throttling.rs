@@ -25,8 +25,8 @@ async fn a_suggested_pause_is_honoured() {
         once(&server, name, 1, &[say(&format!("{answer}{THROTTLED}")), Step::Close]);
         let began = Instant::now();
         let mut watching = dedicated(&server);
-        let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.starts_with("the server throttles this account: "), "{name}: {words}");
+        let error = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(error.starts_with("the server throttles this account: "), "{name}: {error}");
         watching.idle().await;
         assert!(began.elapsed() >= ms(1_200), "{name}: {:?}", began.elapsed());
         assert_eq!((server.connections(), server.count("SELECT")), (2, 0), "{name}: nothing else was tried");

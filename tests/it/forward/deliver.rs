@@ -42,7 +42,7 @@ async fn events_of_a_session_keep_their_order() {
         // The handler refuses session 1 at first. The other sessions are delivered in the meantime.
         if n < 40 && request.text().contains(&session(1)) { status(503) } else { status(200) }
     });
-    let events = (0..10).flat_map(|minute| (1..=5).map(move |of| failed(of, minute))).collect();
+    let events = (0..10).flat_map(|minute| (1..=5).map(move |session_number| failed(session_number, minute))).collect();
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     setup.record(events).await;
     setup.start();
@@ -52,11 +52,11 @@ async fn events_of_a_session_keep_their_order() {
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
         times.entry(body["session_id"].to_string()).or_default().push(body["txTime"].to_string());
     }
-    for (of, mut times) in times {
+    for (session_number, mut times) in times {
         times.dedup();
         let mut sorted = times.clone();
         sorted.sort();
-        assert_eq!((times.len(), &times), (10, &sorted), "{of}");
+        assert_eq!((times.len(), &times), (10, &sorted), "{session_number}");
     }
     setup.stop().await;
 }
@@ -65,7 +65,7 @@ async fn events_of_a_session_keep_their_order() {
 async fn targets_are_independent_of_each_other() {
     let (good, bad) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| ReceiverAnswer::Hang));
     let table =
-        |name: &str, address, more: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/\"\n{more}"));
+        |name: &str, address, keys: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/\"\n{keys}"));
     let mut setup = ForwarderSetup::new(vec![
         table("bad", bad.listen().await, "timeout = \"200ms\""),
         table("good", good.listen().await, "statuses = [\"completed\"]\nunresolved = \"send\""),
@@ -75,10 +75,10 @@ async fn targets_are_independent_of_each_other() {
     let requests = good.wait_for(2).await;
     assert!(requests.iter().any(|r| r.text().starts_with("{\"session_id\":null,")));
     bad.wait_for(2).await;
-    let all = setup.until("recorded", |all| all.iter().filter(|d| d.last_error.is_some()).count() == 2).await;
-    assert_eq!(all.iter().filter(|d| d.state.as_str() == "delivered").count(), 2);
-    assert_eq!(all.iter().filter(|d| d.target == "bad" && d.state.as_str() == "held").count(), 1);
-    assert!(all.iter().any(|d| d.last_error.as_deref() == Some("no answer within 200ms")));
+    let rows = setup.until("recorded", |rows| rows.iter().filter(|d| d.last_error.is_some()).count() == 2).await;
+    assert_eq!(rows.iter().filter(|d| d.state.as_str() == "delivered").count(), 2);
+    assert_eq!(rows.iter().filter(|d| d.target == "bad" && d.state.as_str() == "held").count(), 1);
+    assert!(rows.iter().any(|d| d.last_error.as_deref() == Some("no answer within 200ms")));
     setup.stop().await;
 }
 
@@ -130,7 +130,7 @@ async fn downtime_does_not_count_towards_give_up_after() {
         next_attempt_at = '2025-03-05T03:36:02.000Z'";
     setup.sql().execute(tried, []).unwrap();
     setup.start();
-    setup.until("tried once more", |all| all[0].state.as_str() != "pending" || all[0].attempts > 2).await;
+    setup.until("tried once more", |rows| rows[0].state.as_str() != "pending" || rows[0].attempts > 2).await;
     setup.until_all("delivered").await;
     setup.stop().await;
 }
@@ -159,9 +159,9 @@ async fn a_burst_arrives_once_and_in_order() {
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     let mut events = Vec::new();
     for minute in 0..EACH - 1 {
-        events.extend((0..SESSIONS).map(|of| failed(of, i64::from(minute))));
+        events.extend((0..SESSIONS).map(|session_number| failed(session_number, i64::from(minute))));
     }
-    events.extend((0..SESSIONS).map(|of| paid(Some(of), of)));
+    events.extend((0..SESSIONS).map(|session_number| paid(Some(session_number), session_number)));
     setup.record(events).await;
     setup.start();
     setup.until_all("delivered").await;
@@ -174,9 +174,13 @@ async fn a_burst_arrives_once_and_in_order() {
         assert!(n > 0 || body["status"] == false);
     }
     assert_eq!(accepted.len(), SESSIONS as usize);
-    for (of, steps) in accepted {
+    for (session_number, steps) in accepted {
         let mut sorted = steps.clone();
         sorted.sort();
-        assert_eq!((steps.len(), steps.last().unwrap().as_str(), &steps), (EACH as usize, "paid", &sorted), "{of}");
+        assert_eq!(
+            (steps.len(), steps.last().unwrap().as_str(), &steps),
+            (EACH as usize, "paid", &sorted),
+            "{session_number}"
+        );
     }
 }

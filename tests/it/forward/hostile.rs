@@ -13,7 +13,7 @@ async fn first_failure(answer: ReceiverAnswer) -> DeliveryRow {
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "timeout = \"1s\"")]);
     setup.start();
     setup.record(vec![paid(Some(1), 1)]).await;
-    let row = setup.until("recorded", |all| all[0].last_error.is_some()).await.remove(0);
+    let row = setup.until("recorded", |rows| rows[0].last_error.is_some()).await.remove(0);
     assert_eq!(row.state.as_str(), "pending");
     setup.stop().await;
     row
@@ -22,7 +22,7 @@ async fn first_failure(answer: ReceiverAnswer) -> DeliveryRow {
 #[tokio::test]
 async fn failures_have_different_errors() {
     let bytes = |text: &str| ReceiverAnswer::Bytes(text.as_bytes().to_vec());
-    for (answer, status, words) in [
+    for (answer, status, expected) in [
         (status(500), Some(500), "500"),
         (
             bytes("HTTP/1.1 400 Bad\r\n\r\n\n \x1b[31mno such order\nat line 1"),
@@ -55,7 +55,7 @@ async fn failures_have_different_errors() {
         let row = first_failure(answer).await;
         let error = row.last_error.unwrap();
         assert_eq!(row.last_status, status, "{error}");
-        assert!(error.contains(words), "{error:?} is not {words:?}");
+        assert!(error.contains(expected), "{error:?} is not {expected:?}");
         assert!(error.len() < 1000);
     }
 }
@@ -77,7 +77,7 @@ async fn attempts_record_their_result() {
         let mut setup = ForwarderSetup::new(vec![shop(address, "timeout = \"1s\"")]);
         setup.start();
         setup.record(vec![paid(Some(1), 1)]).await;
-        setup.until("recorded", |all| all[0].last_error.is_some() || all[0].delivered_at.is_some()).await;
+        setup.until("recorded", |rows| rows[0].last_error.is_some() || rows[0].delivered_at.is_some()).await;
         setup.stop().await;
         let sql = "SELECT result FROM attempts WHERE attempt = 1";
         let found: String = setup.sql().query_row(sql, [], |row| row.get(0)).unwrap();
@@ -96,7 +96,7 @@ async fn an_endless_answer_is_cut_off() {
 #[tokio::test]
 async fn a_status_of_2xx_counts_whatever_follows() {
     const CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut";
-    let with =
+    let with_fields =
         |fields: &str| ReceiverAnswer::Bytes(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into());
     let text = |text: &str| ReceiverAnswer::Bytes(text.as_bytes().to_vec());
     let length =
@@ -105,13 +105,13 @@ async fn a_status_of_2xx_counts_whatever_follows() {
         (ReceiverAnswer::Bytes(CUT.into()), "10s"),
         // The timeout ends before the rest of the body could arrive.
         (ReceiverAnswer::Unended(CUT), "300ms"),
-        (with(&"X: y\r\n".repeat(500)), "10s"),
-        (with("X: y\r\n\tz\r\n"), "10s"),
-        (with("X-Größe : 5\r\n"), "10s"),
-        (with("Content-Length: 7\r\n"), "10s"),
-        (with("Transfer-Encoding: chunked\r\n"), "10s"),
-        (with(&format!("X: {}\r\n", "x".repeat(1 << 20))), "10s"),
-        (with(&"X: y\r\n".repeat(3_000)), "10s"),
+        (with_fields(&"X: y\r\n".repeat(500)), "10s"),
+        (with_fields("X: y\r\n\tz\r\n"), "10s"),
+        (with_fields("X-Größe : 5\r\n"), "10s"),
+        (with_fields("Content-Length: 7\r\n"), "10s"),
+        (with_fields("Transfer-Encoding: chunked\r\n"), "10s"),
+        (with_fields(&format!("X: {}\r\n", "x".repeat(1 << 20))), "10s"),
+        (with_fields(&"X: y\r\n".repeat(3_000)), "10s"),
         (length("1.1", "1"), "10s"),
         (length("1.1", "4/5/6"), "10s"),
         (length("1.1", "4, 5"), "10s"),
@@ -130,14 +130,14 @@ async fn a_status_of_2xx_counts_whatever_follows() {
         (ReceiverAnswer::Unended("HTTP/1.1 200 OK\r\n"), "300ms"),
         (ReceiverAnswer::Unended("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), "10s"),
     ] {
-        let said = format!("{answer:.200?}");
+        let answer_text = format!("{answer:.200?}");
         let receiver = Receiver::new(move |_, _| answer.clone());
         let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, &format!("timeout = \"{timeout}\""))]);
         setup.start();
         setup.record(vec![paid(Some(1), 1)]).await;
         setup.until_all("delivered").await;
         setup.stop().await;
-        assert_eq!(receiver.requests().len(), 1, "delivered again after {said}");
+        assert_eq!(receiver.requests().len(), 1, "delivered again after {answer_text}");
     }
 }
 
@@ -150,8 +150,8 @@ async fn a_handler_that_restarts_misses_nothing() {
     let mut setup = ForwarderSetup::new(vec![shop(address, "")]);
     setup.start();
     setup.record((0..20).map(|n| paid(Some(n), n)).collect()).await;
-    let all = setup.until("all refused once", |all| all.iter().all(|d| d.last_error.is_some())).await;
-    assert!(all[0].last_error.as_deref().unwrap().contains("cannot connect to 127.0.0.1"), "{:?}", all[0]);
+    let rows = setup.until("all refused once", |rows| rows.iter().all(|d| d.last_error.is_some())).await;
+    assert!(rows[0].last_error.as_deref().unwrap().contains("cannot connect to 127.0.0.1"), "{:?}", rows[0]);
     receiver.serve(tokio::net::TcpListener::bind(address).await.unwrap());
     setup.until_all("delivered").await;
     setup.stop().await;
@@ -187,16 +187,17 @@ async fn a_dead_delivery_may_be_retried() {
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "give_up_after = \"300ms\"")]);
     setup.start();
     setup.record(vec![failed(1, 1), failed(1, 2)]).await;
-    let all = setup.until("ended", |all| all[0].state.as_str() == "dead" && all[1].state.as_str() == "delivered").await;
-    let error = all[0].last_error.as_deref().unwrap();
+    let rows =
+        setup.until("ended", |rows| rows[0].state.as_str() == "dead" && rows[1].state.as_str() == "delivered").await;
+    let error = rows[0].last_error.as_deref().unwrap();
     assert!(error.starts_with("given up after 300ms and ") && error.contains("500"), "{error}");
-    assert!(all[0].next_attempt_at.is_none() && all[0].attempts >= 2);
-    assert!(matches!(setup.store.retry(RetrySelection::Ids(vec![all[1].id])).await, Err(db::Error::Refused(_))));
+    assert!(rows[0].next_attempt_at.is_none() && rows[0].attempts >= 2);
+    assert!(matches!(setup.store.retry(RetrySelection::Ids(vec![rows[1].id])).await, Err(db::Error::Refused(_))));
     assert!(matches!(setup.store.retry(RetrySelection::Ids(vec![99])).await, Err(db::Error::Refused(_))));
     let before = receiver.requests().len();
     assert_eq!(setup.store.retry(RetrySelection::Dead).await.unwrap(), 1);
     receiver.wait_for(before + 1).await;
-    setup.until("dead again", |all| all[0].state.as_str() == "dead" && all[0].attempts > 2).await;
+    setup.until("dead again", |rows| rows[0].state.as_str() == "dead" && rows[0].attempts > 2).await;
     setup.stop().await;
 }
 
@@ -261,7 +262,7 @@ async fn a_maybe_delivered_event_is_repeated_unchanged() {
 
 #[tokio::test]
 async fn an_undelivered_event_may_be_completed() {
-    for (words, status, result, is_better) in [
+    for (last_error, status, result, is_better) in [
         ("no answer within 10s", None, AttemptResult::NoResponse, false),
         (
             "given up after 3d and 9 attempts; the last: no answer: connection closed before message completed",
@@ -279,15 +280,15 @@ async fn an_undelivered_event_may_be_completed() {
         bare.payment.blockchain = None;
         setup.record(vec![bare.clone()]).await;
         let claimed = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
-        let end = db::NextStep::RetryAt(words.into(), jiff::Timestamp::now());
+        let end = db::NextStep::RetryAt(last_error.into(), jiff::Timestamp::now());
         let (delivery_id, attempt, took) = (claimed.delivery_id, claimed.attempt, Duration::ZERO);
         let ended = db::FinishedAttempt { delivery_id, attempt, result, status, took, next_step: end };
         setup.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
         setup.record(vec![paid(Some(1), 1)]).await;
-        let told =
+        let webhook =
             setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).event.webhook;
         // Only the session is added; the payment is the same.
         bare.payment.session_id = Some(session(1));
-        assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");
+        assert_eq!(webhook, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{last_error}");
     }
 }

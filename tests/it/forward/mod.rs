@@ -35,8 +35,8 @@ fn settings(table: &str) -> ForwardSettings {
 }
 
 /// The settings of a target named `shop`.
-fn shop(address: impl std::fmt::Display, more: &str) -> ForwardSettings {
-    settings(&format!("name = \"shop\"\nurl = \"http://{address}/hook\"\n{more}"))
+fn shop(address: impl std::fmt::Display, keys: &str) -> ForwardSettings {
+    settings(&format!("name = \"shop\"\nurl = \"http://{address}/hook\"\n{keys}"))
 }
 
 fn open(folder: &tempfile::TempDir, settings: &[ForwardSettings]) -> Store {
@@ -94,13 +94,13 @@ impl ForwarderSetup {
     }
 
     fn deliveries(&self) -> Vec<DeliveryRow> {
-        let mut all = Vec::new();
+        let mut rows = Vec::new();
         let push = |d| {
-            all.push(d);
+            rows.push(d);
             Ok::<_, db::Error>(())
         };
         self.store.reader().unwrap().deliveries(None, None, push).unwrap();
-        all
+        rows
     }
 
     /// Waits until the deliveries satisfy a condition.
@@ -118,7 +118,7 @@ impl ForwarderSetup {
 
     /// Waits until all deliveries are in this state.
     async fn until_all(&self, state: &str) -> Vec<DeliveryRow> {
-        self.until(state, |all| all.iter().all(|d| d.state.as_str() == state)).await
+        self.until(state, |rows| rows.iter().all(|d| d.state.as_str() == state)).await
     }
 
     /// A direct connection to the database.
@@ -131,10 +131,10 @@ fn session(n: u32) -> String {
     format!("591abe63-aa61-411d-a419-{n:012}")
 }
 
-/// A completed payment of session `of`, with transaction `n`.
-fn paid(of: Option<u32>, n: u32) -> Event {
+/// A completed payment of session `session_number`, with transaction `n`.
+fn paid(session_number: Option<u32>, n: u32) -> Event {
     let payment = PaymentDetails {
-        session_id: of.map(session),
+        session_id: session_number.map(session),
         amount: Some("20".into()),
         blockchain: Some("Sepolia".into()),
         token: Some("DAI".into()),
@@ -144,10 +144,13 @@ fn paid(of: Option<u32>, n: u32) -> Event {
     Event { payment, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
 }
 
-/// A failed payment of session `of`, at minute `n`.
-fn failed(of: u32, n: i64) -> Event {
+/// A failed payment of session `session_number`, at minute `n`.
+fn failed(session_number: u32, n: i64) -> Event {
     let at = jiff::Timestamp::from_second(1_741_000_000 / 60 * 60 + 60 * n).unwrap();
-    let payment =
-        PaymentDetails { session_id: Some(session(of)), tx_time: Some(at), ..PaymentDetails::new(Status::Failed) };
+    let payment = PaymentDetails {
+        session_id: Some(session(session_number)),
+        tx_time: Some(at),
+        ..PaymentDetails::new(Status::Failed)
+    };
     Event { payment, header_time: None, order_ref: None }
 }

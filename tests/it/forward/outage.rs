@@ -17,7 +17,9 @@ fn count(setup: &ForwarderSetup, sql: &str) -> i64 {
 /// Creates an outbox with three failed events of each of 100 sessions.
 async fn outbox(settings: ForwardSettings) -> ForwarderSetup {
     let setup = ForwarderSetup::new(vec![settings]);
-    setup.record((0..3).flat_map(|minute| (1..=100).map(move |of| failed(of, minute))).collect()).await;
+    setup
+        .record((0..3).flat_map(|minute| (1..=100).map(move |session_number| failed(session_number, minute))).collect())
+        .await;
     setup
 }
 
@@ -53,9 +55,9 @@ async fn an_unreachable_target_is_probed() {
 async fn an_outage_ends_with_dead_deliveries() {
     let mut setup = outbox(shop(unused().await, "give_up_after = \"2s\"")).await;
     setup.start();
-    let all = setup.until_all("dead").await;
+    let rows = setup.until_all("dead").await;
     setup.stop().await;
-    for delivery in all {
+    for delivery in rows {
         let error = delivery.last_error.unwrap();
         assert!(error.starts_with("given up after 2s and ") && error.contains("cannot connect to"), "{error}");
         assert!(delivery.attempts > 0, "each has its last attempt");

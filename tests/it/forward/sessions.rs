@@ -212,7 +212,7 @@ async fn targets_receive_the_session_independently() {
     let receiver = Receiver::new(|_, _| status(200));
     let address = receiver.listen().await;
     let table =
-        |name: &str, more: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/{name}\"\n{more}"));
+        |name: &str, keys: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/{name}\"\n{keys}"));
     let mut setup = ForwarderSetup::new(vec![table("sends", "unresolved = \"send\""), table("holds", "")]);
     setup.start();
     setup.record(vec![of_order("A", 1)]).await;
@@ -330,10 +330,10 @@ async fn pending_after_completed_is_not_delivered() {
         let first = as_pending(of_order("A", 2));
         setup.record(vec![first, of_order("A", 2), as_pending(of_order("A", 3))]).await;
         setup.store.session_add(register).await.unwrap();
-        let told: Vec<_> = setup.deliveries().into_iter().map(|d| (d.event_id, d.state.to_string())).collect();
+        let rows: Vec<_> = setup.deliveries().into_iter().map(|d| (d.event_id, d.state.to_string())).collect();
         let [held, first, second] = [paid(None, 1), as_pending(paid(None, 2)), paid(None, 2)];
         let is = |event: Event, state: &str| (event.id().unwrap().to_string(), state.to_owned());
-        assert_eq!(told, [is(held, "held"), is(first, "pending"), is(second, "pending")], "known before: {is_known}");
+        assert_eq!(rows, [is(held, "held"), is(first, "pending"), is(second, "pending")], "known before: {is_known}");
         // Pending deliveries stay pending and in order when a session is registered.
         setup.store.session_add(new(1, None, Some("20"))).await.unwrap();
         assert_eq!(states(&setup), ["held", "pending", "pending"]);
@@ -367,14 +367,14 @@ async fn sessions_are_listed_with_their_payments() {
         .await
         .unwrap();
     setup.store.session_add(new(2, None, None)).await.unwrap();
-    for (wrong, words) in [
+    for (wrong, expected) in [
         (new(1, Some("B"), None), "another order reference"),
         (new(1, None, Some("21")), "another amount"),
         (new(3, None, Some("$21")), "expected US dollars"),
         (SessionRegistration { session_id: "x".into(), ..SessionRegistration::default() }, "is no session id"),
     ] {
-        let said = setup.store.session_add(wrong).await.unwrap_err().to_string();
-        assert!(said.contains(words), "{said}");
+        let error = setup.store.session_add(wrong).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
     }
     setup.record(vec![failed(2, 1)]).await;
     let mut all = Vec::new();

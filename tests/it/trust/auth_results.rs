@@ -80,8 +80,8 @@ async fn servers_result_needs_a_verified_header() {
         ("expired", signed(SigningOptions { expires_in: Some(3600), ahead: -7200, ..SigningOptions::default() })),
         ("of another organisation", signed(SigningOptions { domain: "evil.tld", ..SigningOptions::default() })),
     ];
-    for (what, mail) in cases {
-        assert_untrusted(&with_fields("mx.shop.example", PASS, &mail).await, what);
+    for (case, mail) in cases {
+        assert_untrusted(&with_fields("mx.shop.example", PASS, &mail).await, case);
     }
     let weak = sign(MAIL.as_bytes(), &KEYS.weak, &SigningOptions { selector: "weak", ..SigningOptions::default() });
     assert_untrusted(&with_fields("mx.shop.example", PASS, &weak).await, "a short key");
