@@ -37,7 +37,7 @@ pub use copy::{CopyState, inspect_copy};
 pub(crate) use deliveries::holds;
 pub use deliveries::{
     ClaimLimit, Claimed, ClaimedBatch, DeliveredConfirmation, DeliveredEvent, DeliveredPosition, FinishedAttempt,
-    InFlight, NextStep, Outage, OutboundEvent, Receipt, RetrySelection,
+    InFlight, NextStep, Outage, OutboundEvent, RetrySelection, StreamReceipt,
 };
 pub use disk::LOW_SPACE;
 pub use error::{Error, Result};

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::retry;
 use super::target::CommonTarget;
-use crate::db::{Claimed, FinishedAttempt, NextStep, Receipt};
+use crate::db::{Claimed, FinishedAttempt, NextStep, StreamReceipt};
 use crate::model::AttemptResult;
 use crate::units::HumanDuration;
 
@@ -16,7 +16,7 @@ pub(super) enum AttemptEnd {
     /// The handler accepted the event, with this HTTP status.
     Accepted(Option<u16>),
     /// A stream has the event.
-    Stored(Receipt),
+    Stored(StreamReceipt),
     /// It is not certain that the target has the event.
     Failed(Failure),
 }

@@ -12,7 +12,7 @@ use crate::model::iso;
 
 /// Where a stream has an event. `Display` is the text in `deliveries.receipt`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
+pub struct StreamReceipt {
     /// The stream's name.
     pub stream: String,
     /// The sequence number of the message, from 1.
@@ -21,7 +21,7 @@ pub struct Receipt {
     pub was_there: bool,
 }
 
-impl std::fmt::Display for Receipt {
+impl std::fmt::Display for StreamReceipt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let before = if self.was_there { "there already: " } else { "" };
         write!(f, "{before}{}:{}", self.stream, self.sequence)
@@ -139,7 +139,7 @@ impl Store {
     /// # Errors
     ///
     /// [`crate::db::Error`].
-    pub async fn record_refill(&self, target: &str, delivery_id: i64, receipt: Receipt) -> Result<()> {
+    pub async fn record_refill(&self, target: &str, delivery_id: i64, receipt: StreamReceipt) -> Result<()> {
         let target = target.to_owned();
         self.write(move |tx| {
             record_receipt(tx, &target, delivery_id, &receipt)?;
@@ -152,7 +152,7 @@ impl Store {
 }
 
 /// Writes the receipt of a delivery. Counts the delivery if the stream had the message before.
-pub(super) fn record_receipt(tx: &Connection, target: &str, delivery_id: i64, receipt: &Receipt) -> Result<()> {
+pub(super) fn record_receipt(tx: &Connection, target: &str, delivery_id: i64, receipt: &StreamReceipt) -> Result<()> {
     tx.prepare_cached("UPDATE OR FAIL deliveries SET receipt = ?2 WHERE id = ?1")?
         .execute(params![delivery_id, receipt.to_string()])?;
     if receipt.was_there {

@@ -19,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use self::claim::{REQUEUE_AFTER_CLOCK_CHANGE, claim, next_due};
 use self::finish::record_attempt;
-pub use self::in_streams::{DeliveredEvent, DeliveredPosition, Receipt};
+pub use self::in_streams::{DeliveredEvent, DeliveredPosition, StreamReceipt};
 pub use self::outage::{ClaimLimit, Outage};
 use crate::chain::ConfirmationState;
 use crate::db::{Error, Result, Store, current_time, word};
@@ -95,7 +95,7 @@ pub enum NextStep {
     /// The handler accepted the event.
     Delivered,
     /// A stream has the event.
-    Stored(Receipt),
+    Stored(StreamReceipt),
     /// The delivery is retried at this time; the text is the error.
     RetryAt(String, Timestamp),
     /// The delivery is retried at this time, and `give_up_after` starts over, because the target could not be reached.

@@ -305,7 +305,7 @@ fn receipts_name_the_stream_and_the_message() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
-    let receipt = |was_there| Receipt { stream: "PAID".into(), sequence: u64::MAX, was_there };
+    let receipt = |was_there| StreamReceipt { stream: "PAID".into(), sequence: u64::MAX, was_there };
     record_attempt(&connection, "shop", &ended(1, NextStep::Stored(receipt(false)))).unwrap();
     record_attempt(&connection, "shop", &ended(2, NextStep::Stored(receipt(true)))).unwrap();
     assert_eq!(count(&connection, "id = 1 AND state = 'delivered' AND receipt = 'PAID:18446744073709551615'"), 1);

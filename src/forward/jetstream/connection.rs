@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::inspect::Inspection;
 use super::{StreamProblem, StreamTarget};
-use crate::db::{OutboundEvent, Receipt};
+use crate::db::{OutboundEvent, StreamReceipt};
 use crate::forward::attempt::{AttemptEnd, Failure, RetryRule};
 use crate::forward::target::CommonTarget;
 use crate::forward::worker::{CONCURRENCY, Sending};
@@ -227,8 +227,8 @@ impl StreamConnection {
         self.nats.stored_message(&self.stream.name, &self.stream.subject(event), self.reads_directly).await
     }
 
-    pub(super) fn receipt(&self, sequence: u64, was_there: bool) -> Receipt {
-        Receipt { stream: self.stream.name.clone(), sequence, was_there }
+    pub(super) fn receipt(&self, sequence: u64, was_there: bool) -> StreamReceipt {
+        StreamReceipt { stream: self.stream.name.clone(), sequence, was_there }
     }
 
     fn note_acknowledgement(&self, took: Duration) {
