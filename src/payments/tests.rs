@@ -2,16 +2,21 @@
 
 use super::*;
 use crate::db::testing::query_plan;
-use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
+use crate::db::{Cursor, DeliveryRow, Error, ResmicRules, Store, StoreSettings, TargetRules};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, PaymentDetails, RawMail, Reason, ReasonCode,
     Status, Uid, UidValidity,
 };
+use crate::resmic::ApiError;
 
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 
 fn store(folder: &tempfile::TempDir) -> Store {
+    store_with(folder, None)
+}
+
+fn store_with(folder: &tempfile::TempDir, resmic: Option<ResmicRules>) -> Store {
     let target = |name: &str, send_unresolved| TargetRules {
         name: name.into(),
         statuses: vec![Status::Completed, Status::Failed],
@@ -23,7 +28,7 @@ fn store(folder: &tempfile::TempDir) -> Store {
         targets: vec![target("holds", false), target("sends", true)],
         matching: Matching { enabled: false, window: std::time::Duration::from_secs(2700) },
         chains: Vec::new(),
-        resmic: None,
+        resmic,
     })
     .unwrap()
 }
@@ -170,6 +175,30 @@ async fn a_deferred_mail_without_account_needs_review() {
     store.record(vec![deferred], cursor(1)).await.unwrap();
     let unjudged = |accounts: &[&str]| store.reader().unwrap().backlog(&[], accounts).unwrap().unjudged;
     assert_eq!((unjudged(&["other", "shop"]), unjudged(&["other"]), unjudged(&[])), (0, 1, 1));
+}
+
+#[tokio::test]
+async fn a_changed_expiry_moves_the_first_question() {
+    let unreachable = || ApiError::Unreachable("no answer".into());
+    let absent = || ApiError::NotFound("404".into());
+    for (error, moves) in [(None, true), (Some(unreachable()), true), (Some(absent()), false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_with(&folder, Some(ResmicRules::default()));
+        let register = async |expires_at: &str| {
+            let expires_at = Some(expires_at.parse().unwrap());
+            let session = SessionRegistration { session_id: SESSION.into(), expires_at, ..Default::default() };
+            store.session_add(session).await.unwrap();
+        };
+        register("2025-03-05T03:36:00Z").await;
+        if let Some(error) = error.clone() {
+            store.record_session(SESSION.parse().unwrap(), Err(error), None).await.unwrap();
+        }
+        register("2999-01-01T00:00:00Z").await;
+        let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+        let next: String =
+            connection.query_row("SELECT next_ask_at FROM session_inquiries", [], |row| row.get(0)).unwrap();
+        assert_eq!(next == "2999-01-01T00:00:00.000Z", moves, "{error:?}: {next}");
+    }
 }
 
 #[test]
