@@ -201,6 +201,24 @@ async fn a_changed_expiry_moves_the_first_question() {
     }
 }
 
+#[tokio::test]
+async fn a_late_registration_resumes_the_search() {
+    for (amount, registered) in [("20", None), ("", Some("20")), ("", None), ("20", Some("20"))] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_with(&folder, Some(ResmicRules::default()));
+        let mut event = paid(None);
+        event.payment.amount = Some(amount.to_owned()).filter(|amount| !amount.is_empty());
+        event.header_time = Some(jiff::Timestamp::now());
+        store.record(vec![entry(1, event)], cursor(1)).await.unwrap();
+        assert_eq!(store.due_inquiry().await.unwrap().0, None, "no session fits");
+        let amount = registered.map(str::to_owned);
+        let session = SessionRegistration { session_id: SESSION.into(), amount, ..Default::default() };
+        store.session_add(session).await.unwrap();
+        let due = store.due_inquiry().await.unwrap().0;
+        assert!(matches!(due, Some(DueInquiry::Search(_))), "{registered:?}: {due:?}");
+    }
+}
+
 #[test]
 fn due_questions_are_not_sorted() {
     let folder = tempfile::tempdir().unwrap();
@@ -213,5 +231,18 @@ fn due_questions_are_not_sorted() {
         let steps = query_plan(&connection, sql);
         assert_eq!(steps[0], step);
         assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{steps:?}");
+    }
+}
+
+#[test]
+fn late_registrations_find_events_in_indexes() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(store(&folder));
+    let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+    for (sql, index) in [
+        (reconcile::WITHOUT_AMOUNT, "events_unmatched (<expr>=? AND tx_time>? AND tx_time<?)"),
+        (reconcile::ANY_AMOUNT, "events_by_tx_time (tx_time>? AND tx_time<?)"),
+    ] {
+        assert_eq!(query_plan(&connection, sql), [format!("SEARCH events USING INDEX {index}")]);
     }
 }
