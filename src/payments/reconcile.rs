@@ -336,29 +336,30 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
     let registered = sessions::registered_session(tx, session_id)?;
     let is_registered = registered.is_some();
     if other.is_some() || before.is_none() {
-        replace_session(
-            tx,
-            settings,
-            event_id,
-            state.event,
-            FoundSession { session_id: session_id.to_owned(), source: SessionSource::Operator, registered },
-        )?;
+        let source = SessionSource::Operator;
+        let found = FoundSession { session_id: session_id.to_owned(), source, registered };
+        let event = events::with_session(state.event, Some(&found));
+        if state.delivered && !state.open {
+            // The body stays as it was delivered.
+            events::set_session(tx, event_id, &event, source)?;
+        } else {
+            replace_session(tx, settings, event_id, &event, source)?;
+        }
     }
     tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
     inquiries::settle(tx, session_id)?;
     Ok(Assigned { before, registered: is_registered, released: holds::release(tx, settings, event_id)? })
 }
 
-/// Replaces the session of an event by the one that the operator chose.
+/// Replaces the session of an event by the one that the operator chose, also in the body.
 fn replace_session(
     tx: &Connection,
     settings: &StoreSettings,
     event_id: &str,
-    event: Event,
-    found: FoundSession,
+    event: &Event,
+    source: SessionSource,
 ) -> Result<()> {
-    let source = found.source;
     tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?
         .execute(params![event_id])?;
-    events::update(tx, settings, event_id, &events::with_session(event, Some(&found)), Some(source))
+    events::update(tx, settings, event_id, event, Some(source))
 }

@@ -202,6 +202,28 @@ async fn a_changed_expiry_moves_the_first_question() {
 }
 
 #[tokio::test]
+async fn a_session_assigned_after_delivery_leaves_the_body() {
+    for (targets, body_changes) in [("target = 'sends'", false), ("target = 'holds'", true), ("true", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+        let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+        connection.execute(&format!("DELETE FROM deliveries WHERE NOT ({targets})"), []).unwrap();
+        let deliver = "UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL WHERE state = 'pending'";
+        connection.execute(deliver, []).unwrap();
+        let id = paid(None).id().unwrap().to_string();
+        let event = || store.reader().unwrap().event(&id).unwrap().unwrap();
+        let before = event().webhook;
+        store.session_assign(&id, SESSION).await.unwrap();
+        assert_eq!(
+            (event().session_id.as_deref(), event().session_source.as_deref()),
+            (Some(SESSION), Some("operator"))
+        );
+        assert_eq!(event().webhook != before, body_changes, "{targets}");
+    }
+}
+
+#[tokio::test]
 async fn a_late_registration_resumes_the_search() {
     for (amount, registered) in [("20", None), ("", Some("20")), ("", None), ("20", Some("20"))] {
         let folder = tempfile::tempdir().unwrap();
