@@ -5,7 +5,7 @@ use crate::db::testing::query_plan;
 use crate::db::{Cursor, DeliveryRow, Error, ResmicRules, Store, StoreSettings, TargetRules};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, PaymentDetails, RawMail, Reason, ReasonCode,
-    Status, Uid, UidValidity,
+    SignedHeaders, Status, Trust, TrustProof, Uid, UidValidity,
 };
 use crate::resmic::ApiError;
 
@@ -220,6 +220,29 @@ async fn a_session_assigned_after_delivery_leaves_the_body() {
             (Some(SESSION), Some("operator"))
         );
         assert_eq!(event().webhook != before, body_changes, "{targets}");
+    }
+}
+
+#[tokio::test]
+async fn a_vain_release_is_no_proof() {
+    let dkim = TrustProof {
+        trust: Trust::Dkim,
+        domain: Some("resmic.com".into()),
+        selector: Some("s1".into()),
+        signed_headers: SignedHeaders::All,
+        to: Vec::new(),
+    };
+    let released = TrustProof { trust: Trust::Operator, domain: None, selector: None, ..dkim.clone() };
+    for (proof, unparsed) in [(None, 0), (Some(dkim), 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        let mut mail = entry(1, paid(None));
+        mail.examined.judgement = Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, "no amount"));
+        mail.examined.proof = proof;
+        let examined = Examined { proof: Some(released.clone()), ..mail.examined.clone() };
+        store.record(vec![mail], cursor(1)).await.unwrap();
+        store.reevaluate(1, examined, None).await.unwrap();
+        assert_eq!(store.reader().unwrap().recent_parses().unwrap().unparsed, unparsed);
     }
 }
 
