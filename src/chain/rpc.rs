@@ -57,6 +57,7 @@ pub struct Node {
     keys: Vec<SecretString>,
     timeout: Duration,
     next_id: AtomicU64,
+    /// When the last calls were sent, the newest first.
     pace: Mutex<VecDeque<Instant>>,
 }
 
@@ -172,13 +173,12 @@ impl Node {
 
     /// Waits until fewer than five calls were sent in the last second.
     async fn wait_for_turn(&self) {
-        let mut recent = self.pace.lock().await;
-        if recent.len() >= CALLS_PER_SECOND
-            && let Some(first) = recent.pop_front()
-        {
-            sleep_until(first + Duration::from_secs(1)).await;
+        let mut newest_first = self.pace.lock().await;
+        if let Some(oldest) = newest_first.get(CALLS_PER_SECOND - 1) {
+            sleep_until(*oldest + Duration::from_secs(1)).await;
         }
-        recent.push_back(Instant::now());
+        newest_first.push_front(Instant::now());
+        newest_first.truncate(CALLS_PER_SECOND);
     }
 
     async fn post(&self, id: u64, method: &str, params: Value) -> Result<Answer, String> {
@@ -311,6 +311,8 @@ fn rpc_error(error: &RpcError, retry_after: Option<Duration>) -> NodeErrorKind {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn read(status: u16, body: &str) -> Result<String, NodeErrorKind> {
@@ -367,6 +369,18 @@ mod tests {
         for (status, body, is) in cases {
             let kind = read(status, &body).unwrap_err();
             assert!(is(&kind), "{status} {body}: {kind:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_call_keeps_the_pace() {
+        let node = Node::new(&SecretString::from("http://127.0.0.1:1"), None).unwrap();
+        for _ in 0..CALLS_PER_SECOND {
+            node.wait_for_turn().await;
+        }
+        // Each of these futures is dropped while it waits.
+        for _ in 0..2 {
+            assert!(node.wait_for_turn().now_or_never().is_none());
         }
     }
 

@@ -73,13 +73,14 @@ impl StoreReader {
     }
 
     /// How many of the newest proven notifications could not be parsed. Three kinds of mails do not count: mails that are no
-    /// notification, mails whose event exists because an operator released them, and quarantined mails without bytes.
+    /// notification, mails that only an operator vouches for, and quarantined mails without bytes.
     ///
     /// # Errors
     ///
     /// An error of SQLite.
     pub fn recent_parses(&self) -> Result<RecentParses> {
-        // Each part reads the newest rows of one outcome from an index.
+        // Each part reads the newest rows of one outcome from an index, and skips mails that a person released. A released mail that
+        // a signature had proven, and that still cannot be parsed, keeps the domain of that signature, and counts.
         let of_outcome = |outcome: &str| {
             format!(
                 "SELECT * FROM (SELECT id, 0 AS unparsed FROM mails INDEXED BY mails_by_outcome
@@ -91,7 +92,8 @@ impl StoreReader {
         let sql = format!(
             "SELECT count(*), coalesce(sum(unparsed), 0) FROM (SELECT unparsed FROM ({} UNION ALL {} UNION ALL
                SELECT * FROM (SELECT id, {codes} AS unparsed FROM mails INDEXED BY mails_proven_to_review
-                 WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL ORDER BY id DESC LIMIT {NEWEST}))
+                 WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL
+                   AND (trust <> 'operator' OR trust_domain IS NOT NULL) ORDER BY id DESC LIMIT {NEWEST}))
              ORDER BY id DESC LIMIT {NEWEST})",
             of_outcome("event"),
             of_outcome("duplicate"),

@@ -184,8 +184,8 @@ const SETTLED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.ses
 const FIRST_ASK: &str = "coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', s.expires_at),
     strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at, '+40 minutes'))";
 
-/// Creates the row of a registered session. If the session is changed before the first question, the time of that question
-/// changes, too.
+/// Creates the row of a registered session. If the session is changed before the first answer that decides something, the time of
+/// the question changes, too. An error that concerns all sessions decides nothing, and neither does `initiated` before the expiry.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<()> {
     if settings.resmic.is_none() {
         return Ok(());
@@ -193,7 +193,8 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str)
     tx.prepare_cached(&format!(
         "INSERT INTO session_inquiries (session_id, next_ask_at)
          SELECT lower(s.session_id), {FIRST_ASK} FROM sessions s WHERE s.session_id = ?1 AND NOT {SETTLED}
-         ON CONFLICT DO UPDATE SET next_ask_at = excluded.next_ask_at WHERE asks = 0"
+         ON CONFLICT DO UPDATE SET next_ask_at = excluded.next_ask_at
+           WHERE first_after_expiry IS NULL AND completed_since IS NULL AND reason IS NULL"
     ))?
     .execute(params![session_id])?;
     Ok(())

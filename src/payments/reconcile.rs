@@ -3,7 +3,9 @@
 //! Triggers insert each new or changed session into `sessions_to_reconcile`. So it does not matter which program
 //! wrote the session, or whether the daemon was running.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::conflicts::HoldReason;
 use super::events::{self, Resolved};
@@ -175,21 +177,40 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
     Ok(reconciled)
 }
 
+/// The events without a session, an order and an amount in the time from `?1` to `?2`.
+pub(super) const WITHOUT_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_unmatched
+    WHERE session_id IS NULL AND order_ref IS NULL AND CAST(amount AS REAL) IS NULL AND tx_time BETWEEN ?1 AND ?2";
+
+/// The events without a session and an order in the time from `?1` to `?2`. The query also reads the events with a session or an
+/// order, because the index over the others begins with the amount. They are few: if a session is registered when it is created,
+/// its time has the events of the last two minutes only.
+pub(super) const ANY_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_by_tx_time
+    WHERE tx_time BETWEEN ?1 AND ?2 AND session_id IS NULL AND order_ref IS NULL";
+
 /// The events that a session may concern, in the order in which they were stored.
 fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
     let matched = settings.matching.enabled && session.amount.is_some() || settings.resmic.is_some();
     let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };
     let [low, amount, high] = sessions::sqlite_amounts(session.amount.as_deref());
     let mut statement = tx.prepare_cached(
-        "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
+        "SELECT rowid, event_id FROM events WHERE session_id = ?1
          UNION SELECT rowid, event_id FROM events WHERE order_ref = ?2 AND session_id IS NULL
          UNION SELECT rowid, event_id FROM events INDEXED BY events_unmatched WHERE session_id IS NULL AND order_ref IS NULL
-           AND CAST(amount AS REAL) IN (?5, ?6, ?7) AND tx_time BETWEEN ?3 AND ?4
-         ORDER BY n",
+           AND CAST(amount AS REAL) IN (?5, ?6, ?7) AND tx_time BETWEEN ?3 AND ?4",
     )?;
     let parameters = params![session.session_id, session.order_ref, from, to, low, amount, high];
-    let rows = statement.query_map(parameters, |row| row.get(1))?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    let in_order = |row: &Row| Ok((row.get(0)?, row.get(1)?));
+    let mut found: BTreeMap<i64, String> =
+        statement.query_map(parameters, in_order)?.collect::<rusqlite::Result<_>>()?;
+    if settings.resmic.is_some() {
+        // A missing amount contradicts no amount, so Resmic may name the session's transaction for these events, too.
+        let sql = if session.amount.is_some() { WITHOUT_AMOUNT } else { ANY_AMOUNT };
+        for event in tx.prepare_cached(sql)?.query_map(params![from, to], in_order)? {
+            let (place, event_id) = event?;
+            found.insert(place, event_id);
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 /// The parts of a stored event that matter for its session.
@@ -316,29 +337,30 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
     let registered = sessions::registered_session(tx, session_id)?;
     let is_registered = registered.is_some();
     if other.is_some() || before.is_none() {
-        replace_session(
-            tx,
-            settings,
-            event_id,
-            state.event,
-            FoundSession { session_id: session_id.to_owned(), source: SessionSource::Operator, registered },
-        )?;
+        let source = SessionSource::Operator;
+        let found = FoundSession { session_id: session_id.to_owned(), source, registered };
+        let event = events::with_session(state.event, Some(&found));
+        if state.delivered && !state.open {
+            // The body stays as it was delivered.
+            events::set_session(tx, event_id, &event, source)?;
+        } else {
+            replace_session(tx, settings, event_id, &event, source)?;
+        }
     }
     tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
     inquiries::settle(tx, session_id)?;
     Ok(Assigned { before, registered: is_registered, released: holds::release(tx, settings, event_id)? })
 }
 
-/// Replaces the session of an event by the one that the operator chose.
+/// Replaces the session of an event by the one that the operator chose, also in the body.
 fn replace_session(
     tx: &Connection,
     settings: &StoreSettings,
     event_id: &str,
-    event: Event,
-    found: FoundSession,
+    event: &Event,
+    source: SessionSource,
 ) -> Result<()> {
-    let source = found.source;
     tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?
         .execute(params![event_id])?;
-    events::update(tx, settings, event_id, &events::with_session(event, Some(&found)), Some(source))
+    events::update(tx, settings, event_id, event, Some(source))
 }

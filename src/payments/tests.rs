@@ -2,16 +2,21 @@
 
 use super::*;
 use crate::db::testing::query_plan;
-use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
+use crate::db::{Cursor, DeliveryRow, Error, ResmicRules, Store, StoreSettings, TargetRules};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, PaymentDetails, RawMail, Reason, ReasonCode,
-    Status, Uid, UidValidity,
+    SignedHeaders, Status, Trust, TrustProof, Uid, UidValidity,
 };
+use crate::resmic::ApiError;
 
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 
 fn store(folder: &tempfile::TempDir) -> Store {
+    store_with(folder, None)
+}
+
+fn store_with(folder: &tempfile::TempDir, resmic: Option<ResmicRules>) -> Store {
     let target = |name: &str, send_unresolved| TargetRules {
         name: name.into(),
         statuses: vec![Status::Completed, Status::Failed],
@@ -23,7 +28,7 @@ fn store(folder: &tempfile::TempDir) -> Store {
         targets: vec![target("holds", false), target("sends", true)],
         matching: Matching { enabled: false, window: std::time::Duration::from_secs(2700) },
         chains: Vec::new(),
-        resmic: None,
+        resmic,
     })
     .unwrap()
 }
@@ -172,6 +177,93 @@ async fn a_deferred_mail_without_account_needs_review() {
     assert_eq!((unjudged(&["other", "shop"]), unjudged(&["other"]), unjudged(&[])), (0, 1, 1));
 }
 
+#[tokio::test]
+async fn a_changed_expiry_moves_the_first_question() {
+    let unreachable = || ApiError::Unreachable("no answer".into());
+    let absent = || ApiError::NotFound("404".into());
+    for (error, moves) in [(None, true), (Some(unreachable()), true), (Some(absent()), false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_with(&folder, Some(ResmicRules::default()));
+        let register = async |expires_at: &str| {
+            let expires_at = Some(expires_at.parse().unwrap());
+            let session = SessionRegistration { session_id: SESSION.into(), expires_at, ..Default::default() };
+            store.session_add(session).await.unwrap();
+        };
+        register("2025-03-05T03:36:00Z").await;
+        if let Some(error) = error.clone() {
+            store.record_session(SESSION.parse().unwrap(), Err(error), None).await.unwrap();
+        }
+        register("2999-01-01T00:00:00Z").await;
+        let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+        let next: String =
+            connection.query_row("SELECT next_ask_at FROM session_inquiries", [], |row| row.get(0)).unwrap();
+        assert_eq!(next == "2999-01-01T00:00:00.000Z", moves, "{error:?}: {next}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_assigned_after_delivery_leaves_the_body() {
+    for (targets, body_changes) in [("target = 'sends'", false), ("target = 'holds'", true), ("true", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+        let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+        connection.execute(&format!("DELETE FROM deliveries WHERE NOT ({targets})"), []).unwrap();
+        let deliver = "UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL WHERE state = 'pending'";
+        connection.execute(deliver, []).unwrap();
+        let id = paid(None).id().unwrap().to_string();
+        let event = || store.reader().unwrap().event(&id).unwrap().unwrap();
+        let before = event().webhook;
+        store.session_assign(&id, SESSION).await.unwrap();
+        assert_eq!(
+            (event().session_id.as_deref(), event().session_source.as_deref()),
+            (Some(SESSION), Some("operator"))
+        );
+        assert_eq!(event().webhook != before, body_changes, "{targets}");
+    }
+}
+
+#[tokio::test]
+async fn a_vain_release_is_no_proof() {
+    let dkim = TrustProof {
+        trust: Trust::Dkim,
+        domain: Some("resmic.com".into()),
+        selector: Some("s1".into()),
+        signed_headers: SignedHeaders::All,
+        to: Vec::new(),
+    };
+    let released = TrustProof { trust: Trust::Operator, domain: None, selector: None, ..dkim.clone() };
+    for (proof, unparsed) in [(None, 0), (Some(dkim), 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        let mut mail = entry(1, paid(None));
+        mail.examined.judgement = Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, "no amount"));
+        mail.examined.proof = proof;
+        let examined = Examined { proof: Some(released.clone()), ..mail.examined.clone() };
+        store.record(vec![mail], cursor(1)).await.unwrap();
+        store.reevaluate(1, examined, None).await.unwrap();
+        assert_eq!(store.reader().unwrap().recent_parses().unwrap().unparsed, unparsed);
+    }
+}
+
+#[tokio::test]
+async fn a_late_registration_resumes_the_search() {
+    for (amount, registered) in [("20", None), ("", Some("20")), ("", None), ("20", Some("20"))] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_with(&folder, Some(ResmicRules::default()));
+        let mut event = paid(None);
+        event.payment.amount = Some(amount.to_owned()).filter(|amount| !amount.is_empty());
+        event.header_time = Some(jiff::Timestamp::now());
+        store.record(vec![entry(1, event)], cursor(1)).await.unwrap();
+        assert_eq!(store.due_inquiry().await.unwrap().0, None, "no session fits");
+        let amount = registered.map(str::to_owned);
+        let session = SessionRegistration { session_id: SESSION.into(), amount, ..Default::default() };
+        store.session_add(session).await.unwrap();
+        let due = store.due_inquiry().await.unwrap().0;
+        assert!(matches!(due, Some(DueInquiry::Search(_))), "{registered:?}: {due:?}");
+    }
+}
+
 #[test]
 fn due_questions_are_not_sorted() {
     let folder = tempfile::tempdir().unwrap();
@@ -184,5 +276,18 @@ fn due_questions_are_not_sorted() {
         let steps = query_plan(&connection, sql);
         assert_eq!(steps[0], step);
         assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{steps:?}");
+    }
+}
+
+#[test]
+fn late_registrations_find_events_in_indexes() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(store(&folder));
+    let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+    for (sql, index) in [
+        (reconcile::WITHOUT_AMOUNT, "events_unmatched (<expr>=? AND tx_time>? AND tx_time<?)"),
+        (reconcile::ANY_AMOUNT, "events_by_tx_time (tx_time>? AND tx_time<?)"),
+    ] {
+        assert_eq!(query_plan(&connection, sql), [format!("SEARCH events USING INDEX {index}")]);
     }
 }

@@ -78,24 +78,30 @@ pub struct Replacement {
 }
 
 impl Replacement {
-    /// Creates the file under a temporary name, so that a folder without write permission is detected early.
+    /// Creates the file under a temporary name, with the owner of the older file. So a folder without write permission, and an
+    /// owner that cannot be kept, are detected early.
     ///
     /// # Errors
     /// An error of the system.
     pub fn begin(path: &Path) -> io::Result<Self> {
         let (part, file) = unfinished(path, 0o600)?;
-        Ok(Replacement { path: path.to_owned(), part, file })
+        let replacement = Replacement { path: path.to_owned(), part, file };
+        replacement.match_owner()?;
+        Ok(replacement)
     }
 
-    /// Writes the content and replaces the older file. The new file has the owner of the older one.
+    fn match_owner(&self) -> io::Result<()> {
+        let Ok(older) = fs::metadata(&self.path) else { return Ok(()) };
+        let changed = fchown(&self.file, Some(older.uid()), Some(older.gid()));
+        // The mode gives the group no permission, so only the user matters.
+        if older.uid() == self.file.metadata()?.uid() { Ok(()) } else { changed }
+    }
+
+    /// Writes the content and replaces the older file.
     ///
     /// # Errors
     /// An error of the system. The older file still exists after an error, unless only the sync of the folder has failed.
     pub fn commit(mut self, content: &str) -> io::Result<()> {
-        if let Ok(older) = fs::metadata(&self.path) {
-            // Only root may change the owner. Any other user already owns both files, so a failure does not matter.
-            let _ = fchown(&self.file, Some(older.uid()), Some(older.gid()));
-        }
         fill(&mut self.file, 0o600, content)?;
         fs::rename(&self.part, &self.path)?;
         File::open(folder_of(&self.path))?.sync_all()
@@ -205,5 +211,23 @@ mod tests {
         assert_eq!((names(root.path()), fs::read_to_string(&path).unwrap()), (vec!["token".into()], "newer\n".into()));
         assert_eq!(mode(&path), 0o600);
         assert!(Replacement::begin(&root.path().join("no/token")).is_err());
+    }
+
+    #[test]
+    fn a_replacement_keeps_the_owner_or_fails() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("token");
+        fs::write(&path, "older").unwrap();
+        if std::os::unix::fs::chown(&path, Some(1234), Some(2345)).is_ok() {
+            Replacement::begin(&path).unwrap().commit("newer\n").unwrap();
+            let newer = fs::metadata(&path).unwrap();
+            assert_eq!((newer.uid(), newer.gid()), (1234, 2345));
+        } else {
+            // Only root can change an owner. Here, the older file belongs to root.
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink("/", &path).unwrap();
+            assert_eq!(Replacement::begin(&path).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            assert_eq!(names(root.path()), ["token"]);
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Holds, releases and withdraws deliveries.
 
-use rusqlite::{Connection, params};
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, Params, params};
 
 use crate::db::{Result, StoreSettings, current_time};
 use crate::model::Reason;
@@ -69,30 +71,32 @@ pub(crate) fn release_all(tx: &Connection, settings: &StoreSettings) -> Result<u
 
 /// Holds the deliveries of an event that the chain has not confirmed; returns their number.
 pub(crate) fn hold_for_chain(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
-    let sql = format!("{HOLD_FOR_CHAIN} AND event_id = ?2");
-    let held = tx.prepare_cached(&sql)?.execute(params![settings.tellers(), id])?;
-    if held > 0 {
-        free_followers(tx, id)?;
-    }
-    Ok(held)
+    hold_where(tx, &format!("{HOLD_FOR_CHAIN} AND event_id = ?2"), params![settings.tellers(), id])
 }
 
 /// Holds the deliveries of all events that the chain has not confirmed, because the configuration may have changed.
 pub(crate) fn hold_all_for_chain(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
-    Ok(tx.execute(HOLD_FOR_CHAIN, params![settings.tellers()])?)
+    hold_where(tx, HOLD_FOR_CHAIN, params![settings.tellers()])
 }
 
 /// Holds the deliveries of an event that Resmic has not cleared.
 pub(crate) fn hold_for_resmic(tx: &Connection, id: &str) -> Result<()> {
-    if tx.prepare_cached(&format!("{HOLD_FOR_RESMIC} AND event_id = ?1"))?.execute(params![id])? > 0 {
-        free_followers(tx, id)?;
-    }
-    Ok(())
+    hold_where(tx, &format!("{HOLD_FOR_RESMIC} AND event_id = ?1"), params![id]).map(drop)
 }
 
 /// Holds the deliveries of all events that Resmic has not cleared, because the configuration may have changed.
 pub(crate) fn hold_all_for_resmic(tx: &Connection) -> Result<usize> {
-    Ok(tx.execute(HOLD_FOR_RESMIC, [])?)
+    hold_where(tx, HOLD_FOR_RESMIC, [])
+}
+
+/// Holds deliveries by one of the statements above; returns their number.
+fn hold_where(tx: &Connection, sql: &str, given: impl Params) -> Result<usize> {
+    let mut statement = tx.prepare_cached(&format!("{sql} RETURNING event_id"))?;
+    let held: Vec<String> = statement.query_map(given, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    for id in held.iter().collect::<BTreeSet<_>>() {
+        free_followers(tx, id)?;
+    }
+    Ok(held.len())
 }
 
 /// Makes the pending deliveries of an event's session due if they were never attempted. They do not wait for a held delivery.

@@ -5,8 +5,8 @@ use jiff::SignedDuration;
 use super::claim::{DUE, NEXT_DUE, REQUEUE_TOO_FAR_AHEAD};
 use super::finish::{FOLLOWERS_GO, FOLLOWERS_WAIT};
 use super::*;
-use crate::db::schema;
 use crate::db::testing::query_plan;
+use crate::db::{StoreSettings, schema, testing};
 use crate::model::iso;
 
 /// 20,000 sessions with five deliveries each, all due.
@@ -208,6 +208,32 @@ fn a_held_delivery_blocks_no_other() {
     let reason = crate::model::Reason::new(crate::model::ReasonCode::Conflict, "x");
     assert_eq!(holds::hold(&connection, "event-0", &reason).unwrap(), 1);
     assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().remove(0).delivery_id, 20_001);
+}
+
+#[test]
+fn deliveries_held_at_start_block_no_other() {
+    type Hold = fn(&Connection, &StoreSettings) -> Result<usize>;
+    let waiting_for: [(&str, Hold); 2] = [
+        (
+            "INSERT INTO confirmations (event_id, state, next_look_at, waits_since) VALUES ('event-0', 'waiting', '2025', '2025')",
+            holds::hold_all_for_chain,
+        ),
+        ("INSERT INTO clearances (event_id, state, waits_since) VALUES ('event-0', 'waiting', '2025')", |tx, _| {
+            holds::hold_all_for_resmic(tx)
+        }),
+    ];
+    for (wait, hold_all) in waiting_for {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = testing::store(&folder).settings.clone();
+        let connection = large(&folder);
+        connection.execute("DELETE FROM deliveries WHERE id NOT IN (1, 20001)", []).unwrap();
+        assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().len(), 1);
+        let later = Timestamp::now() + SignedDuration::from_hours(1);
+        record_attempt(&connection, "shop", &ended(1, NextStep::RetryAt("x".into(), later))).unwrap();
+        connection.execute(wait, []).unwrap();
+        assert_eq!(hold_all(&connection, &settings).unwrap(), 1);
+        assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().remove(0).delivery_id, 20_001);
+    }
 }
 
 /// Claims deliveries when the outage of their target has lasted for this number of hours, with `give_up_after = "72h"`.

@@ -176,6 +176,21 @@ fn contradictions_need_review() {
 }
 
 #[test]
+fn amounts_with_a_coupon_need_the_registration() {
+    let completed = status(PaymentStatus::Completed);
+    let with_coupon = StatusAnswer { is_coupon_applied: Some(true), ..completed.clone() };
+    for registered in [None, Some("25")] {
+        let session = session_with(|s| s.amount = registered.map(str::to_owned));
+        let said = reason(overdue(&session, &with_coupon, &details()));
+        assert!(said.starts_with("unreadable: ") && said.contains("coupon"), "{registered:?}: {said}");
+    }
+    let discounted = TransactionDetails { amount: Some("15".into()), ..details() };
+    let Finding::CompletedEvent(event) = overdue(&session(), &with_coupon, &discounted) else { panic!() };
+    assert_eq!(event.payment.amount.as_deref(), Some("20.00"));
+    assert!(reason(overdue(&session(), &completed, &discounted)).starts_with("conflict: "));
+}
+
+#[test]
 fn other_names_of_a_token_agree() {
     let completed = status(PaymentStatus::Completed);
     for (registered, named, agrees) in [("ETH", "ethereum", true), ("ETH", "USDC", false)] {

@@ -109,20 +109,28 @@ fn create_part_file(path: &Path) -> io::Result<(PathBuf, File)> {
 }
 
 fn write_part_file(mut file: File, token: &str, folder: &Path) -> io::Result<()> {
-    match_owner(&file, folder);
+    if let Err(error) = match_owner(&file, folder) {
+        // The token is stored nevertheless, because the endpoint may reject the older one.
+        tracing::warn!(
+            "cannot give the new refresh token to the owner of {}: {error}; change the owner of the newest oauth-… file there, so \
+             that the daemon can read it",
+            folder.display()
+        );
+    }
     file.write_all(format!("{token}\n").as_bytes())?;
     file.sync_all()
 }
 
 /// Gives the file to the owner of the folder. Without this, the daemon could not read a file that root writes with
 /// `check --connect`.
-fn match_owner(file: &File, folder: &Path) {
-    if let (Ok(folder), Ok(own)) = (folder.metadata(), file.metadata())
-        && (folder.uid(), folder.gid()) != (own.uid(), own.gid())
-    {
-        // Only root can change the owner. Any other user is usually the daemon's user, who owns the file already.
-        let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
+fn match_owner(file: &File, folder: &Path) -> io::Result<()> {
+    let (owner, own) = (folder.metadata()?, file.metadata()?);
+    if (owner.uid(), owner.gid()) == (own.uid(), own.gid()) {
+        return Ok(());
     }
+    let changed = fchown(file, Some(owner.uid()), Some(owner.gid()));
+    // The mode gives the group no permission, so only the user matters.
+    if owner.uid() == own.uid() { Ok(()) } else { changed }
 }
 
 #[cfg(test)]
@@ -167,6 +175,14 @@ mod tests {
         file.write(&"second".to_owned().into()).await.unwrap();
         let owner = |path: &Path| fs::metadata(path).map(|metadata| (metadata.uid(), metadata.gid())).unwrap();
         assert_eq!(owner(&file.0), owner(folder.path()));
+    }
+
+    #[test]
+    fn an_owner_that_cannot_be_set_is_reported() {
+        let file = tempfile::tempfile().unwrap();
+        // Only root can give a file to root.
+        let matched = match_owner(&file, Path::new("/"));
+        assert_eq!(matched.is_ok(), file.metadata().unwrap().uid() == 0, "{matched:?}");
     }
 
     #[tokio::test]
