@@ -49,7 +49,7 @@ pub struct LeaseAgent {
 }
 
 #[derive(Debug)]
-enum LeaseCommand {
+pub(crate) enum LeaseCommand {
     Opened { term: u64, last_mail_id: i64 },
     LastMail(i64),
     Configuration(ConfigurationHashes),
@@ -122,8 +122,14 @@ impl LeaseAgent {
     }
 
     fn send(&self, command: LeaseCommand) {
-        // An error means that the agent has ended. While a handle exists, only a panic ends the agent.
+        // An error means that the agent has ended; see [`LeaseAgent::ended`].
         let _ = self.commands.send(command);
+    }
+
+    /// Returns when the agent has ended. While a handle exists, only a panic ends the agent.
+    pub async fn ended(&self) {
+        let mut view = self.view.clone();
+        while view.changed().await.is_ok() {}
     }
 
     /// Returns when this host no longer has the lease of this term, also if it has got the lease again meanwhile. This function
@@ -144,6 +150,16 @@ impl LeaseAgent {
                 () = sleep(left) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl LeaseAgent {
+    /// A handle without an agent: the test sends the views and receives the commands.
+    pub(crate) fn with_view(view: watch::Receiver<LeaseView>) -> (Self, mpsc::UnboundedReceiver<LeaseCommand>) {
+        let (send, commands) = mpsc::unbounded_channel();
+        let sends_until = watch::channel(BootInstant::default()).1;
+        (LeaseAgent { view, sends_until, commands: send }, commands)
     }
 }
 
@@ -399,8 +415,7 @@ mod tests {
         let ends = Some(BootInstant::now().plus(Duration::from_secs(60)));
         let active = LeaseView { state: LeaseState::Active, ends, term: 1, ..LeaseView::default() };
         let (view, seen) = watch::channel(active.clone());
-        let (_until, permit) = watch::channel(BootInstant::default());
-        let agent = LeaseAgent { view: seen, sends_until: permit, commands: mpsc::unbounded_channel().0 };
+        let (agent, _commands) = LeaseAgent::with_view(seen);
         let mut lost = Box::pin(agent.lost(1));
         assert!(lost.as_mut().now_or_never().is_none());
         // If two changes follow each other, a receiver may see only the last one.
