@@ -158,7 +158,7 @@ impl NatsConnection {
 }
 
 fn unreadable(why: &str) -> EngineError {
-    EngineError::Refused(format!("the answer of the engine cannot be read: {}", printable(why, MAX_ERROR_LENGTH)))
+    EngineError::Refused(format!("the answer of the NATS server cannot be read: {}", printable(why, MAX_ERROR_LENGTH)))
 }
 
 /// An answer of the API as JSON, or its error.
@@ -169,9 +169,9 @@ fn refusals(answer: &Message) -> Result<Value, EngineError> {
     let text = printable(error.get("description").and_then(Value::as_str).unwrap_or("no reason"), MAX_ERROR_LENGTH);
     Err(match (number("code"), number("err_code")) {
         (_, Some(NO_STREAM)) => EngineError::NoStream,
-        (Some(503), _) => EngineError::NoAnswer(format!("the engine is not available: {text}")),
+        (Some(503), _) => EngineError::NoAnswer(format!("the NATS server is not available: {text}")),
         (_, code) => {
-            EngineError::Refused(format!("the engine refuses the request: {text} ({})", code.unwrap_or_default()))
+            EngineError::Refused(format!("the NATS server refuses the request: {text} ({})", code.unwrap_or_default()))
         }
     })
 }
