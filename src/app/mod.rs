@@ -196,13 +196,15 @@ async fn report_last_mails(store: Store, agent: LeaseAgent, mut shutdown: watch:
     let mut outbox = store.watch_outbox();
     loop {
         tokio::select! {
+            biased;
             _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
             // An error means that the store is closed. The supervisor reports that.
             _ = outbox.changed() => {}
             () = sleep(REPORT_INTERVAL) => {}
         }
         report_last_mail(&store, &agent).await;
-        sleep(REPORT_PAUSE).await;
+        // A shutdown ends the pause, and then the loop.
+        let _ = tokio::time::timeout(REPORT_PAUSE, shutdown.wait_for(|ending| *ending)).await;
     }
 }
 
@@ -345,6 +347,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::standby::LeaseView;
 
     /// Runs the loop `part` together with a second loop that never ends, and returns the result of the daemon.
     async fn supervise_with(part: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
@@ -386,6 +389,25 @@ mod tests {
         shutdown.send(true).unwrap();
         let ended = wait_for_end(&mut loops, ending, std::future::pending(), DRAIN).await.unwrap();
         assert_eq!(ended, LoopsEnd::Shutdown);
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_ends_the_report_pause() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = db::testing::store(&folder);
+        let (_view, seen) = watch::channel(LeaseView::default());
+        let (agent, mut commands) = LeaseAgent::with_view(seen);
+        let (shutdown, ending) = watch::channel(false);
+        let mut reporting = Box::pin(report_last_mails(store.clone(), agent, ending));
+        assert!(reporting.as_mut().now_or_never().is_none());
+        store.wake_outbox();
+        tokio::select! {
+            biased;
+            _ = &mut reporting => panic!("the loop has ended"),
+            command = commands.recv() => drop(command.unwrap()),
+        }
+        shutdown.send(true).unwrap();
+        assert!(reporting.now_or_never().is_some());
     }
 
     #[tokio::test]

@@ -92,7 +92,8 @@ impl Breaker {
             }
             BreakerState::Open(open) if result == AttemptResult::NotSent => {
                 open.last_failure = now;
-                // Attempts that began before the breaker opened are no probes.
+                // Probes begin at `next_probe`. An earlier failure is one of a last attempt, or of an attempt that began before the
+                // breaker opened. A later failure of such an attempt counts as a failed probe, because it proves the same.
                 if now >= open.next_probe {
                     open.probes = open.probes.saturating_add(1);
                     open.next_probe = now + PROBES.pause(open.probes);

@@ -10,7 +10,7 @@ mod url;
 
 pub use connection::{NatsConnection, NatsError, NatsServers};
 pub use jetstream::{
-    EngineError, Fitness, PublishAnswer, RequiredStream, ServerVersion, StoredMessage, StreamInfo, judge_server,
+    Fitness, JetStreamError, PublishAnswer, RequiredStream, ServerVersion, StoredMessage, StreamInfo, judge_server,
 };
 pub use settings::NatsSettings;
 pub use url::NatsUrl;

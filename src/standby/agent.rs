@@ -49,7 +49,7 @@ pub struct LeaseAgent {
 }
 
 #[derive(Debug)]
-enum LeaseCommand {
+pub(crate) enum LeaseCommand {
     Opened { term: u64, last_mail_id: i64 },
     LastMail(i64),
     Configuration(ConfigurationHashes),
@@ -122,8 +122,14 @@ impl LeaseAgent {
     }
 
     fn send(&self, command: LeaseCommand) {
-        // An error means that the agent has ended. While a handle exists, only a panic ends the agent.
+        // An error means that the agent has ended; see [`LeaseAgent::ended`].
         let _ = self.commands.send(command);
+    }
+
+    /// Returns when the agent has ended. While a handle exists, only a panic ends the agent.
+    pub async fn ended(&self) {
+        let mut view = self.view.clone();
+        while view.changed().await.is_ok() {}
     }
 
     /// Returns when this host no longer has the lease of this term, also if it has got the lease again meanwhile. This function
@@ -144,6 +150,16 @@ impl LeaseAgent {
                 () = sleep(left) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl LeaseAgent {
+    /// A handle without an agent: the test sends the views and receives the commands.
+    pub(crate) fn with_view(view: watch::Receiver<LeaseView>) -> (Self, mpsc::UnboundedReceiver<LeaseCommand>) {
+        let (send, commands) = mpsc::unbounded_channel();
+        let sends_until = watch::channel(BootInstant::default()).1;
+        (LeaseAgent { view, sends_until, commands: send }, commands)
     }
 }
 
@@ -216,27 +232,30 @@ impl Driver {
 
     /// Carries out the machine's steps until the connection is lost or the server does not answer. False if all handles were
     /// dropped.
-    async fn serve(&mut self, mut connection: LeaseConnection) -> bool {
+    async fn serve(&mut self, connection: LeaseConnection) -> bool {
+        let LeaseConnection { nats, bucket, mut announcements } = connection;
+        let lost = nats.lost();
+        tokio::pin!(lost);
         let now = BootInstant::now();
-        let created = connection.bucket.created();
+        let created = bucket.created();
         if created != self.known_bucket {
             self.machine.forget_revision();
             self.known_bucket = created;
         }
-        self.machine.set_lease(connection.bucket.lease());
+        self.machine.set_lease(bucket.lease());
         self.machine.connected(now);
         let mut failures = 0;
-        while !connection.nats.is_lost() && failures < FAILURES {
+        while !nats.is_lost() && failures < FAILURES {
             self.heartbeat.beat();
             let step = self.machine.next_step(BootInstant::now());
             self.publish();
             match step {
                 Step::Read => {
-                    let answered = self.read(&connection.bucket).await;
+                    let answered = self.read(&bucket).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 Step::Write { expected, value } => {
-                    let answered = self.write(&connection.bucket, expected, value).await;
+                    let answered = self.write(&bucket, expected, value).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 Step::Wait(until) => {
@@ -247,11 +266,11 @@ impl Driver {
                             Some(command) => self.execute(command),
                             None => return false,
                         },
-                        announced = connection.announcements.next() => match announced {
-                            Some(message) => self.hear(&mut connection.announcements, message),
+                        announced = announcements.next() => match announced {
+                            Some(message) => self.hear(&mut announcements, message),
                             None => return true,
                         },
-                        () = connection.nats.lost() => return true,
+                        () = &mut lost => return true,
                         () = sleep(wait) => {}
                     }
                 }
@@ -389,23 +408,119 @@ fn explain(connection: &NatsConnection, error: String) -> String {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use async_nats::jetstream::stream;
+    use serde_json::json;
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::timeout;
 
     use super::*;
-    use crate::standby::view::LeaseState;
+    use crate::heartbeat::Heartbeats;
+    use crate::standby::StandbySettings;
+
+    const BUCKET: &str = "leases";
+    /// A time that does not pass during a test.
+    const LONG: Duration = Duration::from_secs(600);
 
     #[tokio::test]
     async fn a_lease_taken_again_is_lost() {
-        let ends = Some(BootInstant::now().plus(Duration::from_secs(60)));
+        let ends = Some(BootInstant::now().plus(LONG));
         let active = LeaseView { state: LeaseState::Active, ends, term: 1, ..LeaseView::default() };
         let (view, seen) = watch::channel(active.clone());
-        let (_until, permit) = watch::channel(BootInstant::default());
-        let agent = LeaseAgent { view: seen, sends_until: permit, commands: mpsc::unbounded_channel().0 };
+        let (agent, _commands) = LeaseAgent::with_view(seen);
         let mut lost = Box::pin(agent.lost(1));
         assert!(lost.as_mut().now_or_never().is_none());
         // If two changes follow each other, a receiver may see only the last one.
         view.send(LeaseView { state: LeaseState::Standby, ends: None, ..active.clone() }).unwrap();
         view.send(LeaseView { state: LeaseState::TakingOver, term: 2, ..active }).unwrap();
         lost.await;
+    }
+
+    /// Starts a NATS server that floods its clients. Returns its URL, and the number of the floods that have begun.
+    async fn flooding_server() -> (String, watch::Receiver<usize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("nats://{}", listener.local_addr().unwrap());
+        let (floods, count) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(flood(BufReader::new(stream), floods.clone()));
+            }
+        });
+        (url, count)
+    }
+
+    /// Answers a client until the client has read the lease of another host. Then it begins a message that does not end. An error
+    /// is the end of the connection.
+    async fn flood(mut stream: BufReader<TcpStream>, floods: watch::Sender<usize>) -> std::io::Result<()> {
+        let config = stream::Config {
+            name: format!("KV_{BUCKET}"),
+            max_age: LONG,
+            max_messages_per_subject: 1,
+            num_replicas: 1,
+            ..stream::Config::default()
+        };
+        let time = "2026-01-01T00:00:00Z";
+        let state = json!({"messages": 1, "bytes": 1, "first_seq": 1, "first_ts": time, "last_seq": 1, "last_ts": time,
+            "consumer_count": 0});
+        let info = json!({"config": config, "created": time, "state": state});
+        // The content is unknown, so it counts as the lease of another host.
+        let lease = json!({"message": {"subject": "", "seq": 1, "data": "eA==", "time": time}});
+        stream.write_all(b"INFO {\"version\":\"2.12.0\",\"headers\":true,\"max_payload\":1048576}\r\n").await?;
+        let (mut line, mut inbox) = (String::new(), String::new());
+        while !line.contains("STREAM.MSG.GET") {
+            line.clear();
+            if stream.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["PING"] => stream.write_all(b"PONG\r\n").await?,
+                ["SUB", subject, id] if subject.starts_with("_INBOX") => inbox = id.to_owned(),
+                ["PUB", subject, reply, size] => {
+                    let mut body = vec![0; size.parse::<usize>().unwrap() + 2];
+                    stream.read_exact(&mut body).await?;
+                    let answer = if subject.contains("STREAM.INFO") { &info } else { &lease }.to_string();
+                    let message = format!("MSG {reply} {inbox} {}\r\n{answer}\r\n", answer.len());
+                    stream.write_all(message.as_bytes()).await?;
+                }
+                _ => {}
+            }
+        }
+        floods.send_modify(|n| *n += 1);
+        stream.write_all(b"MSG x 0 9999999999999\r\n").await?;
+        loop {
+            stream.write_all(&[b'x'; 1 << 20]).await?;
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_do_not_postpone_the_size_check() {
+        let (url, mut floods) = flooding_server().await;
+        let settings = format!("nats = [\"{url}\"]\nbucket = \"{BUCKET}\"\nname = \"shop\"");
+        let servers = toml::from_str::<StandbySettings>(&settings).unwrap().load_servers().await.unwrap();
+        // Pings would end the connection, too.
+        let servers = servers.with_ping_interval(LONG);
+        let place = LeasePlace { servers, bucket: BUCKET.into(), name: "shop".into() };
+        let folder = tempfile::tempdir().unwrap();
+        let file = StandbyFile::lock(&folder.path().join("standby.json")).unwrap();
+        let member = Member {
+            host: "a".into(),
+            process: "p".into(),
+            home: "h".into(),
+            version: "0".into(),
+            schema: 1,
+            configuration: ConfigurationHashes::default(),
+        };
+        let agent = LeaseAgent::start(place, member, file, Heartbeats::default().begin("agent", AGENT_HEARTBEAT));
+        let commands = async {
+            loop {
+                agent.report_last_mail(1);
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! {
+            again = timeout(Duration::from_secs(30), floods.wait_for(|count| *count > 1)) => assert!(again.is_ok()),
+            () = commands => {}
+        }
     }
 }

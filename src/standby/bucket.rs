@@ -96,7 +96,7 @@ impl LeaseBucket {
         let info = self.stream.cached_info();
         let (lease, replicas) = (HumanDuration(info.config.max_age), info.config.num_replicas);
         let bucket = bucket_name(&info.config);
-        let mut lines = vec![format!("bucket {bucket}: a lease of {lease}, on {replicas} of the engine's nodes")];
+        let mut lines = vec![format!("bucket {bucket}: a lease of {lease}, on {replicas} of the NATS servers")];
         lines.extend(self.judge_version().ok().flatten());
         if info.config.max_messages_per_subject > 1 {
             lines.push(format!("note: bucket {bucket} has a history of more than one value, which is not needed"));
@@ -206,7 +206,7 @@ fn problem(config: &stream::Config) -> Option<String> {
         }
         _ if config.max_messages_per_subject < 1 => "it is no key-value bucket".to_owned(),
         _ if config.storage != StorageType::File => {
-            "it is in memory, so a restart of the engine forgets the holder; file storage is needed".to_owned()
+            "it is in memory, so a restart of the NATS server forgets the holder; file storage is needed".to_owned()
         }
         _ if config.mirror.is_some() || config.sources.as_ref().is_some_and(|sources| !sources.is_empty()) => {
             "it is a copy of another bucket; two hosts could have the lease".to_owned()

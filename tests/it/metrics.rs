@@ -117,7 +117,7 @@ fn dashboard_and_alerts_use_existing_metrics() {
          user_id = {{ command = [\"echo\", \"user\"] }}\n{UNREACHABLE_STREAM}",
         chain_of(&node)
     );
-    let nats = super::standby::engine(Duration::from_secs(20));
+    let nats = super::standby::nats_with_bucket(Duration::from_secs(20));
     let standby = super::standby::standby(&nats, "a", "");
     let (home, daemon, port) = watching_with(&dovecot, &format!("{chain}{standby}"));
     home.until("SELECT final_lag_s FROM chains", "64", SOON);

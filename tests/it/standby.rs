@@ -27,7 +27,7 @@ const BUCKET: &str = "leases";
 struct Hosts {
     nats: NatsServer,
     /// The keys of `[standby]` for the connection to the NATS server.
-    engine: String,
+    nats_keys: String,
     dovecot: Dovecot,
     callback: Callback,
     a: Home,
@@ -37,15 +37,15 @@ struct Hosts {
 impl Hosts {
     /// Hosts with a lease of this length. Before a takeover, each host copies the database of the other host.
     fn start(lease: Duration) -> Hosts {
-        let nats = engine(lease);
-        let keys = engine_keys(&nats);
-        Hosts::start_with(nats, keys)
+        let nats = nats_with_bucket(lease);
+        let nats_keys = connection_keys(&nats);
+        Hosts::start_with(nats, nats_keys)
     }
 
-    /// Does the same as [`Hosts::start`] with this NATS server. `engine` has the keys of `[standby]` for the connection to it.
-    fn start_with(nats: NatsServer, engine: String) -> Hosts {
+    /// Does the same as [`Hosts::start`] with this NATS server. `nats_keys` has the keys of `[standby]` for the connection to it.
+    fn start_with(nats: NatsServer, nats_keys: String) -> Hosts {
         let [a, b] = ["a", "b"].map(|_| Home::new(""));
-        let hosts = Hosts { nats, engine, dovecot: Dovecot::start(), callback: Callback::start(), a, b };
+        let hosts = Hosts { nats, nats_keys, dovecot: Dovecot::start(), callback: Callback::start(), a, b };
         hosts.configure(&hosts.a, "a", &restore(&backup_of(&hosts.b, &hosts.a)), "");
         hosts.configure(&hosts.b, "b", &restore(&backup_of(&hosts.a, &hosts.b)), "");
         hosts
@@ -55,7 +55,7 @@ impl Hosts {
     fn configure(&self, home: &Home, host: &str, keys: &str, tables: &str) {
         let account = account(self.dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"2s\"");
         let forward = forward(&self.callback.url(), "");
-        let standby = standby_table(&self.engine, host, keys);
+        let standby = standby_table(&self.nats_keys, host, keys);
         write(home, &format!("{account}{ACCEPT_UNSIGNED}{forward}{standby}{tables}"));
     }
 
@@ -85,7 +85,7 @@ fn contains(body: &[u8], text: &str) -> bool {
 }
 
 /// A NATS server with the bucket.
-pub(crate) fn engine(lease: Duration) -> NatsServer {
+pub(crate) fn nats_with_bucket(lease: Duration) -> NatsServer {
     let nats = NatsServer::start();
     create_bucket(&nats, lease, json!({}));
     nats
@@ -107,15 +107,15 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 pub(crate) fn standby(nats: &NatsServer, host: &str, keys: &str) -> String {
-    standby_table(&engine_keys(nats), host, keys)
+    standby_table(&connection_keys(nats), host, keys)
 }
 
-fn engine_keys(nats: &NatsServer) -> String {
+fn connection_keys(nats: &NatsServer) -> String {
     format!("nats = [\"{}\"]", nats.url())
 }
 
-fn standby_table(engine: &str, host: &str, keys: &str) -> String {
-    format!("[standby]\n{engine}\nbucket = \"{BUCKET}\"\nname = \"shop\"\nhost = \"{host}\"\n{keys}\n")
+fn standby_table(nats_keys: &str, host: &str, keys: &str) -> String {
+    format!("[standby]\n{nats_keys}\nbucket = \"{BUCKET}\"\nname = \"shop\"\nhost = \"{host}\"\n{keys}\n")
 }
 
 fn write(home: &Home, config: &str) {

@@ -137,7 +137,7 @@ impl Standby {
     /// lease, for a reload or for [`Standby::leave`].
     ///
     /// # Errors
-    /// A loop has failed. The lease is released.
+    /// A loop has failed, and the lease is released; or the agent has ended.
     pub async fn run(
         &mut self,
         prepared: Prepared,
@@ -164,7 +164,7 @@ impl Standby {
                 opened = opening => opened,
                 never = chores.run(listener.clone()) => match never {},
             };
-            let Some((ready, term, store)) = opened else { return Ok(()) };
+            let Some((ready, term, store)) = opened? else { return Ok(()) };
             let ended = self.run_active(ready, term, store, &latency, &shutdown).await;
             match ended {
                 Ok(ActiveEnd::Shutdown) => return Ok(()),
@@ -198,13 +198,17 @@ impl Standby {
 
     /// Waits for the lease, opens the database, and returns the term of the lease. After a failure it tries again. `None` after
     /// `shutdown`.
+    ///
+    /// # Errors
+    /// The agent has ended, so this host cannot get the lease again.
     async fn become_active(
         &mut self,
         config: &Config,
         prepared: &mut Option<Prepared>,
         again: (Option<&Listener>, &RequestCounters),
         shutdown: &watch::Receiver<bool>,
-    ) -> Option<(Prepared, u64, Store)> {
+    ) -> anyhow::Result<Option<(Prepared, u64, Store)>> {
+        let agent = self.agent.clone();
         loop {
             if !self.agent.watch().borrow().is_held(BootInstant::now()) {
                 self.lock = None;
@@ -224,7 +228,8 @@ impl Standby {
             };
             let ready = tokio::select! {
                 biased;
-                _ = ending.wait_for(|ending| *ending) => return None,
+                _ = ending.wait_for(|ending| *ending) => return Ok(None),
+                () = agent.ended() => anyhow::bail!("the agent of the lease has ended unexpectedly; please report it"),
                 ready = getting_ready => ready,
             };
             let ready = ready.and_then(|()| prepared.take().context("the configuration is not prepared"));
@@ -241,7 +246,7 @@ impl Standby {
             match opened {
                 Ok(opened) => {
                     self.failures = 0;
-                    return Some(opened);
+                    return Ok(Some(opened));
                 }
                 Err(NotOpened::Stopped) => {}
                 Err(NotOpened::Asked) => self.release(HOLD_OFF, None, shutdown).await,
@@ -264,7 +269,7 @@ impl Standby {
             is_held
         };
         if lease.wait_for(held).await.is_err() {
-            // The agent has ended, so this host cannot get the lease.
+            // The agent has ended. `become_active` notices that.
             std::future::pending::<()>().await;
         }
         was_active
@@ -298,5 +303,46 @@ impl Standby {
         // Sending fails only if all loops have ended already.
         let _ = stop.send(true);
         Ok(if running.await? == LoopsEnd::Lost { ActiveEnd::Lost } else { why })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standby::LeaseState;
+
+    async fn prepared(folder: &tempfile::TempDir) -> Prepared {
+        let password = folder.path().join("password");
+        std::fs::write(&password, "x").unwrap();
+        let account =
+            "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = 1\ntls = \"none\"\nuser = \"a@shop.example\"";
+        let config = format!("{account}\npassword = {{ file = {password:?} }}\ndedicated = true\n");
+        let config = Config::parse(&folder.path().join("config.toml"), config).unwrap();
+        prepare(config, None, RequestCounters::default()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_agent_is_an_error() {
+        for state in [LeaseState::Standby, LeaseState::Active] {
+            let folder = tempfile::tempdir().unwrap();
+            let ends = Some(BootInstant::now().plus(Duration::from_secs(600)));
+            let (view, seen) = watch::channel(LeaseView { state, ends, term: 1, ..LeaseView::default() });
+            let (agent, mut commands) = LeaseAgent::with_view(seen);
+            let mut standby =
+                Standby { agent, heartbeats: Heartbeats::default(), lock: None, fresh: true, failures: 0 };
+            let prepared = prepared(&folder).await;
+            let (_shutdown, ending) = watch::channel(false);
+            let running = standby.run(prepared, PushLatency::default(), ending);
+            let ending_agent = async {
+                // The hashes of the configuration, and then the open database of the active host.
+                for _ in 0..if state == LeaseState::Active { 2 } else { 1 } {
+                    commands.recv().await.unwrap();
+                }
+                drop(view);
+            };
+            let both = Box::pin(async { tokio::join!(running, ending_agent).0 });
+            let ended = timeout(Duration::from_secs(30), both).await.unwrap();
+            assert!(ended.unwrap_err().to_string().contains("lease"), "{state:?}");
+        }
     }
 }

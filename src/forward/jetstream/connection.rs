@@ -16,7 +16,7 @@ use crate::forward::attempt::{AttemptEnd, Failure, RetryRule};
 use crate::forward::target::CommonTarget;
 use crate::forward::worker::{CONCURRENCY, Sending};
 use crate::model::{AttemptResult, NO_ANSWER};
-use crate::nats::{EngineError, NatsConnection, PublishAnswer, StoredMessage};
+use crate::nats::{JetStreamError, NatsConnection, PublishAnswer, StoredMessage};
 use crate::sending_permit::NO_PERMIT;
 
 /// A connection to a stream.
@@ -213,7 +213,7 @@ impl StreamConnection {
             }
             Err(error) => {
                 let reason = format!("the stream has the event already, and it cannot be read: {error}");
-                if matches!(error, EngineError::NoAnswer(_)) {
+                if matches!(error, JetStreamError::NoAnswer(_)) {
                     self.end(StreamProblem::passing(self.about(&reason)));
                     return failed(AttemptResult::NoResponse, reason, RetryRule::WhenReachable);
                 }
@@ -223,7 +223,7 @@ impl StreamConnection {
     }
 
     /// The message that the stream has for an event.
-    pub(super) async fn stored(&self, event: &OutboundEvent) -> Result<Option<StoredMessage>, EngineError> {
+    pub(super) async fn stored(&self, event: &OutboundEvent) -> Result<Option<StoredMessage>, JetStreamError> {
         self.nats.stored_message(&self.stream.name, &self.stream.subject(event), self.reads_directly).await
     }
 

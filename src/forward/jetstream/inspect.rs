@@ -2,7 +2,7 @@
 
 use super::{StreamProblem, StreamTarget};
 use crate::model::printable;
-use crate::nats::{EngineError, Fitness, NatsConnection, NatsError, StreamInfo, judge_server};
+use crate::nats::{Fitness, JetStreamError, NatsConnection, NatsError, StreamInfo, judge_server};
 
 /// A connection, the version of its server, and the configuration of the stream with the judgement about it.
 pub(super) struct Inspection {
@@ -36,12 +36,14 @@ impl StreamTarget {
         Ok(Inspection { connection, version: printable(&server.version, 40), info, fitness, is_cluster })
     }
 
-    fn explain(&self, error: EngineError, is_cluster: bool) -> StreamProblem {
+    fn explain(&self, error: JetStreamError, is_cluster: bool) -> StreamProblem {
         let text = format!("stream {}: {error}", self.name);
         match error {
-            EngineError::NoStream => StreamProblem { lines: vec![text, self.advice(is_cluster)], needs_person: true },
-            EngineError::Refused(_) => StreamProblem::lasting(text),
-            EngineError::NoAnswer(_) => StreamProblem::passing(text),
+            JetStreamError::NoStream => {
+                StreamProblem { lines: vec![text, self.advice(is_cluster)], needs_person: true }
+            }
+            JetStreamError::Refused(_) => StreamProblem::lasting(text),
+            JetStreamError::NoAnswer(_) => StreamProblem::passing(text),
         }
     }
 

@@ -9,5 +9,5 @@ mod version;
 
 pub use answer::PublishAnswer;
 pub use fitness::{Fitness, RequiredStream, StreamInfo};
-pub use requests::{EngineError, StoredMessage};
+pub use requests::{JetStreamError, StoredMessage};
 pub use version::{ServerVersion, judge_server};

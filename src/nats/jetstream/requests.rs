@@ -31,7 +31,7 @@ const MAX_ERROR_LENGTH: usize = 200;
 
 /// Why a request to JetStream has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EngineError {
+pub enum JetStreamError {
     /// No stream has this name.
     #[error("the stream does not exist")]
     NoStream,
@@ -57,8 +57,8 @@ impl NatsConnection {
     /// at most.
     ///
     /// # Errors
-    /// [`EngineError`].
-    pub async fn stream_info(&self, stream: &str) -> Result<StreamInfo, EngineError> {
+    /// [`JetStreamError`].
+    pub async fn stream_info(&self, stream: &str) -> Result<StreamInfo, JetStreamError> {
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
         let mut ticks = interval(INFO_INTERVAL);
         let (mut waiting, mut sent) = (FuturesUnordered::new(), 0);
@@ -74,7 +74,7 @@ impl NatsConnection {
             let was_last = sent == INFO_REQUESTS && waiting.is_empty();
             match answer {
                 Ok(found) => return serde_json::from_value(found).map_err(|e| unreadable(&e.to_string())),
-                Err(EngineError::NoAnswer(_)) if !was_last && !self.is_lost() => {}
+                Err(JetStreamError::NoAnswer(_)) if !was_last && !self.is_lost() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -115,13 +115,13 @@ impl NatsConnection {
     /// request goes to the leader, because a node may be behind.
     ///
     /// # Errors
-    /// [`EngineError`].
+    /// [`JetStreamError`].
     pub async fn stored_message(
         &self,
         stream: &str,
         subject: &str,
         direct: bool,
-    ) -> Result<Option<StoredMessage>, EngineError> {
+    ) -> Result<Option<StoredMessage>, JetStreamError> {
         if direct {
             let answer = self.call(&format!("$JS.API.DIRECT.GET.{stream}.{subject}"), "").await?;
             if let Some(found) = direct_message(&answer, stream, subject) {
@@ -133,17 +133,17 @@ impl NatsConnection {
         message_of_leader(&answer, subject)
     }
 
-    async fn call(&self, subject: &str, body: &str) -> Result<Message, EngineError> {
+    async fn call(&self, subject: &str, body: &str) -> Result<Message, JetStreamError> {
         let request = Request::new().payload(Bytes::copy_from_slice(body.as_bytes())).timeout(Some(API_TIMEOUT));
         self.client().send_request(subject.to_owned(), request).await.map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => EngineError::NoAnswer(
+            RequestErrorKind::NoResponders => JetStreamError::NoAnswer(
                 "JetStream does not answer; it is not enabled for this user, or has no leader".into(),
             ),
             RequestErrorKind::TimedOut => {
                 let message = format!("{NO_ANSWER} to {subject} within {}", HumanDuration(API_TIMEOUT));
-                EngineError::NoAnswer(self.with_last_error(message))
+                JetStreamError::NoAnswer(self.with_last_error(message))
             }
-            _ => EngineError::NoAnswer(format!("{NO_ANSWER} to {subject}: the connection was lost")),
+            _ => JetStreamError::NoAnswer(format!("{NO_ANSWER} to {subject}: the connection was lost")),
         })
     }
 
@@ -157,22 +157,26 @@ impl NatsConnection {
     }
 }
 
-fn unreadable(reason: &str) -> EngineError {
-    EngineError::Refused(format!("the answer of the engine cannot be read: {}", printable(reason, MAX_ERROR_LENGTH)))
+fn unreadable(reason: &str) -> JetStreamError {
+    JetStreamError::Refused(format!(
+        "the answer of the NATS server cannot be read: {}",
+        printable(reason, MAX_ERROR_LENGTH)
+    ))
 }
 
 /// An answer of the API as JSON, or its error.
-fn parse_answer(answer: &Message) -> Result<Value, EngineError> {
+fn parse_answer(answer: &Message) -> Result<Value, JetStreamError> {
     let value: Value = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e.to_string()))?;
     let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return Ok(value) };
     let number = |key| error.get(key).and_then(Value::as_u64);
     let text = printable(error.get("description").and_then(Value::as_str).unwrap_or("no reason"), MAX_ERROR_LENGTH);
     Err(match (number("code"), number("err_code")) {
-        (_, Some(NO_STREAM)) => EngineError::NoStream,
-        (Some(503), _) => EngineError::NoAnswer(format!("the engine is not available: {text}")),
-        (_, code) => {
-            EngineError::Refused(format!("the engine refuses the request: {text} ({})", code.unwrap_or_default()))
-        }
+        (_, Some(NO_STREAM)) => JetStreamError::NoStream,
+        (Some(503), _) => JetStreamError::NoAnswer(format!("the NATS server is not available: {text}")),
+        (_, code) => JetStreamError::Refused(format!(
+            "the NATS server refuses the request: {text} ({})",
+            code.unwrap_or_default()
+        )),
     })
 }
 
@@ -188,7 +192,7 @@ fn direct_message(answer: &Message, stream: &str, subject: &str) -> Option<Store
 }
 
 /// The message in the leader's answer; `None`: the leader has no message for the subject.
-fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMessage>, EngineError> {
+fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMessage>, JetStreamError> {
     #[derive(Deserialize)]
     struct StoredAnswer {
         message: FoundMessage,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use testkit::daemon::Home;
 
-use super::{Hosts, SOON, backup_of, engine, restore, start_active, start_standby, status, text, until};
+use super::{Hosts, SOON, backup_of, nats_with_bucket, restore, start_active, start_standby, status, text, until};
 
 const LEASE: Duration = Duration::from_secs(3);
 const TLS: &str = "tls { cert_file: server.pem, key_file: server.key, ca_file: ca.pem";
@@ -16,7 +16,7 @@ const PASSWORD_FILE: &str = "nats-password";
 
 /// Hosts whose NATS server has these lines of configuration. `keys` returns the keys of `[standby]` for the login.
 fn hosts(lines: &str, keys: impl Fn(&str) -> String) -> Hosts {
-    let mut nats = engine(LEASE);
+    let mut nats = nats_with_bucket(LEASE);
     nats.reconfigure(lines);
     let folder = nats.folder.path().display().to_string();
     let keys = format!("nats = [\"tls://localhost:{}\"]\nca_file = \"{folder}/ca.pem\"\n{}", nats.port, keys(&folder));

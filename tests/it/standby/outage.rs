@@ -13,7 +13,7 @@ use super::{
 };
 
 #[test]
-fn without_the_engine_mails_are_only_stored() {
+fn without_the_nats_server_mails_are_only_stored() {
     let mut hosts = Hosts::start(Duration::from_secs(12));
     let a = start_active(&hosts.a);
     hosts.deliver(1..=3);
@@ -44,7 +44,7 @@ fn without_the_engine_mails_are_only_stored() {
 }
 
 #[test]
-fn a_paused_engine_delays_and_loses_nothing() {
+fn a_paused_nats_server_delays_and_loses_nothing() {
     let hosts = Hosts::start(Duration::from_secs(3));
     let a = start_active(&hosts.a);
     let b = start_standby(&hosts.b);
@@ -101,12 +101,12 @@ fn an_unfit_bucket_is_explained() {
 }
 
 #[test]
-fn systemd_gets_answers_without_an_engine() {
+fn systemd_gets_answers_without_a_nats_server() {
     let outside = tempfile::tempdir().unwrap();
     let socket = outside.path().join("notify");
     let supervisor = UnixDatagram::bind(&socket).unwrap();
     supervisor.set_read_timeout(Some(SOON)).unwrap();
-    let mut nats = super::engine(Duration::from_secs(3));
+    let mut nats = super::nats_with_bucket(Duration::from_secs(3));
     nats.stop();
     let home = Home::new(&format!("{}{}", account(1, "mailboxes = [\"INBOX\"]"), standby(&nats, "a", "")));
     let mut command = home.command(&["run"]);

@@ -21,14 +21,14 @@ impl Dice {
 
 /// A simulated NATS server with one key.
 #[derive(Default)]
-struct Engine {
+struct SimulatedNats {
     key: Option<(u64, LeaseValue, u64)>,
     last_revision: u64,
     /// How many milliseconds the clock of the server is ahead.
     ahead: u64,
 }
 
-impl Engine {
+impl SimulatedNats {
     fn read(&mut self, now: u64) -> Entry {
         self.expire(now);
         match &self.key {
@@ -77,7 +77,7 @@ struct Host {
 struct World {
     dice: Dice,
     now: u64,
-    engine: Engine,
+    nats: SimulatedNats,
     hosts: Vec<Host>,
     /// Writes that arrive after their sender has stopped waiting.
     late: Vec<(u64, u64, LeaseValue)>,
@@ -110,7 +110,7 @@ impl World {
         World {
             dice: Dice(seed * 2 + 1),
             now: 0,
-            engine: Engine::default(),
+            nats: SimulatedNats::default(),
             hosts: hosts.into(),
             late: Vec::new(),
             faults,
@@ -128,7 +128,7 @@ impl World {
             let mut announced = Vec::new();
             self.late.retain(|(arrives, expected, value)| {
                 if *arrives <= now {
-                    let result = self.engine.write(now, *expected, value);
+                    let result = self.nats.write(now, *expected, value);
                     self.trace.push(format!("{now} {} writes late over {expected}: {result:?}", value.process));
                     announced.push(value.clone());
                 }
@@ -157,8 +157,8 @@ impl World {
             self.trace.push(format!("{} {n} is offline until {}", self.now, self.hosts[n].offline_until));
         }
         if self.faults.clock && self.dice.one_in(2_000) {
-            self.engine.ahead += self.dice.below(60_000);
-            self.trace.push(format!("{} the engine's clock is {} ahead", self.now, self.engine.ahead));
+            self.nats.ahead += self.dice.below(60_000);
+            self.trace.push(format!("{} the clock of the NATS server is {} ahead", self.now, self.nats.ahead));
         }
         if self.faults.restarts && self.dice.one_in(1_500) {
             let n = self.dice.below(3) as usize;
@@ -201,7 +201,7 @@ impl World {
                 request.arrives = None;
                 match &request.step {
                     Step::Write { expected, value } => {
-                        let result = self.engine.write(now, *expected, value);
+                        let result = self.nats.write(now, *expected, value);
                         let LeaseValue { process, stage, .. } = value;
                         self.trace.push(format!(
                             "{now} {process} writes {stage:?} over {expected}: {result:?}, sent {}",
@@ -212,7 +212,7 @@ impl World {
                         }
                         announced = Some(value.clone());
                     }
-                    _ => request.entry = Some(self.engine.read(now)),
+                    _ => request.entry = Some(self.nats.read(now)),
                 }
             }
             if request.answers > now {

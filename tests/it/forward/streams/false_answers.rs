@@ -1,16 +1,16 @@
 //! A scripted server that sends each known kind of false acknowledgement.
 
-use testkit::nats_engine::{EngineAnswer, NatsEngine};
+use testkit::scripted_nats::{NatsAnswer, ScriptedNats};
 
 use super::*;
 
 /// Delivers one event to a server that answers the first publish with `answer` and then stores. Returns the error and the
 /// result of the first attempt.
-async fn first_attempt(answer: EngineAnswer) -> (String, String) {
+async fn first_attempt(answer: NatsAnswer) -> (String, String) {
     let first = answer.clone();
-    let engine = NatsEngine::start(move |n, _| if n == 0 { first.clone() } else { EngineAnswer::Store(9) }).await;
+    let nats = ScriptedNats::start(move |n, _| if n == 0 { first.clone() } else { NatsAnswer::Store(9) }).await;
     let mut setup =
-        ForwarderSetup::new(vec![paid_stream(&engine.url(), "timeout = \"300ms\"\ngive_up_after = \"100d\"")]);
+        ForwarderSetup::new(vec![paid_stream(&nats.url(), "timeout = \"300ms\"\ngive_up_after = \"100d\"")]);
     setup.start();
     setup.record(vec![paid(Some(1), 1)]).await;
     let row = setup.until_all("delivered").await.remove(0);
@@ -20,8 +20,8 @@ async fn first_attempt(answer: EngineAnswer) -> (String, String) {
     setup.sql().query_row(sql, [], |row| Ok((row.get(1)?, row.get(0)?))).unwrap()
 }
 
-fn body(text: &str) -> EngineAnswer {
-    EngineAnswer::Body(text.into())
+fn body(text: &str) -> NatsAnswer {
+    NatsAnswer::Body(text.into())
 }
 
 #[tokio::test]
@@ -34,13 +34,13 @@ async fn false_acknowledgements_are_no_deliveries() {
         (body(""), "no acknowledgement", "no_response"),
         (body("+OK"), "no acknowledgement", "no_response"),
         (body("{\"stream\":\"PAID\",\"seq\":\u{1b}"), "no acknowledgement", "no_response"),
-        (EngineAnswer::error(400, 10_158), "(10158)", "rejected"),
-        (EngineAnswer::error(400, 10_164), "(10164)", "rejected"),
-        (EngineAnswer::error(503, 10_008), "(10008)", "rejected"),
-        (EngineAnswer::Status(503), "503", "rejected"),
-        (EngineAnswer::Status(100), "status 100", "no_response"),
-        (EngineAnswer::Silence, "no answer within 300ms", "no_response"),
-        (EngineAnswer::Close, "the connection was lost", "no_response"),
+        (NatsAnswer::error(400, 10_158), "(10158)", "rejected"),
+        (NatsAnswer::error(400, 10_164), "(10164)", "rejected"),
+        (NatsAnswer::error(503, 10_008), "(10008)", "rejected"),
+        (NatsAnswer::Status(503), "503", "rejected"),
+        (NatsAnswer::Status(100), "status 100", "no_response"),
+        (NatsAnswer::Silence, "no answer within 300ms", "no_response"),
+        (NatsAnswer::Close, "the connection was lost", "no_response"),
     ] {
         let (found, kind) = first_attempt(answer.clone()).await;
         assert!(found.contains(error) && kind == result, "{answer:?}: {kind}: {found}");
@@ -59,7 +59,7 @@ async fn malformed_protocol_ends_only_the_connection() {
         "HMSG x 0 18446744073709551000 18446744073709551615\r\n",
         "INFO {\r\n",
     ] {
-        let (found, kind) = first_attempt(EngineAnswer::Raw(bytes.into())).await;
+        let (found, kind) = first_attempt(NatsAnswer::Raw(bytes.into())).await;
         assert_eq!(kind, "no_response", "{bytes:?}: {found}");
     }
 }
@@ -67,34 +67,30 @@ async fn malformed_protocol_ends_only_the_connection() {
 #[tokio::test]
 async fn missing_permissions_are_in_the_error() {
     let denied = "-ERR 'Permissions Violation for Publish to \"shop.paid.x\"'\r\n";
-    let (found, _) = first_attempt(EngineAnswer::Raw(denied.into())).await;
+    let (found, _) = first_attempt(NatsAnswer::Raw(denied.into())).await;
     assert!(found.contains("Permissions Violation"), "{found}");
 }
 
 #[tokio::test]
 async fn a_message_without_an_answer_may_be_there() {
-    let engine =
-        NatsEngine::start(
-            |n, _| {
-                if n == 0 { EngineAnswer::StoreSilently(4) } else { EngineAnswer::error(400, 10_071) }
-            },
-        )
-        .await;
-    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "timeout = \"300ms\"")]);
+    let nats =
+        ScriptedNats::start(|n, _| if n == 0 { NatsAnswer::StoreSilently(4) } else { NatsAnswer::error(400, 10_071) })
+            .await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&nats.url(), "timeout = \"300ms\"")]);
     setup.start();
     setup.record(vec![paid(Some(1), 1)]).await;
     let row = setup.until_all("delivered").await.remove(0);
     assert_eq!(row.receipt.as_deref(), Some("there already: PAID:4"));
     setup.stop().await;
     assert_eq!(setup.results(), ["no_response", "accepted"]);
-    engine.until_logins(2).await;
+    nats.until_logins(2).await;
 }
 
 #[tokio::test]
 async fn an_unreadable_repetition_is_no_delivery() {
-    let engine =
-        NatsEngine::start(|n, _| if n == 0 { EngineAnswer::error(400, 10_071) } else { EngineAnswer::Store(2) }).await;
-    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "")]);
+    let nats =
+        ScriptedNats::start(|n, _| if n == 0 { NatsAnswer::error(400, 10_071) } else { NatsAnswer::Store(2) }).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&nats.url(), "")]);
     setup.start();
     setup.record(vec![paid(Some(1), 1)]).await;
     let row = setup.until_all("delivered").await.remove(0);
@@ -105,13 +101,13 @@ async fn an_unreadable_repetition_is_no_delivery() {
 
 #[tokio::test]
 async fn another_subscriber_is_named_in_status() {
-    let engine = NatsEngine::start(|_, _| body("{\"ok\":true}")).await;
-    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "")]);
+    let nats = ScriptedNats::start(|_, _| body("{\"ok\":true}")).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&nats.url(), "")]);
     setup.start();
     setup.record(vec![paid(Some(1), 1)]).await;
     let row = "SELECT needs_person || ' ' || problems FROM streams WHERE state = 'failed'";
     setup.until_sql(row, "1 stream PAID").await;
-    engine.until_published(3).await;
+    nats.until_published(3).await;
     assert_eq!(setup.deliveries()[0].state.as_str(), "pending");
     setup.stop().await;
 }
@@ -119,12 +115,12 @@ async fn another_subscriber_is_named_in_status() {
 /// On a connection, the first message is sent alone. After that, at most sixteen messages wait for their acknowledgements.
 #[tokio::test]
 async fn sixteen_messages_wait_for_their_answers() {
-    let engine = NatsEngine::start(|n, _| if n == 0 { EngineAnswer::Store(1) } else { EngineAnswer::Silence }).await;
-    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "timeout = \"500ms\"")]);
+    let nats = ScriptedNats::start(|n, _| if n == 0 { NatsAnswer::Store(1) } else { NatsAnswer::Silence }).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&nats.url(), "timeout = \"500ms\"")]);
     setup.record((1..=40).map(|n| paid(Some(n), n)).collect()).await;
     setup.start();
-    engine.until_logins(2).await;
+    nats.until_logins(2).await;
     setup.stop().await;
-    let first = engine.published().iter().filter(|message| message.connection == 1).count();
+    let first = nats.published().iter().filter(|message| message.connection == 1).count();
     assert_eq!(first, 17, "one, and then sixteen");
 }

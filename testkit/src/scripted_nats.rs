@@ -36,7 +36,7 @@ impl Published {
 
 /// The answer to a publish.
 #[derive(Debug, Clone)]
-pub enum EngineAnswer {
+pub enum NatsAnswer {
     /// A message with this body.
     Body(String),
     /// A message with only this status, such as 503.
@@ -53,25 +53,25 @@ pub enum EngineAnswer {
     Store(u64),
 }
 
-impl EngineAnswer {
+impl NatsAnswer {
     /// The error with which a stream refuses a message.
-    pub fn error(code: u64, err_code: u64) -> EngineAnswer {
+    pub fn error(code: u64, err_code: u64) -> NatsAnswer {
         let error = json!({"code": code, "err_code": err_code, "description": "refused by the test"});
-        EngineAnswer::Body(json!({"error": error, "stream": STREAM, "seq": 0}).to_string())
+        NatsAnswer::Body(json!({"error": error, "stream": STREAM, "seq": 0}).to_string())
     }
 }
 
-type EngineScript = Arc<dyn Fn(usize, &Published) -> EngineAnswer + Send + Sync>;
+type NatsScript = Arc<dyn Fn(usize, &Published) -> NatsAnswer + Send + Sync>;
 
 /// The scripted server. It ends with the runtime of the test.
 #[derive(Clone)]
-pub struct NatsEngine {
+pub struct ScriptedNats {
     pub port: u16,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    script: EngineScript,
+    script: NatsScript,
     published: Mutex<Vec<Published>>,
     count: watch::Sender<usize>,
     /// The sequence number and the body of each subject.
@@ -82,17 +82,17 @@ struct Shared {
     changes: Value,
 }
 
-impl NatsEngine {
+impl ScriptedNats {
     /// Starts a server that answers publish n (from 0) with `script(n, message)`.
-    pub async fn start(script: impl Fn(usize, &Published) -> EngineAnswer + Send + Sync + 'static) -> NatsEngine {
-        NatsEngine::start_with(json!({}), script).await
+    pub async fn start(script: impl Fn(usize, &Published) -> NatsAnswer + Send + Sync + 'static) -> ScriptedNats {
+        ScriptedNats::start_with(json!({}), script).await
     }
 
-    /// Does the same as [`NatsEngine::start`]. `changes` replaces values of the stream's configuration.
+    /// Does the same as [`ScriptedNats::start`]. `changes` replaces values of the stream's configuration.
     pub async fn start_with(
         changes: Value,
-        script: impl Fn(usize, &Published) -> EngineAnswer + Send + Sync + 'static,
-    ) -> NatsEngine {
+        script: impl Fn(usize, &Published) -> NatsAnswer + Send + Sync + 'static,
+    ) -> ScriptedNats {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
@@ -118,7 +118,7 @@ impl NatsEngine {
                 });
             }
         });
-        NatsEngine { port, shared }
+        ScriptedNats { port, shared }
     }
 
     pub fn url(&self) -> String {
@@ -211,18 +211,18 @@ impl Client {
         Ok(())
     }
 
-    async fn answer(&mut self, reply: &str, message: &Published, answer: EngineAnswer) -> std::io::Result<()> {
+    async fn answer(&mut self, reply: &str, message: &Published, answer: NatsAnswer) -> std::io::Result<()> {
         match answer {
-            EngineAnswer::Body(body) => self.send(reply, "", body.as_bytes()).await,
-            EngineAnswer::Status(status) => self.send(reply, &format!("NATS/1.0 {status}\r\n\r\n"), b"").await,
-            EngineAnswer::Raw(bytes) => self.write.write_all(&bytes).await,
-            EngineAnswer::Silence => Ok(()),
-            EngineAnswer::Close => Err(std::io::ErrorKind::ConnectionReset.into()),
-            EngineAnswer::StoreSilently(sequence) => {
+            NatsAnswer::Body(body) => self.send(reply, "", body.as_bytes()).await,
+            NatsAnswer::Status(status) => self.send(reply, &format!("NATS/1.0 {status}\r\n\r\n"), b"").await,
+            NatsAnswer::Raw(bytes) => self.write.write_all(&bytes).await,
+            NatsAnswer::Silence => Ok(()),
+            NatsAnswer::Close => Err(std::io::ErrorKind::ConnectionReset.into()),
+            NatsAnswer::StoreSilently(sequence) => {
                 self.keep(message, sequence);
                 Ok(())
             }
-            EngineAnswer::Store(sequence) => {
+            NatsAnswer::Store(sequence) => {
                 self.keep(message, sequence);
                 self.send(reply, "", json!({"stream": STREAM, "seq": sequence}).to_string().as_bytes()).await
             }
