@@ -1,6 +1,7 @@
 //! Whether an address or a host name means this machine.
 //!
-//! Secrets and events may travel unencrypted to this machine only. Every check of this rule uses these two functions.
+//! Without `allow_remote`, secrets and events may travel unencrypted to this machine only. Every check of this rule uses these
+//! two functions.
 
 use std::net::IpAddr;
 

@@ -46,7 +46,7 @@ pub struct MetricsEndpoint {
     pub lease: Option<watch::Receiver<LeaseView>>,
     /// The progress of the loops.
     pub heartbeats: Heartbeats,
-    /// How long mails take.
+    /// The time from the receipt of a mail by its server to its commit here.
     pub latency: PushLatency,
     /// The requests to nodes and to Resmic's API, and the times of publishes to streams.
     pub requests: RequestCounters,

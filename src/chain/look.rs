@@ -16,7 +16,7 @@ use super::rpc::Node;
 use super::settings::Finality;
 use super::verdict::BlockId;
 
-/// The most temporary wallets that a look follows. An honest payment has one.
+/// The most temporary wallets that a look follows. A genuine payment uses at most one; a direct payment uses none.
 const MOST_WALLETS: usize = 3;
 /// The most transactions in which a look searches for the arrival from one wallet.
 const MOST_CANDIDATES: usize = 16;

@@ -92,8 +92,9 @@ impl Breaker {
             }
             BreakerState::Open(open) if result == AttemptResult::NotSent => {
                 open.last_failure = now;
-                // Probes begin at `next_probe`. An earlier failure is one of a last attempt, or of an attempt that began before the
-                // breaker opened. A later failure of such an attempt counts as a failed probe, because it proves the same.
+                // Probes begin at `next_probe`. A failure before `next_probe` belongs to the last attempt of a delivery that is
+                // about to be dead, or to an attempt that began before the breaker opened. A later failure of such an attempt
+                // counts as a failed probe, because it proves the same.
                 if now >= open.next_probe {
                     open.probes = open.probes.saturating_add(1);
                     open.next_probe = now + PROBES.pause(open.probes);

@@ -271,7 +271,8 @@ impl ForwardSettings {
         }
     }
 
-    /// Checks a URL with an IP address. A host name is checked at each connect, by the addresses that it resolves to.
+    /// If the URL's host is an IP address, it must be a loopback address, unless `allow_remote` is set. A host name is checked at
+    /// each connect, by the addresses that it resolves to.
     fn check_host(&self, url: &Url) -> Checked {
         match url.host.parse::<IpAddr>() {
             Ok(ip) if !self.allow_remote && !is_loopback(ip) => {

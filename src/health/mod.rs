@@ -76,7 +76,7 @@ pub struct Health {
     pub chains: Vec<ChainHealth>,
     /// Resmic's API; `null` without `[resmic]`.
     pub resmic: Option<ResmicHealth>,
-    /// The part of this host in a `[standby]`; `null` without `[standby]`, and if no daemon runs.
+    /// This host's role under `[standby]`; `null` without `[standby]`, and if no daemon runs.
     pub role: Option<Role>,
     /// The problems that an operator must solve, each with advice. The list is empty if `ok`.
     pub attention: Vec<String>,

@@ -133,7 +133,8 @@ fn reevaluate(
     Ok(Reevaluation::Outcome { outcome: new, reason: new_reason, event_id })
 }
 
-/// Updates the event of a mail after a better parse, if no delivery of it was attempted.
+/// Updates the event of a mail after a better parse. The event stays as it is if one of its deliveries was attempted, if its id
+/// would change, or if the mail contradicts the session that an operator chose.
 fn reevaluate_event(
     tx: &Connection,
     settings: &StoreSettings,

@@ -31,7 +31,7 @@ pub(super) enum VerifiedPart<'a> {
     Header(&'a [super::auth_results::PassedSignature]),
 }
 
-/// Searches for a signature that proves that the mail is from its From's organisation.
+/// Searches for a valid signature by the organisation whose domain is in the From field.
 pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, resolver: &Resolver) -> Authenticity {
     let bytes = with_crlf(mail.bytes);
     let Some(mut message) = AuthenticatedMessage::parse(&bytes) else { return untrusted("it cannot be parsed") };

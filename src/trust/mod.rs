@@ -231,7 +231,7 @@ struct Candidate<'a> {
     clock: Clock,
 }
 
-/// The stand-in for a proof with `accept = ["none"]`. All header fields count as signed.
+/// With `accept = ["none"]`, this value takes the place of a proof. All header fields count as signed.
 fn unproven() -> TrustProof {
     TrustProof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to: Vec::new() }
 }

@@ -112,7 +112,7 @@ enum ActiveEnd {
 }
 
 impl Standby {
-    /// Joins the hosts that share the database: locks this host's file, and begins to watch the lease. `fresh`: the first
+    /// Joins the hosts that share the database: locks this host's standby file, and begins to watch the lease. `fresh`: the first
     /// takeover opens the database as it is.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_c
     Confirmation { outcome, paid, final_block: seen.iter().filter_map(|node| node.final_block).min() }
 }
 
-/// A confirmed arrival: its transaction, and the block of the transaction at that time.
+/// A confirmed arrival: its transaction, and the block that contained the transaction when the arrival was confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConfirmedArrival {
     /// The transaction.

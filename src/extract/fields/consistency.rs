@@ -292,7 +292,7 @@ fn is_same_identifier(a: &str, b: &str) -> bool {
     model::fold_hash(a) == model::fold_hash(b)
 }
 
-/// The minute of a time. Times are compared by minutes, because the webhook's form has no seconds.
+/// The minute of a time. Only the minutes of times are compared, because the time format of the webhook has no seconds.
 fn minute_of(at: Timestamp) -> i64 {
     at.as_second().div_euclid(60)
 }

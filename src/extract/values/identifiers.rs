@@ -25,7 +25,7 @@ fn is_zero(digits: &str) -> bool {
 
 /// The number of bytes that a base58 text encodes.
 pub(crate) fn base58_length(text: &str) -> Option<usize> {
-    // The longest value, 64 bytes, has 88 characters.
+    // The longest value is a Solana signature: 64 bytes, which have at most 88 characters in base58.
     if text.len() > 90 { None } else { bs58::decode(text).into_vec().ok().map(|bytes| bytes.len()) }
 }
 

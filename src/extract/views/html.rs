@@ -62,8 +62,8 @@ fn up_to_last_style_sheet(html: &str) -> Option<&str> {
     Some(html.get(..end).unwrap_or(html))
 }
 
-/// Feeds HTML to a new sink, through `html_fast` if it accepts the HTML. Also returns whether all of the HTML was
-/// parsed.
+/// Parses HTML into a new sink: with `html_fast` if `html_fast` accepts the HTML, otherwise with html5ever. Also returns whether
+/// all of the HTML was parsed.
 fn feed<'a, S: HtmlSink<'a>>(html: &'a str, new_sink: impl Fn() -> S) -> (S, bool) {
     let mut sink = new_sink();
     if parse_fast(html, &mut sink).is_some() {

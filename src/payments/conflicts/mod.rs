@@ -1,7 +1,7 @@
 //! Compares a payment report with the stored events. Pure: events in, a classification out.
 //!
-//! Several mails may report the same payment, and they may contradict each other. This file ensures that nothing is paid
-//! twice: a payment is one event, and an operator decides about contradictions.
+//! Several mails may report the same payment, and they may contradict each other. This file ensures that no payment is counted
+//! twice: the mails about one payment give one event, and an operator decides about contradictions.
 
 mod compare;
 #[cfg(test)]

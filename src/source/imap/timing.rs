@@ -17,7 +17,8 @@ pub struct Timing {
     pub mail: Duration,
     /// How long the watcher waits for a push after an `EXISTS`, before it fetches the mail.
     pub push_grace: Duration,
-    /// The first pause before an announced mail that did not arrive is fetched again.
+    /// The pause before the next attempt to fetch a mail that was announced or listed, but not delivered. Each further pause is
+    /// longer by this time.
     pub refetch: Duration,
     /// The pause between two polls of a server without IDLE.
     pub poll: Duration,

@@ -16,7 +16,8 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// The lock. It is released when this value is dropped, or when the process ends.
 pub(super) struct TokenLock {
-    /// The locked file. `None` if no token was ever replaced, if the file system has no locks, or after the timeout.
+    /// The locked file. `None` if the file cannot be opened (it does not exist before the first new refresh token is stored), if
+    /// the file system has no locks, or after the timeout.
     _file: Option<File>,
 }
 

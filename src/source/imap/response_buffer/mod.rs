@@ -1,8 +1,8 @@
 //! Holds received bytes until they form complete responses.
 //!
-//! async-imap's own stream allocates and zeroes two blocks for each response, which took half of the time of a backfill. Here
-//! only its parser is used, and not for the most frequent form of FETCH (`fetch_fast_path`). `lenient` parses responses that
-//! imap-proto rejects. `framing` limits the size of all responses.
+//! async-imap's own stream allocates and zeroes two blocks for each response, which took half of the time of a backfill. This
+//! module uses only the parser of async-imap. `fetch_fast_path` parses the most frequent form of FETCH instead. `lenient` parses
+//! responses that imap-proto rejects. `framing` limits the size of all responses.
 
 use std::mem::MaybeUninit;
 use std::pin::Pin;
