@@ -1,5 +1,5 @@
-//! Authenticates deferred mails again. A mail is deferred if DNS did not answer or a clock is wrong. The pauses grow, and after
-//! a day the mail needs review.
+//! Authenticates deferred mails again. A mail is deferred if DNS did not answer or a clock is wrong. The pauses between attempts
+//! grow. A mail that is still deferred after about a day is quarantined.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::trust::dns::Resolver;
 
 /// The pauses between two attempts to authenticate a mail.
 const PAUSES: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::from_secs(3600) };
-/// The number of attempts. With these pauses they take a day.
+/// The most attempts, including the first attempt at the arrival of the mail. With these pauses, they take about a day.
 const MAX_ATTEMPTS: u32 = 30;
 /// The longest pause between two searches for due mails. A mail that another process defers does not wake the loop.
 const MAX_WAIT: Duration = Duration::from_secs(600);
@@ -51,7 +51,7 @@ impl DeferredMails {
         Ok(())
     }
 
-    /// Authenticates all due mails. Returns the time at which the next one is due.
+    /// Authenticates all due mails. Returns the time at which the next mail is due.
     async fn authenticate_due(&self) -> db::Result<Option<Timestamp>> {
         let (reader, now) = (self.store.reader()?, Timestamp::now());
         for id in reader.deferred_mails(now)? {
@@ -90,7 +90,7 @@ fn give_up(examined: &mut Examined) {
     }
 }
 
-/// The pause after this number of attempts.
+/// The pause after an attempt. `attempts`: the number of earlier attempts.
 fn pause(attempts: u32) -> SignedDuration {
     SignedDuration::try_from(PAUSES.ceiling(attempts.saturating_sub(1))).unwrap_or(SignedDuration::from_secs(3600))
 }

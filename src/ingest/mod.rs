@@ -47,7 +47,7 @@ pub struct Ingest {
     pub resolver: Arc<Resolver>,
     /// The database.
     pub store: Store,
-    /// Measures how long mails take.
+    /// Measures the time from the receipt of a mail by its server to its commit here.
     pub latency: PushLatency,
 }
 
@@ -77,7 +77,7 @@ impl RecordedState {
 
 impl IngestStep {
     /// Whether a long pause of the watcher may follow. If a thousand watchers connect to a server that does not answer, the last
-    /// one gets its turn after more than twenty minutes.
+    /// watcher may connect only after more than twenty minutes.
     fn is_pause(&self) -> bool {
         use MailboxState::{Connecting, Failed, Polling};
         matches!(self, IngestStep::State { state: Connecting | Failed | Polling, .. })
@@ -96,7 +96,7 @@ impl Ingest {
         let mut recorded_state = None;
         while let Some(step) = steps.next().await {
             let mut ready = vec![step];
-            // All mails that are already examined go into one commit.
+            // Mails that are already examined go into the same commit, up to `MAX_COMMIT`.
             while ready.len() < MAX_COMMIT / 64
                 && let Some(Some(step)) = steps.next().now_or_never()
             {
