@@ -35,7 +35,7 @@ pub type OnMail<'a> = &'a mut dyn FnMut(Result<FileMail, Error>) -> ControlFlow<
 /// - a file with one mail, also Apple Mail's `.emlx`
 /// - an mbox, a file that begins with `From `
 /// - a Maildir, a folder with `cur` and `new`
-/// - another folder: all `.eml`, `.emlx` and `.mbox` files in it and below it
+/// - another folder: all Maildirs, and all `.eml`, `.emlx` and `.mbox` files, in it and below it
 /// - `-`, standard input
 ///
 /// At most `max_size` bytes of each mail are kept. After an error in one file, the other files are still read.
@@ -55,8 +55,8 @@ fn read_file(path: &Path, max_size: u64, on_mail: OnMail<'_>) -> ControlFlow<()>
     read.unwrap_or_else(|source| on_mail(Err(Error { path: path.to_owned(), source })))
 }
 
-/// Reads a folder. `outer` has the device and inode of each folder that contains it, because a symbolic link can lead back to
-/// one of these.
+/// Reads a folder. `outer` has the device and inode of each folder that contains this folder, because a symbolic link can lead
+/// back to one of these.
 fn read_folder(folder: &Path, max_size: u64, outer: &mut Vec<(u64, u64)>, on_mail: OnMail<'_>) -> ControlFlow<()> {
     let (id, paths) = match list_folder(folder) {
         Ok(listed) => listed,

@@ -80,7 +80,7 @@ fn is_quoted(line: &[u8]) -> bool {
     quotes > 0 && line.get(quotes..).is_some_and(|rest| rest.starts_with(b"From "))
 }
 
-/// The most bytes of a line that are in memory.
+/// The most bytes of a line that are read at once.
 const MAX_PIECE: u64 = 64 * 1024;
 
 /// A mail that more lines may be added to.
@@ -97,7 +97,7 @@ impl PartialMail {
         self.size += line.len() as u64;
     }
 
-    /// Returns the mail, without the empty line that an mbox adds to it.
+    /// Returns the mail. If the mail was not cut, the empty line that an mbox adds to it is removed.
     fn finish(&mut self, name: String) -> FileMail {
         let mut bytes = std::mem::take(&mut self.bytes);
         let mut size = std::mem::take(&mut self.size);
