@@ -105,6 +105,6 @@ impl From<(u32, u32)> for ResumePoint {
 
 /// Reads the stored state of a mailbox, given its name; `None` for a mailbox that was never read.
 ///
-/// An error ends the connection. Without the cursor, the watcher could skip mails.
+/// An error ends the connection, because without the cursor the watcher could skip mails.
 pub type LoadResumePoint =
     Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<ResumePoint>, String>> + Send + Sync>;

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::fetch::FetchedMail;
 
-/// The most mails, and the most bytes of mails, that are kept of a server's unsolicited FETCH responses. A sync fetches the
-/// others.
+/// After this number of mails, or of bytes, no more mails from unsolicited FETCH responses are kept. A sync fetches the other
+/// mails.
 const MAX_PUSHED: usize = 256;
 const MAX_PUSHED_BYTES: usize = 8 << 20;
 

@@ -1,7 +1,7 @@
 //! Commands and their responses: a tagged OK or an error, within a timeout.
 //!
 //! async-imap's own calls report a NO, a BAD and the end of the stream as success, and have no timeout. So only its parser is
-//! used. After an error other than a NO or BAD, the connection is not used again.
+//! used. After an error other than `Error::Refused`, the connection is not used again.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ pub(super) struct Connection {
     idle_confirmed: bool,
     /// How many more responses are accepted before the next command.
     responses_left: usize,
-    /// A command that is written together with the next one.
+    /// A command that is written together with the next command.
     prepended: String,
     /// The tag of the command whose result is ignored.
     ignored: Option<RequestId>,
@@ -227,7 +227,8 @@ impl Connection {
     /// This is cancel safe: received bytes stay in the buffer.
     ///
     /// # Errors
-    /// A NO or BAD to `pending`, a tagged response to another command, a BYE, the end of the stream, a timeout.
+    /// A NO or BAD to `pending`, a tagged response to another command, an invalid response, too many responses, a BYE, the end of
+    /// the stream, a timeout.
     pub(super) async fn read_response<R>(
         &mut self,
         pending: &PendingCommand,

@@ -97,7 +97,7 @@ impl FetchedMail {
                 _ => {}
             }
         }
-        // Other servers send an empty string for a mail that is removed during the FETCH (RFC 2180, 4.1). iCloud also sends an
+        // Some servers send an empty string for a mail that is removed during the FETCH (RFC 2180, 4.1). iCloud also sends an
         // empty string for an existing mail. So an empty body counts as not delivered, unless the size is 0. An empty header is
         // no header, because a header contains at least the empty line (RFC 3501, 6.4.5).
         if mail.body.as_ref().is_some_and(Vec::is_empty) && mail.size != Some(0) {

@@ -10,7 +10,7 @@ use super::error::Error;
 
 /// After this number of failures, a mail gets a row without bytes.
 const STRIKES: u8 = 3;
-/// How many mails with a row without bytes are fetched again in one round.
+/// The most mails of one round. A round fetches mails again that have a row without bytes.
 const ROUND: usize = 20;
 /// The factor by which the limit of a FETCH grows after each complete window.
 const GROWTH: usize = 8;
@@ -65,7 +65,7 @@ impl FetchHistory {
         (self.due, self.fetching) = (Some(Instant::now() + pause), true);
     }
 
-    /// The mails of the next round, which one FETCH requests. The mails that have waited longest come first.
+    /// The mails of the next round, which are requested together. The mails that have waited longest are chosen first.
     pub(super) fn next_round(&mut self) -> Vec<u32> {
         self.next_uids(false, ROUND)
     }
@@ -103,7 +103,8 @@ impl FetchHistory {
         std::mem::take(&mut self.fetching)
     }
 
-    /// Records that a mail gets a row without bytes. `pause`: the time until the mail is fetched again.
+    /// Records that a mail gets a row without bytes. `pause`: the time until the mail is fetched again, if no other mail has such
+    /// a row.
     pub(super) fn add(&mut self, uid: u32, received_at: Option<Timestamp>, harmful: bool, pause: Duration) {
         if self.rows.is_empty() {
             self.due = Some(Instant::now() + pause);

@@ -23,13 +23,14 @@ pub(super) struct MailboxStatus {
     pub(super) uid_next: Option<u32>,
     /// The number of mails.
     pub(super) exists: u32,
-    /// How many mails were announced and not fetched since.
+    /// How many announced mails no FETCH has requested yet.
     pub(super) announced: u32,
     /// The UIDVALIDITY has changed since SELECT.
     pub(super) is_renumbered: bool,
     /// How many FETCH responses could not be parsed and named no UID.
     pub(super) unparsed_fetches: usize,
-    /// The newest INTERNALDATE seen. It covers at least the last [`FINGERPRINT_UIDS`] UIDs.
+    /// The newest INTERNALDATE seen, without dates too far in the future. At least the dates of the last [`FINGERPRINT_UIDS`]
+    /// UIDs are included.
     pub(super) newest_at: Option<Timestamp>,
 }
 
@@ -72,7 +73,8 @@ impl MailboxStatus {
     }
 }
 
-/// The name of a mailbox. On the wire it is modified UTF-7, but some servers send other names and accept only those.
+/// The name of a mailbox. On the wire it is in modified UTF-7. But some servers send names that are not valid modified UTF-7, and
+/// accept only these names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MailboxName {
     /// The name as people read it, in the configuration and the database.
@@ -143,7 +145,7 @@ fn attribute_name<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
     })
 }
 
-/// Selects a mailbox, read-only if possible. `writable`: `after` needs to change the mailbox.
+/// Selects a mailbox. `writable`: `after` changes the mailbox. Otherwise, the mailbox is opened read-only if possible.
 pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writable: bool) -> Result<MailboxStatus> {
     let quoted_name = quoted(&name.encoded).ok_or_else(|| Error::Refused {
         command: "SELECT",

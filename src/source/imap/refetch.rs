@@ -13,7 +13,7 @@ use super::selected::{SelectedMailbox, uid_set};
 use super::timing::Timing;
 use crate::model::Availability;
 
-/// The most rounds in a row. A round that closes no row is the last one.
+/// The most rounds in a row. A round that neither completes nor closes a row is the last round.
 const MAX_ROUNDS: usize = 25;
 /// For a mail that has ended a connection, the usual timeout is divided by this number. No IDLE is open during the FETCH, so new
 /// mails have to wait.

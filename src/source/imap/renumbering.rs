@@ -22,7 +22,7 @@ const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
 /// date that is newer than all known dates shows another mail. All these dates come from the server, so its clock need not be
 /// right. COPY and MOVE keep the date of a mail, but they give it a new UID.
 ///
-/// Event ids make it harmless to read a mailbox again. The mailbox is read again once for each renumbering, because the new
+/// Event ids make it harmless to read a mailbox again. The mailbox is read again only once for each renumbering, because the new
 /// position excludes the fingerprints from before the renumbering.
 pub(super) async fn uids_are_unchanged(
     connection: &mut Connection,

@@ -26,7 +26,7 @@ pub struct ImapSettings {
     pub tls: Tls,
     /// Certificates that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// The login.
+    /// The user name for the login.
     pub user: String,
     /// The addresses that receive Resmic's mails. The default is `user`, which must then be an address.
     #[serde(default)]
@@ -38,7 +38,7 @@ pub struct ImapSettings {
     /// Mailboxes: names or special-use attributes (RFC 6154).
     #[serde(default = "default_mailboxes")]
     pub mailboxes: Vec<String>,
-    /// The mailbox receives only Resmic's mails, so bodies are fetched at once.
+    /// The mailboxes receive only Resmic's mails, so whole mails are fetched at once.
     #[serde(default)]
     pub dedicated: bool,
     /// The oldest mail that the first run reads.
@@ -49,10 +49,10 @@ pub struct ImapSettings {
     pub idle_renew: HumanDuration,
     /// A longer time without a proven notification needs attention. `None`: silence is normal.
     pub quiet: Option<HumanDuration>,
-    /// The change to a notification on the server after it is stored.
+    /// The change to a stored notification on the server.
     #[serde(default)]
     pub after: After,
-    /// The most bytes that are fetched of one mail.
+    /// The most bytes that are kept of one mail.
     #[serde(default = "default_max_size")]
     pub max_size: ByteSize,
 }
@@ -227,11 +227,11 @@ impl TryFrom<StartValue> for Start {
     }
 }
 
-/// The change to a notification on the server after it is stored.
+/// The change to a stored notification on the server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum After {
-    /// No change; the mailbox is opened read-only.
+    /// No change. The mailbox is opened read-only if the server supports that.
     #[default]
     Leave,
     /// Mark the notification as seen.

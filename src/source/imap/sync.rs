@@ -17,9 +17,9 @@ use super::settings::Start;
 use super::sync_queue::{FetchCommand, FetchRequest, FollowUps, SHARED_WINDOW, SyncQueue, WINDOW};
 use crate::model::{Availability, RawMail, StartBoundary, Uid};
 
-/// How many FETCHes are open at once, so that the server never waits for the next one.
+/// Another window is requested while fewer FETCHes than this are open, so that the server never waits for a command.
 const OPEN_COMMANDS: usize = 2;
-/// The most mails, and the most bytes of mails, that are handed over together.
+/// Mails are handed over as soon as this number of mails, or of bytes, has arrived.
 const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 /// The most mails that a mailbox may list. Each takes four bytes of memory here.
@@ -143,8 +143,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Sends the FETCHes of the next windows. After a broken connection, only one window is fetched at a time, so that the mail
-    /// that breaks the next connection is known.
+    /// Sends the FETCHes of the next windows. If a connection broke before the cursor moved, only one window is fetched at a
+    /// time. So the mail that breaks the next connection is known.
     async fn send_windows(&mut self, queue: &mut SyncQueue<'_>) -> Result<()> {
         let is_dedicated = self.reader.facts.account.settings.dedicated;
         let (most, open) = match self.reader.history.limit() {
@@ -278,8 +278,8 @@ impl MailboxReader {
         Ok(())
     }
 
-    /// Gives up mails that the server refused one by one over several connections. A server that refuses all mails is faulty
-    /// itself, and none is given up.
+    /// Gives up mails that the server refused one by one over several connections. A server that refuses several mails and
+    /// delivers no body is faulty itself, so no mail is given up.
     async fn give_up_refused(&mut self, queue: &mut SyncQueue<'_>) -> Result<()> {
         let Some((refused, error)) = queue.take_refusals() else { return Ok(()) };
         if !queue.has_body() && refused.len() > 1 {

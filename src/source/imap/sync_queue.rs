@@ -10,9 +10,9 @@ use super::error::Error;
 use super::fetch::{FetchKind, FetchedMail};
 use super::mailbox::FINGERPRINT_UIDS;
 
-/// How many mails one FETCH requests, and how many numbers its command contains: servers limit the length of a line.
+/// The most mails of one FETCH of bodies, and the most numbers in any FETCH command. Servers limit the length of a line.
 pub(super) const WINDOW: usize = 500;
-/// How many mails one FETCH requests in a shared mailbox, where most answers are short headers.
+/// The most mails of one window in a shared mailbox, where most answers are short headers.
 pub(super) const SHARED_WINDOW: usize = 1000;
 /// How often a listed mail is fetched before it gets a row without bytes.
 const MAX_ATTEMPTS: u8 = 3;
@@ -33,7 +33,7 @@ pub(super) struct FetchCommand {
     pub(super) kind: FetchKind,
     /// The UIDs without an answer, sorted.
     missing: VecDeque<u32>,
-    /// UIDs whose header has an allowed sender; for a listing, the listed UIDs.
+    /// UIDs of mails whose sender may be Resmic; for a listing, the listed UIDs.
     candidates: Vec<u32>,
     attempt: u8,
     sent_at: Instant,
@@ -68,7 +68,7 @@ pub(super) struct SyncQueue<'a> {
     commands: VecDeque<FetchCommand>,
     /// RFC822.SIZE and INTERNALDATE of mails, from responses that contain neither header nor body.
     reported: BTreeMap<u32, (Option<u64>, Option<Timestamp>)>,
-    /// Mails that the server refused although each was requested alone. `refusal` is the error of the last one.
+    /// Mails that the server refused although each was requested alone. `refusal` is the last of these errors.
     refused: Vec<u32>,
     refusal: Option<Error>,
     has_body: bool,
@@ -137,7 +137,7 @@ impl<'a> SyncQueue<'a> {
         }
     }
 
-    /// Removes the finished windows at the front. Returns how many.
+    /// Removes the finished windows at the front. Returns the number of removed windows.
     pub(super) fn remove_finished(&mut self, cursor: u32) -> usize {
         let before = self.removed_windows;
         while self.windows.pop_front_if(|window| window.open == 0 && window.unsettled.is_empty()).is_some() {

@@ -20,16 +20,16 @@ pub struct Timing {
     /// The pause before the next attempt to fetch a mail that was announced or listed, but not delivered. Each further pause is
     /// longer by this time.
     pub refetch: Duration,
-    /// The pause between two polls of a server without IDLE.
+    /// The longest pause between two polls of a server without IDLE.
     pub poll: Duration,
     /// The pause after a failure.
     pub retry: Backoff,
     /// The pause after a refused login. Servers lock out clients that retry too often.
     pub retry_login: Backoff,
-    /// The pause before a missing special-use mailbox is searched again.
+    /// The pause before the watcher searches for a missing special-use mailbox again.
     pub retry_absent: Duration,
-    /// A connection that lives this long after its first sync counts as good. Some servers end every IDLE after a minute,
-    /// which is no reason for longer pauses.
+    /// A connection that lives this long after its first sync is not counted as a short connection. Some servers end every IDLE
+    /// after a minute, which is no reason for longer pauses.
     pub steady: Duration,
     /// The wall clock.
     pub clock: fn() -> SystemTime,

@@ -1,4 +1,4 @@
-//! TCP or TLS for IMAP: without delays in both directions, and with a limit for each response.
+//! TCP or TLS for IMAP, without Nagle's algorithm and delayed acknowledgements, and with a limit for each response.
 
 use std::fmt;
 use std::io;
@@ -128,7 +128,7 @@ impl Transport {
     }
 
     /// Sends the TCP acknowledgement at once. Linux resets this option, so each read sets it again. Cyrus waits for the
-    /// acknowledgement of the `EXISTS` before it sends more; a delayed one takes 40 ms.
+    /// acknowledgement of the `EXISTS` before it sends more. A delayed acknowledgement takes 40 ms.
     fn acknowledge(&self) {
         #[cfg(target_os = "linux")]
         let _ = SockRef::from(self.tcp()).set_tcp_quickack(true);

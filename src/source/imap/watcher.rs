@@ -78,8 +78,8 @@ struct Watcher {
     /// The position of `start = "now"` and its UIDVALIDITY, from the first connection.
     first_now: Option<(u32, StartBoundary)>,
     /// The UIDVALIDITY of the mailbox when the server refused STATUS for it. Clients SHOULD NOT send STATUS for the selected
-    /// mailbox (RFC 3501, 6.3.10). The server also refuses STATUS if the mailbox was deleted, but then the next connection finds
-    /// another UIDVALIDITY.
+    /// mailbox (RFC 3501, 6.3.10). The server also refuses STATUS if the mailbox was deleted. If that mailbox is created again,
+    /// the next connection finds another UIDVALIDITY, and uses STATUS again.
     hides_uid_validity: Option<u32>,
     /// Notifications of earlier connections that wait for `after`.
     after: AfterQueue,
@@ -185,7 +185,7 @@ impl Watcher {
         }
     }
 
-    /// One connection, until it fails. Ok: the mailbox does not exist yet, or another watcher reads it.
+    /// Runs one connection until it fails. Returns Ok if the mailbox does not exist yet, or if another watcher reads it.
     async fn run_connection(&mut self) -> Result<()> {
         // A failure stays visible until a sync is complete.
         if !self.failures.is_failing {
@@ -276,7 +276,7 @@ impl Watcher {
             let position = self.reset_position(status, &known);
             return Ok(ReadingStart { position, is_stored: false, is_reset: true, lost });
         }
-        // A newer date than the stored one has to be stored.
+        // If the server has reported a newer date than the stored date, the position has to be stored again.
         let is_stored = known.position.newest_at == status.newest_at;
         Ok(ReadingStart { position: known.position, is_stored, is_reset: false, lost })
     }
@@ -298,8 +298,8 @@ impl Watcher {
 
     /// The start in a mailbox that was never read.
     ///
-    /// The first connection decides where "now" is, and `first_now` keeps this position. Before the position is stored, the
-    /// connection may end, mails may arrive, and the UIDVALIDITY may change.
+    /// The first connection decides where "now" is, and `first_now` keeps this position. This is necessary because the connection
+    /// may end before the position is stored. Before the next connection, mails may arrive, and the UIDVALIDITY may change.
     fn first_position(&mut self, status: &MailboxStatus, now: Timestamp) -> SyncPosition {
         let uid = Uid(last_uid(status));
         let (last_uid, start_boundary) = match self.account.settings.start {
@@ -337,15 +337,15 @@ impl Watcher {
     }
 }
 
-/// The highest UID that a mail can have. If the server does not report UIDNEXT, this is `UNKNOWN_UID`, and the first listing
-/// shows the UID.
+/// The highest UID that an existing mail can have. If the server does not report UIDNEXT, this is `UNKNOWN_UID`, and the first
+/// listing shows the UID.
 fn last_uid(status: &MailboxStatus) -> u32 {
     status.uid_next.map_or(UNKNOWN_UID, |next| next.saturating_sub(1))
 }
 
-/// A time, in whole seconds, that is not later than the server's date of any mail that arrives after `now`. The server's clock
-/// may be behind. So after a renumbering, mails from the minute before `now` may be read, which is better than missing later
-/// mails.
+/// A time, in whole seconds, that is not later than the server's date of any mail that arrives after `now`. It is one minute
+/// before `now`, because the server's clock may be behind. After a renumbering, mails from this minute may be read, which is
+/// better than missing later mails.
 fn before_server_clock(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now - SERVER_CLOCK_LAG).as_second()).unwrap_or(Timestamp::MIN)
 }

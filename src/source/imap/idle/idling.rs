@@ -57,7 +57,7 @@ impl<'a> Idling<'a> {
         self.mailbox.read_response(&self.pending, timeout).await
     }
 
-    /// Waits for the `+` of the server, if it has not arrived yet. Mails that arrive before it are kept.
+    /// Waits for the `+` of the server, if it has not arrived yet. Mails that arrive before the `+` are kept.
     pub(super) async fn wait_for_plus(&mut self) -> Result<()> {
         let timeout = self.mailbox.reader.streaming();
         while self.mailbox.connection.awaits_plus() {
@@ -144,7 +144,7 @@ impl<'a> Idling<'a> {
         Ok(())
     }
 
-    /// Reads up to the tagged OK of the IDLE. Mails that arrive before it are kept.
+    /// Reads up to the tagged OK of the IDLE. Mails that arrive before the OK are kept.
     async fn read_end(&mut self) -> Result<()> {
         let timeout = ResponseTimeout::within(self.mailbox.reader.facts.account.timing.answer);
         loop {

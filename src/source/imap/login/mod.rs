@@ -79,7 +79,7 @@ pub(super) async fn connect(
         let login_result = log_in(settings, login, LoginSecret::AccessToken(&token.secret), timing).await;
         match &login_result {
             Err(Error::Login(_)) => {}
-            // The refusal has no clear cause. The cached token may have been revoked, so the next attempt requests a new one.
+            // The refusal has no clear cause. The cached token may have been revoked, so the next attempt requests a new token.
             Err(Error::LoginDeferred { message, .. }) if token.was_cached && !refusal::is_temporary(message) => {
                 tokens.drop_refused(&token).await;
                 return login_result;
@@ -87,8 +87,8 @@ pub(super) async fn connect(
             _ => return login_result,
         }
         tokens.drop_refused(&token).await;
-        // If the refused token was new, another one would be refused, too. A cached token may have been revoked, so a new token
-        // is tried at once.
+        // If the refused token was new, another new token would be refused, too. A cached token may have been revoked, so a new
+        // token is tried at once.
         if !token.was_cached {
             return login_result;
         }

@@ -1,8 +1,8 @@
 //! Why a server refuses a login.
 //!
 //! A login with wrong credentials is retried rarely, because the operator must act first. All other refusals are retried soon.
-//! A known response code decides (RFC 5530). Without one, the text of the server decides. Only this module and `throttling` read
-//! such text.
+//! A known response code decides (RFC 5530). Without a known code, the text of the server decides. Only this module and
+//! `throttling` read such text.
 
 /// Codes of wrong credentials.
 const CREDENTIAL_CODES: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];

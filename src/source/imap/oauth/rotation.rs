@@ -1,4 +1,4 @@
-//! Chooses the refresh token for a request: the newest one known, and the configured one if the newest has expired.
+//! Chooses the refresh token for a request: the newest known token, or the configured token if the newest has expired.
 
 use std::path::Path;
 
@@ -22,7 +22,8 @@ pub(super) struct RefreshTokens {
     newest: Option<SecretString>,
     /// `newest` is stored in the file. If this is false, `newest` is newer than the token in the file.
     is_stored: bool,
-    /// Tokens that had expired when another one worked. They are tried last, because an endpoint may treat a second use as theft.
+    /// Tokens that had expired when another token worked. They are tried last, because an endpoint may treat a second use as
+    /// theft.
     ended: Vec<SecretString>,
     /// The log already shows that the endpoint replaces the token.
     announced: bool,
@@ -42,7 +43,7 @@ impl RefreshTokens {
         // The file is read before each try: another process may have replaced the token meanwhile.
         while let Some(token) = self.next_candidate(&tried).await {
             match endpoint.request(&token).await {
-                // The error about the newest token is the one that helps the operator.
+                // The error about the newest token helps the operator most.
                 Err(failure @ TokenFailure::Ended(_)) => first = first.or(Some(failure)),
                 answer => {
                     if answer.is_ok() && !tried.is_empty() {

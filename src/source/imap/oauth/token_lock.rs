@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// The timeout of the lock. It is longer than a token request. After the timeout, the others continue without the lock, even if a
-/// stopped process holds it.
+/// The timeout of the lock. It is longer than one token request can take. After the timeout, a waiting process continues without
+/// the lock, so that a stopped process cannot block it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(25);
 /// The pause between two attempts.
 const LOCK_POLL: Duration = Duration::from_millis(50);

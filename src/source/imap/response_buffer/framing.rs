@@ -10,7 +10,7 @@ use memchr::{memchr, memchr_iter, memrchr};
 /// The responses to this program's commands are much shorter.
 const LINE: usize = 64 * 1024;
 
-/// The most opening parentheses in one response. The responses to this program's commands have three.
+/// The most opening parentheses in one response. The responses to this program's commands have at most three.
 pub(super) const BRACKETS: usize = 100;
 
 /// How many bytes of a response show its kind: the tag or `*`, and the word after it. This program's tags are shorter.

@@ -21,7 +21,7 @@ mod lenient;
 
 pub(super) use framing::Framing;
 
-/// The size of one read, in bytes: a TLS record.
+/// The size of one read, in bytes. It is the most that a TLS record contains.
 const BLOCK: usize = 16 * 1024;
 
 /// A buffer above this capacity is freed as soon as possible.

@@ -1,9 +1,9 @@
 //! Responses that imap-proto rejects although they have one clear meaning.
 //!
-//! Servers write double spaces, a second pair of parentheses, a line break after a literal. If such a response were an error,
-//! each new connection would end at the same response, and the mailbox would never be read. So this parser has four outcomes:
-//! it parses the response, it waits for the rest of the response, it skips an untagged response that has no clear meaning, or
-//! it gives up.
+//! Some servers write double spaces, a second pair of parentheses, or a line break after a literal. If such a response were an
+//! error, each new connection would end at the same response, and the mailbox would never be read. So this parser has four
+//! outcomes: it parses the response, it waits for the rest of the response, it skips an untagged response that has no clear
+//! meaning, or it gives up.
 //! A FETCH without a clear meaning keeps its UID. So its mail is listed but not delivered, and the cursor rule applies.
 
 mod input;
