@@ -126,8 +126,8 @@ pub struct Transfer {
 }
 
 impl Log {
-    /// The transfer of `token` that this log reports. `None` if it reports no such transfer, for an amount of zero, and for an
-    /// amount of more than 128 bits. No real token has such an amount.
+    /// The transfer of `token` that this log reports. `None` if the log reports no such transfer, if a reorganisation has removed
+    /// the log, or if the amount is zero or has more than 128 bits. The amounts of real tokens fit into 128 bits.
     #[must_use]
     pub fn transfer(&self, token: Address) -> Option<Transfer> {
         let [TRANSFER, from, to] = self.topics.as_slice() else { return None };

@@ -125,8 +125,9 @@ impl Node {
         value.ok_or_else(|| self.bad(METHOD, "decimals() is larger than 255".into()))
     }
 
-    /// Searches the logs of at most 500 blocks; both ends are included. One call covers `range` blocks. After an error, the
-    /// search goes on with half as many blocks for each call, down to one.
+    /// Searches the logs of the blocks from `from` to `to`, both included, but of at most 500 blocks. One call covers at most
+    /// `range` blocks. After an error that a smaller range may prevent, the search goes on with half as many blocks for each
+    /// call, down to one block.
     ///
     /// # Errors
     /// [`NodeError`].

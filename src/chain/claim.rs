@@ -26,7 +26,8 @@ pub struct Claim {
     pub amount: Option<String>,
     /// `USD` or the symbol of a token. `None`: dollars.
     pub currency: Option<String>,
-    /// The mail's Date. If there is no Date, the time at which the server received the mail.
+    /// The mail's Date. Without a Date, the time at which the server received the mail. Without both, the time at which the event
+    /// was stored.
     pub sent_at: Timestamp,
     /// When the merchant registered the session, if this limits the age of the payment.
     pub registered_at: Option<Timestamp>,

@@ -13,7 +13,7 @@ const NATIVE_DECIMALS: u8 = 18;
 /// The assumed block time of a chain that is not built in.
 const ASSUMED_BLOCK_TIME: Duration = Duration::from_secs(12);
 
-/// A coin of a chain: the native one, or a token.
+/// A coin of a chain: the native coin, or a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Coin {
     /// The symbol in the configuration or the catalog.
@@ -33,7 +33,7 @@ pub struct Chain {
     pub name: String,
     /// The chain id of EIP-155.
     pub id: u64,
-    /// The time between two blocks. It is also the first pause between two looks at an event.
+    /// The time between two blocks. The first pause between two looks at an event has this length, but at least two seconds.
     pub block_time: Duration,
     /// The native coin's names; the first is its symbol.
     pub native: Vec<String>,
@@ -49,7 +49,7 @@ pub struct Chain {
     pub discount: Discount,
     /// The maximum age of a transaction at the Date of its mail.
     pub window: Duration,
-    /// How long an event is held after the money arrived, so that a contradicting mail can arrive.
+    /// How long an event is held after its mail was stored and the money arrived, so that a contradicting mail can arrive.
     pub settle: Duration,
     /// Whether the nodes answer `debug_traceTransaction`.
     pub trace: bool,

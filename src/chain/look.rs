@@ -58,7 +58,7 @@ pub struct Step {
 pub struct Seen {
     /// The receipt.
     pub receipt: Receipt,
-    /// The chain's block at the receipt's height, if the node has one.
+    /// The chain's block at the receipt's height, if the node has this block.
     pub block: Option<Block>,
     /// The calls of the transaction, if the look has requested them.
     pub trace: Option<Frame>,

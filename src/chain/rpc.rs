@@ -150,7 +150,7 @@ impl Node {
         &self.host
     }
 
-    /// Sends a call and parses its result. It waits if five calls were sent in the last second.
+    /// Sends a call and parses its result. If five calls were sent in the last second, the function waits first.
     ///
     /// # Errors
     /// [`NodeError`].

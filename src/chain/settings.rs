@@ -20,7 +20,7 @@ use crate::units::HumanDuration;
 /// The most blocks in which one look searches for logs.
 pub(super) const MOST_BLOCKS: u64 = 500;
 
-/// One `[[chain]]` table. Deserialization checks each value; [`ChainSettings::check`] checks them together.
+/// One `[[chain]]` table. Deserialization checks the form of each value; [`ChainSettings::check`] checks the other rules.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChainSettings {
@@ -40,7 +40,7 @@ pub struct ChainSettings {
     /// The maximum age of a transaction at the Date of its mail.
     #[serde(default = "default_window")]
     pub window: HumanDuration,
-    /// How long an event is held after the money arrived, so that a contradicting mail can arrive.
+    /// How long an event is held after its mail was stored and the money arrived, so that a contradicting mail can arrive.
     #[serde(default = "default_settle")]
     pub settle: HumanDuration,
     /// Whether the nodes answer `debug_traceTransaction`.
@@ -57,7 +57,7 @@ pub struct ChainSettings {
     /// The names of the native coin. They are added to those of a built-in chain.
     #[serde(default)]
     pub native: Vec<String>,
-    /// Tokens by symbol; they add to the built-in ones, or replace those of the same symbol.
+    /// Tokens by symbol. They are added to the built-in tokens, and replace built-in tokens of the same symbol.
     #[serde(default)]
     pub tokens: BTreeMap<String, TokenSettings>,
 }
@@ -186,7 +186,7 @@ pub(super) fn wrong<T>(key: impl Into<String>, message: impl Into<String>) -> Re
 }
 
 impl ChainSettings {
-    /// Checks rules that concern several values.
+    /// Checks the rules that deserialization does not check.
     ///
     /// # Errors
     /// The key with the wrong value, and the problem.

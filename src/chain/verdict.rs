@@ -55,7 +55,7 @@ pub enum ConfirmationCode {
     NoToken,
     /// Only a trace could prove the payment, and the node returns no trace.
     NoTrace,
-    /// The mail lacks the hash or the wallet.
+    /// The mail has no valid hash, or no valid wallet.
     NoHash,
     /// The event has waited longer than `give_up_after`.
     GaveUp,

@@ -1,5 +1,5 @@
-//! The sessions for which Resmic may name the transaction of an event: registered at the right time, without a completed
-//! payment, and not contradicted by the event.
+//! Finds the candidates: the sessions for which Resmic may name the transaction of an event. A candidate was registered at the
+//! right time, has no completed payment, and is not contradicted by the event.
 
 use std::cmp::Reverse;
 
@@ -20,7 +20,7 @@ const BY_AMOUNT: &str = "s.amount IS NOT NULL AND CAST(s.amount AS REAL) = ?3";
 const WITHOUT_AMOUNT: &str = "s.amount IS NULL";
 const ANY: &str = "true";
 
-/// Whether Resmic has named a transaction of session `s`, or the daemon has asked about session `s` for event `?4`.
+/// Whether Resmic has named a transaction of session `s`, or the last question about session `s` was for event `?4`.
 const ASKED: &str = "EXISTS (SELECT 1 FROM session_transactions t
     WHERE t.session_id = s.session_id AND (t.transaction_hash IS NOT NULL OR t.asked_for = ?4))";
 
@@ -36,8 +36,8 @@ pub(super) fn newest_unasked(
     Ok(newest.first().and_then(|session| session.session_id.parse().ok()))
 }
 
-/// All candidates, the newest first. They are read once, at the end of a search, because more than one may have the event's
-/// transaction.
+/// All candidates, the newest first. They are read once, at the end of a search, because more than one candidate may have the
+/// event's transaction.
 pub(super) fn find_all(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     query(tx, event, settings, None)
 }

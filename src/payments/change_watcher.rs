@@ -140,7 +140,7 @@ mod kernel {
     use futures_util::StreamExt;
     use inotify::{EventMask, EventStream, Inotify, WatchMask};
 
-    /// The size of the buffer, in bytes: dozens of inotify events.
+    /// The size of the buffer, in bytes. Dozens of inotify events fit into it.
     const BUFFER: usize = 4096;
 
     /// Watches the folder, not the files: SQLite may delete the `-wal` file and create it again.

@@ -195,8 +195,8 @@ pub(super) fn contest(tx: &Connection, id: &str, reason: &Reason) -> Result<()> 
     Ok(())
 }
 
-/// Releases the deliveries of an event that the chain, Resmic or a person has confirmed, unless its session has another confirmed
-/// payment. In that case, holds them for review.
+/// Releases the deliveries of an event that the chain, Resmic or a person has confirmed. If the event's session has another
+/// payment that is confirmed or delivered, holds the deliveries for review instead.
 pub(super) fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     let event =
         tx.prepare_cached("SELECT * FROM events WHERE event_id = ?1")?.query_row(params![id], event_from_row)?;

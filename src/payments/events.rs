@@ -80,8 +80,9 @@ pub(super) fn admit_from(
 }
 
 /// Whether a mail repeats a stored event that already has a session. The repeated payment does not pay another session, even if
-/// one was found by order or amount. Returns `false` if the address of the mail names an order that the stored event does not
-/// have. The session of that order is then compared with the session of the stored event.
+/// another session was found by order or amount. Returns `false` if the mail names its session. Also returns `false` if the
+/// address of the mail names an order that the stored event does not have. In both cases, the caller compares the session of the
+/// mail with the session of the stored event.
 fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
         k.event.payment.session_id.is_some() && (parsed.order_ref.is_none() || parsed.order_ref == k.event.order_ref)

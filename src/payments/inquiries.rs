@@ -19,8 +19,8 @@ use crate::resmic::{
     reconcile,
 };
 
-/// The oldest registration that counts if the session was registered without `[resmic]`. The daemon does not ask about older
-/// sessions.
+/// If `[resmic]` is configured after sessions were registered, the daemon asks only about sessions whose registration is not
+/// older than this.
 const ADOPTED: &str = "-7 days";
 
 /// The next question for Resmic.
@@ -179,13 +179,14 @@ impl Store {
 const SETTLED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id
     AND (e.status = 'completed' OR e.status = 'failed'))";
 
-/// The time of the first question about session `s`. Resmic expires a session 30 minutes after its creation, and tracks a payment
-/// for 10 more minutes.
+/// The time of the first question about session `s`: its expiry, or 40 minutes after its registration if it has no expiry. Resmic
+/// expires a session 30 minutes after its creation, and tracks a payment for 10 more minutes.
 const FIRST_ASK: &str = "coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', s.expires_at),
     strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at, '+40 minutes'))";
 
-/// Creates the row of a registered session. If the session is changed before the first answer that decides something, the time of
-/// the question changes, too. An error that concerns all sessions decides nothing, and neither does `initiated` before the expiry.
+/// Creates the row of a registered session. If the session is changed before the first answer that counts, the time of the next
+/// question changes, too. An answer counts if it arrives after the expiry, if it is `Completed`, or if it makes the session need
+/// review. An error that concerns all sessions does not count.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<()> {
     if settings.resmic.is_none() {
         return Ok(());
@@ -264,7 +265,7 @@ fn record(
         Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
         Finding::Agrees => (RecordedSession::Agrees, None, None),
         Finding::MailMissing { until } => (RecordedSession::MailMissing, Some(until), None),
-        // The caller asks for the details now. If the program ends before that, it asks both questions again.
+        // The caller asks for the details now. If the program ends before the answer, the daemon asks for the status again, too.
         Finding::NeedsDetails => return Ok(RecordedSession::NeedsDetails),
         Finding::NeedsReview { reason } => (RecordedSession::NeedsReview(reason.clone()), None, Some(reason)),
         Finding::FailedEvent(event) | Finding::CompletedEvent(event) => admit(tx, settings, &event)?,

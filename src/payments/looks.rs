@@ -18,8 +18,8 @@ use crate::chain::{
 use crate::db::{Result, Store, StoreSettings, current_time, holds, parse_time};
 use crate::model::iso;
 
-/// The time of the next look is at most this far in the future, plus `settle`. A later time was written while the clock was
-/// wrong.
+/// The time of the next look is in the future by at most this duration plus `settle`. A later time was written while the clock
+/// was wrong.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 /// An event that is due for a look, with the values at the time of reading.
@@ -75,7 +75,7 @@ pub enum RecordedLook {
 }
 
 impl Store {
-    /// Reads the newest due event of a chain, and the time at which the next one becomes due.
+    /// Reads the newest due event of a chain, and the time at which the next event becomes due.
     ///
     /// # Errors
     ///

@@ -17,12 +17,12 @@ pub enum SessionSource {
     Match,
     /// A person assigned it.
     Operator,
-    /// Resmic names the event's transaction for this session.
+    /// Resmic names the event's transaction for this session, or Resmic's API reported the event.
     Resmic,
 }
 model::string_enum!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator", Resmic => "resmic");
 
-/// The one open session that this event pays; `None` if none matches, or more than one.
+/// The one open session that this event pays; `None` if no session matches, or more than one session.
 #[must_use]
 pub fn only_match<'a>(
     event: &Event,
@@ -47,7 +47,7 @@ pub fn may_pay(event: &Event, session: &RegisteredSession, matching: Matching) -
 }
 
 /// Whether Resmic may name the event's transaction for a session: the event does not contradict the session, and was paid in
-/// time. One of the amounts may be unknown, or both.
+/// time. The event, the session or both may lack the amount.
 #[must_use]
 pub(super) fn may_have_transaction(event: &Event, session: &RegisteredSession, window: std::time::Duration) -> bool {
     contradiction(event, session).is_none() && event.time().is_some_and(|at| is_alive(session, at, window))
@@ -87,7 +87,7 @@ pub fn session_of_order<'a>(
     let open = || sessions.iter().filter(|(_, completed)| !completed).map(|(session, _)| session);
     let fit = || open().filter(|session| contradiction(event, session).is_none());
     let alive = || fit().filter(|session| event.time().is_none_or(|at| is_alive(session, at, window)));
-    // If no session matches and only one is open, returns that one, so that the caller reports the contradiction.
+    // If no session matches and only one session is open, returns it, so that the caller reports the contradiction.
     only(alive()).or_else(|| only(fit())).or_else(|| if fit().next().is_none() { only(open()) } else { None })
 }
 

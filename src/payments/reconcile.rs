@@ -116,7 +116,7 @@ impl Reconciled {
         self.too_late.extend(other.too_late);
     }
 
-    /// The sum of both.
+    /// The sum of both results.
     pub(super) fn and(mut self, other: Reconciled) -> Reconciled {
         self.add(other);
         self
@@ -164,8 +164,9 @@ fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     Ok(())
 }
 
-/// Matches again the events that have no session and may belong to this session. Earlier, another session may have matched as
-/// well. That session may have been changed. Events with a session do not change.
+/// Matches again the events that have no session and may belong to this session. When such an event was matched before, two
+/// sessions may have matched, so there was no result. A change of one session can make the match clear. Events with a session do
+/// not change.
 pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
@@ -181,9 +182,9 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
 pub(super) const WITHOUT_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_unmatched
     WHERE session_id IS NULL AND order_ref IS NULL AND CAST(amount AS REAL) IS NULL AND tx_time BETWEEN ?1 AND ?2";
 
-/// The events without a session and an order in the time from `?1` to `?2`. The query also reads the events with a session or an
-/// order, because the index over the others begins with the amount. They are few: if a session is registered when it is created,
-/// its time has the events of the last two minutes only.
+/// The events without a session and an order in the time from `?1` to `?2`. The index over these events begins with the amount,
+/// so the query uses an index that also has the events with a session or an order. If a session is registered when it is created,
+/// the query reads only the events of the last two minutes.
 pub(super) const ANY_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_by_tx_time
     WHERE tx_time BETWEEN ?1 AND ?2 AND session_id IS NULL AND order_ref IS NULL";
 
@@ -352,7 +353,7 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
     Ok(Assigned { before, registered: is_registered, released: holds::release(tx, settings, event_id)? })
 }
 
-/// Replaces the session of an event by the one that the operator chose, also in the body.
+/// Replaces the session of an event by the session that the operator chose, also in the body.
 fn replace_session(
     tx: &Connection,
     settings: &StoreSettings,

@@ -126,14 +126,15 @@ fn record_notifications(tx: &Connection, entries: &[ExaminedMail], recorded: &[R
     newest.into_iter().try_for_each(|(account, at)| record_notification(tx, account, at))
 }
 
-/// Whether a mail with this outcome and this proof is a notification that was proven to be Resmic's. The decision of an operator
-/// is no proof.
+/// Whether a mail with this outcome and this proof is a proven notification. With `accept = ["none"]`, every notification counts
+/// as proven. The decision of an operator is no proof.
 pub(super) fn is_proven_notification(outcome: Outcome, proof: Option<&TrustProof>) -> bool {
     matches!(outcome, Outcome::Event | Outcome::Duplicate) && proof.is_some_and(|proof| proof.trust != Trust::Operator)
 }
 
 /// The time at which the server received a mail. If this time is unknown, as for an imported mail, returns the Date of the mail.
-/// Returns `now` instead of a time in the future, because the daemon would not notice missing mails until that time.
+/// Without a Date, returns `now`. Also returns `now` instead of a time in the future, because the daemon would not notice missing
+/// mails until that time.
 pub(super) fn time_received(by_server: Option<Timestamp>, date: Option<Timestamp>, now: Timestamp) -> Timestamp {
     by_server.or(date).map_or(now, |at| at.min(now))
 }

@@ -133,8 +133,7 @@ fn reevaluate(
     Ok(Reevaluation::Outcome { outcome: new, reason: new_reason, event_id })
 }
 
-/// Updates the event of a mail after a better parse. The event stays as it is if one of its deliveries was attempted, if its id
-/// would change, or if the mail contradicts the session that an operator chose.
+/// Updates the event of a mail after a better parse. The event stays as it is for the reasons of `Reevaluation::Kept`.
 fn reevaluate_event(
     tx: &Connection,
     settings: &StoreSettings,
@@ -166,7 +165,7 @@ fn reevaluate_event(
     Ok(Reevaluation::Event(event_id.to_owned()))
 }
 
-/// A mail is deferred by at most an hour. So a time that is further away than this was written while the clock was ahead.
+/// A mail is deferred by at most an hour. So a time that is more than two hours away was written while the clock was ahead.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 impl StoreReader {

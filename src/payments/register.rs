@@ -26,7 +26,7 @@ pub struct SessionRegistration {
     pub expires_at: Option<Timestamp>,
 }
 
-/// A row of `sessions` with the newest state of its payment.
+/// A row of `sessions` with the state of its payment: the completed event of the session, or else the newest event.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
 pub struct SessionRow {
@@ -45,7 +45,7 @@ pub struct SessionRow {
 
 impl Store {
     /// Registers a session, then reconciles the events. If the session is registered already, adds its missing values, and
-    /// replaces its expiry.
+    /// replaces its expiry if `new` has an expiry.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl Store {
 }
 
 impl StoreReader {
-    /// Passes the newest `limit` registered sessions to `on_row`, or all if there is no limit. The oldest one comes first.
+    /// Passes the newest `limit` registered sessions to `on_row`, or all if there is no limit. The oldest session comes first.
     /// Returns whether older sessions were left out.
     ///
     /// # Errors

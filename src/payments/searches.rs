@@ -158,7 +158,8 @@ fn stored_answer(tx: &Connection, session_id: &str) -> Result<Option<Transaction
     Ok(found.and_then(answer))
 }
 
-/// Records an answer about a session. After the last answer, ends the search. An error that concerns all sessions is no answer.
+/// Records an answer about a session. After the last answer, ends the search. An error that concerns all sessions is no answer,
+/// and only postpones the search.
 pub(super) fn record(
     tx: &Connection,
     settings: &StoreSettings,

@@ -1,4 +1,4 @@
-//! Finds an event's session among the registered ones.
+//! Finds the session of an event.
 
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ pub(super) struct FoundSession {
     pub(super) registered: Option<RegisteredSession>,
 }
 
-/// Finds the event's session: the one that the mail names, else the one of the order in the signed address, else the only match.
-/// With `[resmic]`, an event is matched only after the search at Resmic has ended without a session.
+/// Finds the event's session. The first of these decides: the session that the mail names, the order in the signed address, the
+/// only match. With `[resmic]`, an event with a transaction is matched only after the search at Resmic has ended without a
+/// session.
 pub(super) fn find_session(
     tx: &Connection,
     settings: &StoreSettings,
@@ -102,8 +103,8 @@ pub(super) fn registered_session(tx: &Connection, session_id: &str) -> Result<Op
     Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], read_session).optional()?)
 }
 
-/// The sessions of an order, and whether a completed payment is known for each. The number is limited,
-/// because more sessions would not lead to an answer.
+/// The newest 100 sessions of an order, and whether a completed payment is known for each. More sessions are not read, because
+/// they would hardly lead to a clear answer.
 fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(RegisteredSession, bool)>> {
     let sql = format!(
         "SELECT {COLUMNS}, {COMPLETED} FROM sessions s WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 100"
@@ -126,7 +127,7 @@ pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
 }
 
 /// Up to two open sessions that match the event. A second session already makes the answer ambiguous. If Resmic has named a
-/// transaction of a session, the session does not count: that transaction is not the event's, because the search at Resmic found
+/// transaction of a session, the session does not count. That transaction is not the event's, because the search at Resmic found
 /// no session for the event.
 fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };

@@ -1,4 +1,4 @@
-//! Signed addresses: `payments+ORDER.MAC@shop.example` names an order, and only the holder of the key can make one.
+//! Signed addresses: `payments+ORDER.MAC@shop.example` names an order, and only the holder of the key can make such an address.
 //!
 //! The addresses survive mail systems that convert local parts to lower case. docs/sessions.md describes the format for the
 //! programmer of a shop.
@@ -17,8 +17,8 @@ const LONGEST_ADDRESS: usize = 254;
 /// The prefix of the signed text, so that no other use of the key can produce an address.
 const MAC_DOMAIN: &[u8] = b"resmic-mailhook address\n";
 
-/// The length of a signature. An attacker would have to send 2^80 mails to guess one. In base32, a signature takes 16 of the 64
-/// characters of a local part.
+/// The length of a signature, in bytes. An attacker would have to send up to 2^80 mails to guess a signature. In base32, a
+/// signature takes 16 of the 64 characters of a local part.
 const MAC_BYTES: usize = 10;
 
 /// The first character of an order reference that is base32-encoded.
@@ -84,7 +84,8 @@ impl SignedAddresses {
         Ok(address)
     }
 
-    /// The order that a mail's *signed* To names. An address with a wrong MAC names no order, and causes a warning.
+    /// The order that a mail's *signed* To names. Logs a warning if the To names no order and has an address with a wrong MAC, or
+    /// if the To names several orders.
     #[must_use]
     pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
         match self.lookup(signed_to) {

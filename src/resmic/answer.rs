@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::model::printable;
 
-/// The longest accepted text of a field, in bytes. The longest real one is a Solana signature of 88 characters.
+/// The longest accepted text of a field, in bytes. The longest real text is a Solana signature of 88 characters.
 const LONGEST_TEXT: usize = 200;
 /// The longest message of the server in an error, in characters.
 pub(super) const MAX_MESSAGE: usize = 200;
@@ -94,11 +94,12 @@ impl<'de> Deserialize<'de> for PaymentStatus {
 /// The answer of `payment-status`. A field that is absent, `null` or an empty text is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct StatusAnswer {
-    /// The session. The parser has compared it with the one in the request.
+    /// The session. The parser has compared it with the session of the request.
     pub session_id: SessionId,
     /// The payment status.
     pub payment_status: PaymentStatus,
-    /// The amount of the session in US dollars: plain decimal digits as sent. It is not documented whether a coupon reduces it.
+    /// The amount of the session in US dollars: plain decimal digits as sent. Resmic does not document whether a coupon reduces
+    /// this amount.
     #[serde(default, deserialize_with = "amount")]
     pub amount: Option<String>,
     /// When the session was created.
@@ -118,7 +119,7 @@ pub struct StatusAnswer {
 /// The answer of `transaction-details`. A field that is absent, `null` or an empty text is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct TransactionDetails {
-    /// The session. The parser has compared it with the one in the request.
+    /// The session. The parser has compared it with the session of the request.
     pub session_id: SessionId,
     /// The transaction of the payment, as sent.
     #[serde(default, deserialize_with = "text")]

@@ -94,7 +94,7 @@ pub enum ApiError {
         /// The server's message.
         message: String,
     },
-    /// No connection, or no complete answer in time.
+    /// No connection, no complete answer in time, or an answer that is too long.
     #[error("cannot reach Resmic's API: {0}")]
     Unreachable(String),
     /// The answer is not as documented: a redirect, HTML, another structure, or a `status` that is not the HTTP status.
@@ -241,7 +241,7 @@ impl ResmicClient {
         }
     }
 
-    /// Sends a question, parses its answer, and counts it.
+    /// Sends a request, parses the answer, and counts the request.
     async fn ask<T>(
         &self,
         path: &str,

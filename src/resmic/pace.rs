@@ -34,7 +34,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Allows `rate` requests in any minute, at least one.
+    /// Allows at most `rate` requests in any minute. A rate of 0 counts as 1.
     #[must_use]
     pub fn new(rate: u32) -> Self {
         let rate = usize::try_from(rate.max(1)).unwrap_or(usize::MAX);

@@ -1,8 +1,8 @@
 //! Judges the answers of the nodes. Pure: no clock, no network, no database.
 //!
-//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof counts: the
-//! receipt of a transaction in a final block must show the arrival. If a node does not have this receipt, the event waits or
-//! needs review. No answer makes an event fail.
+//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof counts: a
+//! transaction in a final block must show the arrival, in its logs, its value or its trace. Without such a transaction, the event
+//! waits or needs review. No answer makes an event fail.
 
 mod movement;
 

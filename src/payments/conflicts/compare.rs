@@ -19,7 +19,7 @@ pub(super) fn is_same_report(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     }
 }
 
-/// Whether both have the same hash, on chains that may be the same.
+/// Whether both payments have the same hash, on chains that may be the same.
 pub(super) fn shares_transaction(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain)
 }

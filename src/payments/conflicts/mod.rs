@@ -1,7 +1,7 @@
 //! Compares a payment report with the stored events. Pure: events in, a classification out.
 //!
 //! Several mails may report the same payment, and they may contradict each other. This file ensures that no payment is counted
-//! twice: the mails about one payment give one event, and an operator decides about contradictions.
+//! twice: mails that report the same status of one payment give one event, and an operator decides about contradictions.
 
 mod compare;
 #[cfg(test)]
@@ -22,9 +22,9 @@ pub struct StoredEvent {
     pub event: Event,
     /// A handler has accepted it, so a later report does not change it.
     pub delivered: bool,
-    /// A handler may have it, although no response says so.
+    /// A handler may have it, although no response was received.
     pub maybe_delivered: bool,
-    /// It waits for the chain or for Resmic, or one of them contradicts it.
+    /// A required confirmation of the chain or of Resmic is missing. The confirmation of an operator counts, too.
     pub unconfirmed: bool,
     /// Resmic's API reported it. Its time is the `updated_at` of the session, and not the time in a mail.
     pub is_from_api: bool,
@@ -50,7 +50,7 @@ impl StoredEvent {
     }
 }
 
-/// The classification of a new event, compared with the stored ones.
+/// The classification of a new event, compared with the stored events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Classification {
     /// A new payment report.
@@ -145,9 +145,9 @@ pub fn contested<'k>(
     })
 }
 
-/// The event without its session if the session was stored before, and without its transaction if the chain was stored before.
-/// The hash of a stored event never changes. Other events with the same session or transaction were compared with those values
-/// when they arrived, and were held if they contradicted this event.
+/// The event without its session if the session has not changed, and without its transaction if the chain has not changed. The
+/// hash of a stored event never changes. Other events with the same session or transaction were compared with the unchanged
+/// values when they arrived, and were held if they contradicted this event.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
     let is_unchanged = |field: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -202,7 +202,7 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
         let is_its_session = session.is_some()
             && k.event.payment.session_id.is_some()
             && same_text(session, &k.event.payment.session_id);
-        // An unconfirmed payment must not block a real one.
+        // An unconfirmed payment must not block a real payment.
         let counts = !k.unconfirmed || k.delivered;
         k.event.payment.status == Status::Completed
             && counts

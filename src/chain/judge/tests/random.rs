@@ -83,7 +83,7 @@ prop_compose! {
     }
 }
 
-/// The amount of the token that the merchant received in the logs with these keys. It does not use the judge's functions.
+/// The amount of the token that the merchant received in the logs with these keys. This function uses no function of the judge.
 fn units_in_logs(receipt: &Receipt, keys: &[i64]) -> u128 {
     let logs = receipt.logs.iter().filter(|log| {
         let is_ours = log.topics[2].0[12..] == SHOP.0 && log.topics[0] == TRANSFER && log.address == usdc();

@@ -142,7 +142,8 @@ fn failed(session: &AskedSession, status: &StatusAnswer) -> Finding {
     Finding::FailedEvent(Box::new(event(session, payment)))
 }
 
-/// After an unclear answer, the daemon asks a second time. If the second answer is unclear, too, an operator must decide.
+/// After an unclear answer, the daemon asks again, until an hour after the first answer that follows the expiry. If the last
+/// answer is unclear, too, an operator must decide.
 fn undecided(session: &AskedSession, inquiries: PreviousInquiries, now: Timestamp, detail: String) -> Finding {
     match next_inquiry(session, inquiries, now) {
         Some(until) => Finding::Wait { until },
@@ -203,8 +204,9 @@ fn payment_details(
         return Err(unreadable(format!("the details are about session {}", details.session_id)));
     }
     let (registered, amount) = (session.registered.amount.as_deref(), status.amount.as_deref());
-    // A mail has the amount before a coupon, and so must the event. It is not documented whether Resmic's answers have the amount
-    // before or after the coupon. So only the registration proves the amount, and another amount contradicts nothing.
+    // A mail has the amount before a coupon, so the event must have that amount, too. It is not documented whether Resmic's
+    // answers have the amount before or after the coupon. So only the registration proves the amount. If the amount in the status
+    // differs, a person must decide, but the difference is no contradiction.
     let has_coupon = status.is_coupon_applied == Some(true);
     if has_coupon && !registered.zip(amount).is_some_and(|(ours, theirs)| same_amount(ours, theirs)) {
         return Err(unreadable(
@@ -258,7 +260,7 @@ fn review(reason: Reason) -> Finding {
     Finding::NeedsReview { reason }
 }
 
-/// Rounds a time down to a minute, as in the webhook. So an event from the API has the same time as one from a mail.
+/// Rounds a time down to a minute, because the time in the webhook has no seconds.
 fn to_minute(at: Timestamp) -> Timestamp {
     at.round(TimestampRound::new().smallest(Unit::Minute).mode(RoundMode::Floor)).unwrap_or(at)
 }
