@@ -11,7 +11,7 @@ use crate::chain::{Block, Chain, Finality, Node, NodeError, Observation};
 use crate::db::{self, ChainRow, Store};
 use crate::model::{iso, printable};
 
-/// The shortest time between two requests for the newest block while events wait.
+/// The loop asks the nodes for their blocks at most once in this time.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// The longest error that is stored, in characters.
 const MAX_MESSAGE: usize = 300;
@@ -22,7 +22,7 @@ pub(super) struct NodeBlocks {
     pub(super) last: Block,
 }
 
-/// The row of a chain in `chains`, and what the loop has to remember to update it.
+/// The row of a chain in `chains`, and the state that the loop needs to decide about changes of the row.
 pub(super) struct ChainStatus {
     store: Store,
     row: ChainRow,
@@ -50,7 +50,7 @@ impl ChainStatus {
     }
 
     /// Asks the nodes for their blocks, at most once a minute. `events_wait`: an event is due, and its look reports the errors
-    /// of the nodes.
+    /// of the nodes. If a node also failed in the last look, this function asks nothing.
     pub(super) async fn refresh(&mut self, watched: &WatchedChain, events_wait: bool) -> db::Result<()> {
         if self.asked.is_some_and(|at| at.elapsed() < INTERVAL) || events_wait && self.failing {
             return Ok(());

@@ -15,7 +15,7 @@ use crate::chain::{
 use crate::db::{self, Store};
 use crate::payments::{DueLook, FinishedLook, RecordedLook};
 
-/// The time limit of one look. A look at an honest node takes two seconds.
+/// The time limit of one look. A look at an honest node takes about two seconds.
 pub(super) const LONGEST_LOOK: Duration = Duration::from_secs(300);
 
 /// The answers of one node, as text for `confirm --explain`.
@@ -29,7 +29,7 @@ pub struct NodeAnswers {
     pub error: Option<String>,
 }
 
-/// The movements of money that already pay other events: the transaction, and the key of a log or call in it.
+/// The arrivals that already pay other events. Each has a transaction, and the key of a log or a call in that transaction.
 type ClaimedArrivals = HashSet<(Hash, i64)>;
 
 /// Turns the values of a mail into a question for the nodes of a chain.

@@ -1,4 +1,5 @@
-//! For `check --connect`: checks that the nodes of a chain support all calls of a look.
+//! For `check --connect`: checks each node of a chain. The checks cover the chain id, the age of the newest block, the final
+//! block, the decimals of the tokens, and tracing.
 
 use jiff::Timestamp;
 
@@ -64,7 +65,7 @@ async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>>
 }
 
 /// Asks for the trace of a transaction that does not exist. A node that can trace answers that it does not know the
-/// transaction. Each node has another error or result for that.
+/// transaction. The error or the result in that answer differs from node to node.
 async fn probe_trace(node: &Node) -> Result<String, String> {
     match node.trace(Hash([0; 32])).await {
         Err(error) if error.is_of_node() || matches!(error.kind, NodeErrorKind::NoMethod(_)) => {

@@ -16,7 +16,7 @@ pub struct AccountRow {
     pub account: String,
     /// The first start of the daemon with this account; `None` if it was never watched.
     pub watched_since: Option<Timestamp>,
-    /// When the newest notification was received; `None`: there is none.
+    /// When the newest proven notification was received; `None`: there is none.
     pub last_notification_at: Option<Timestamp>,
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn parse_time(text: Option<String>) -> Option<Timestamp> {
     text.and_then(|text| text.parse().ok())
 }
 
-/// A value of a word-valued enum, such as an outcome or a state. The columns' CHECKs allow no other words.
+/// A value of an enum that is stored as a word, such as an outcome or a state. The columns' CHECKs allow no other words.
 pub(crate) fn word<T: FromStr<Err = String>>(row: &Row, column: &str) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     text.parse().map_err(|message: String| {

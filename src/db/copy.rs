@@ -31,7 +31,8 @@ pub fn inspect_copy(path: &Path) -> Result<Option<CopyState>> {
     Ok(Some(CopyState { schema, last_mail_id }))
 }
 
-/// SQLite keeps the last id of a table with AUTOINCREMENT (sqlite.org/autoinc.html). The first row creates the entry.
+/// SQLite keeps the last id of a table with AUTOINCREMENT in `sqlite_sequence` (sqlite.org/autoinc.html). Before the first mail,
+/// `sqlite_sequence` has no row for `mails`.
 fn last_mail_id(connection: &Connection) -> rusqlite::Result<i64> {
     let found = connection.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'mails'", [], |row| row.get(0));
     Ok(found.optional()?.unwrap_or(0))

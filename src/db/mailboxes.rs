@@ -27,7 +27,8 @@ pub struct UidFingerprints {
 }
 
 impl Store {
-    /// The stored mails of the last `reach` UIDs up to this cursor.
+    /// The stored mails of the last `reach` UIDs up to this cursor. Mails without an internal date are left out, and so are mails
+    /// that were stored before the mailbox was renumbered.
     ///
     /// # Errors
     ///

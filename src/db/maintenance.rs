@@ -161,7 +161,7 @@ impl StoreReader {
     }
 
     /// Whether another program has held the write lock for longer than any transaction of this program. In a backfill, many
-    /// short transactions in a row may also keep the lock from this check. They do not count, because their commits change
+    /// short transactions in a row may also keep this check from taking the lock. They do not count, because their commits change
     /// `data_version`.
     #[must_use]
     pub fn is_locked(&self) -> bool {
@@ -189,7 +189,7 @@ impl StoreReader {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
         });
         match fs::remove_file(part) {
-            // The copy has its final name.
+            // A rename has given `part` its final name, or `part` was never created.
             Err(error) if error.kind() == ErrorKind::NotFound => copied,
             removed => copied.and(removed.map_err(io)),
         }

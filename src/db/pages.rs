@@ -16,7 +16,7 @@ pub(super) struct List<'a, T> {
     pub(super) table: &'static str,
     /// The key's column: `id` or `rowid`.
     pub(super) key: &'static str,
-    /// As for [`where_clause`].
+    /// The conditions, in the form that [`where_clause`] takes.
     pub(super) conditions: &'a [(&'a str, Option<&'a dyn ToSql>)],
     pub(super) read: fn(&Row) -> rusqlite::Result<T>,
     pub(super) key_of: fn(&T) -> i64,

@@ -50,14 +50,14 @@ struct Retention {
     quarantined: bool,
 }
 
-/// A row that may be deleted: its place in the index, and its key.
+/// A row that may be deleted or emptied: its place in the index, and its key.
 struct PruneCandidate {
     at: String,
     id: i64,
     attempt: i64,
 }
 
-/// One kind of row that is deleted.
+/// One kind of row that is deleted or emptied.
 struct Kind {
     /// Selects the candidates before a place in the index, the newest first. Parameters: `before`, `quarantined`, the place (3 to 5),
     /// and the number of candidates.
@@ -126,7 +126,8 @@ impl Store {
     }
 }
 
-/// Cuts the file to its new size. SQLite does this when a checkpoint has copied the whole WAL, so no reader may need older pages.
+/// Cuts the file to its new size. SQLite does this when a checkpoint has copied the whole WAL, which is impossible while a reader
+/// needs older pages. `false`: a reader still needed them after [`CHECKPOINT_PATIENCE`].
 async fn cut_file(path: &Path) -> Result<bool> {
     let connection = schema::open(path)?;
     let begun = Instant::now();
@@ -339,8 +340,8 @@ mod tests {
         assert!(largest <= before, "{largest} of {before}");
         let (after, free) = (size("m.db"), u64::from(pruned.pages) * 4_096);
         assert!(after <= before - free, "{after} of {before}, freed {free}");
-        // A mail of this size fills two pages. When its bytes are deleted, one page becomes free. Its row then shares the other
-        // page with other rows.
+        // A mail of this size fills two pages. When its bytes are deleted, its overflow page becomes free. SQLite then merges the
+        // short rows, so most of the other pages become free, too.
         let emptied = (pruned.mails + pruned.raw) as u64;
         assert!(free > emptied * 7_000, "{pruned:?}");
     }

@@ -23,15 +23,15 @@ pub struct StoreReader {
 /// Which events to read; all conditions that are `Some` apply.
 #[derive(Debug, Clone, Default)]
 pub struct EventQuery {
-    /// Of this session.
+    /// Only events of this session.
     pub session: Option<String>,
-    /// Of this transaction.
+    /// Only events of this transaction.
     pub transaction: Option<String>,
-    /// With this status.
+    /// Only events with this status.
     pub status: Option<String>,
-    /// Stored at or after this time, in the database's form.
+    /// Only events that were stored at or after this time, in the database's form.
     pub since: Option<String>,
-    /// Stored after this row.
+    /// Only events whose `rowid` is higher than this one.
     pub after: Option<i64>,
     /// At most this number of events: the newest ones.
     pub limit: Option<u32>,
@@ -43,8 +43,8 @@ pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT valu
 /// The second part is the condition of the partial index. SQLite uses that index only if the query contains this condition.
 const OPEN_CONDITION: &str = "state = ? AND state <> 'delivered'";
 
-/// Most events are completed, so a scan finds them quickly. A partial index contains the others. A query for a session or a
-/// transaction does not use that index, because it has a better one.
+/// Most events are completed, so a scan finds them quickly. A partial index contains the others. For a query for a session or a
+/// transaction, another index is better.
 fn status_condition(filter: &EventQuery) -> &'static str {
     let EventQuery { session, transaction, status, .. } = filter;
     let alone = session.is_none() && transaction.is_none();
@@ -52,7 +52,7 @@ fn status_condition(filter: &EventQuery) -> &'static str {
 }
 
 impl StoreReader {
-    /// Opens the database for reading.
+    /// Opens the database for reading. A database with an older schema is migrated first.
     ///
     /// # Errors
     ///
@@ -97,7 +97,8 @@ impl StoreReader {
             ("session_id = ?", optional(session)),
             (TRANSACTION_CONDITION, optional(&hashes)),
             (status_condition(filter), optional(status)),
-            // `+` keeps SQLite from the index on `created_at`, with which it would sort all events before it returns the first.
+            // `+` keeps SQLite from using the index on `created_at`. With that index, SQLite would sort all events before it
+            // returns the first.
             ("+created_at >= ?", optional(since)),
             ("e.rowid >= ?", first.as_ref().and_then(optional)),
             ("e.rowid > ?", optional(after)),

@@ -137,7 +137,7 @@ pub(super) fn event_row(row: &Row) -> rusqlite::Result<EventRow> {
     })
 }
 
-/// All columns but `raw`, which may be large.
+/// The columns of a [`MailRow`]. `raw` is not among them, because it may be large.
 pub(super) const MAIL_COLUMNS: &str = "id, account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at, \
     received_at, size, sha256, outcome, reason, trust, trust_domain, trust_selector, event_id, judged_at";
 

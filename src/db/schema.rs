@@ -75,8 +75,9 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     Ok((connection, frozen))
 }
 
-/// Does the same as [`open_reader`], without a check of the content. The first reader creates the -wal and -shm files, but
-/// some users may not create files. For them, SQLite can read the file alone if the last program has closed it properly.
+/// Opens for reading, as [`open_reader`] does, but neither checks the content nor migrates the file. The first reader creates the
+/// -wal and -shm files, but some users may not create files. For them, SQLite can read the file alone if the last program has
+/// closed it properly.
 pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);

@@ -84,7 +84,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error`]: newer, foreign, locked, or an error of SQLite or the system.
+    /// [`Error::Newer`], [`Error::Foreign`], [`Error::Locked`], or an error of SQLite or the system.
     pub fn open(settings: StoreSettings) -> Result<Self> {
         let connection = schema::open(&settings.path)?;
         Store::start(settings, connection)
@@ -142,7 +142,8 @@ impl Store {
         self.deferrals.subscribe()
     }
 
-    /// Wakes the loops that watch the commits: deliveries, confirmations, questions to Resmic, and the supervisor.
+    /// Wakes the loops that watch the commits: deliveries, confirmations, questions to Resmic, the supervisor, and the reports of
+    /// the last mail to the lease.
     pub(crate) fn wake_outbox(&self) {
         self.outbox.send_modify(|n| *n = n.wrapping_add(1));
     }

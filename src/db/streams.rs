@@ -35,7 +35,7 @@ pub struct StreamRow {
 /// A change of the state of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamChange {
-    /// The daemon has started, and is connecting for the first time.
+    /// The daemon has started, and is connecting for the first time since then.
     Connecting,
     /// The daemon has connected and can publish.
     Connected {

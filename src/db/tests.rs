@@ -214,7 +214,8 @@ async fn a_blocked_checkpoint_is_reported_and_repeated() {
     }
     assert!(backlog() > 80 << 20, "{}", backlog());
     other.execute_batch("COMMIT").unwrap();
-    // The writer checkpoints after each commit. After the first checkpoint, SQLite writes the -wal file from its beginning.
+    // The writer checkpoints after each of these large commits. After the first checkpoint, SQLite writes the -wal file
+    // from its beginning.
     record(6).await.unwrap();
     store.ping().await.unwrap();
     record(7).await.unwrap();

@@ -85,8 +85,8 @@ pub struct Health {
     pub waits: bool,
 }
 
-/// Reads the state from the database. `running`: whether a daemon uses the database. This takes seconds if another program has
-/// locked the database.
+/// Reads the state from the database. `running`: whether a daemon uses the database. The call takes seconds if another program
+/// has locked the database.
 ///
 /// # Errors
 /// An error of the database.
@@ -173,7 +173,7 @@ pub async fn own_health(
 }
 
 impl Health {
-    /// The health of a database that does not exist or cannot be read, for a reason.
+    /// The health of a database that does not exist or cannot be read. `reason` is the only problem that is reported.
     #[must_use]
     pub fn unknown(reason: String) -> Self {
         let no_counts = BTreeMap::new;

@@ -10,7 +10,7 @@ use crate::db::{self, StoreReader};
 /// Resmic's API, and what waits for it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResmicHealth {
-    /// The API's host, after the first request.
+    /// The API's host; `None` before the first request.
     pub host: Option<String>,
     /// The time of the last recorded request.
     pub asked_at: Option<String>,
@@ -26,8 +26,8 @@ pub struct ResmicHealth {
     pub to_review: i64,
 }
 
-/// Resmic's API, and what is wrong with it. An error that passes is a problem only after ten minutes, and a waiting event after
-/// an hour.
+/// Resmic's API, and what is wrong with it. An error that may pass by itself is a problem only after ten minutes. A waiting event
+/// is a problem after an hour.
 pub(super) fn resmic(
     reader: &StoreReader,
     expected: &Expected,

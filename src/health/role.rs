@@ -14,7 +14,7 @@ pub struct Role {
     pub state: LeaseState,
     /// The host that has the lease.
     pub holder: Option<String>,
-    /// The seconds until that lease ends, unless it is renewed.
+    /// The seconds until the lease ends, unless it is renewed.
     pub lease_left_s: Option<u64>,
 }
 
@@ -85,7 +85,8 @@ impl Health {
     }
 }
 
-/// How this host differs from the holder of the lease. After a takeover, this host would make other decisions.
+/// How this host differs from the holder of the lease. With such a difference, this host would make other decisions after a
+/// takeover.
 fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let Some(holder) = &lease.holder else { return Vec::new() };
     let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));

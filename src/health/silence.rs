@@ -128,7 +128,7 @@ mod tests {
         Timestamp::from_second(1_741_145_760 + second).unwrap()
     }
 
-    /// The problems of an account with `quiet = "1d"`, at this hour. The times are hours.
+    /// The problems of an account with `quiet = "1d"` at the hour `now`. All times are hours.
     fn problems(watched_since: Option<i64>, last: Option<i64>, now: i64, is_reading: bool) -> Vec<String> {
         let expected = [WatchedAccount { account: "shop".into(), quiet: Some(Duration::from_secs(86_400)) }];
         let hours = |hours: Option<i64>| hours.map(|hours| at(hours * HOUR));

@@ -41,7 +41,6 @@ pub(super) fn streams(
     now: Timestamp,
     attention: &mut Vec<String>,
 ) -> db::Result<Vec<StreamHealth>> {
-    // Without streams, the table is not read.
     if expected.streams.is_empty() {
         return Ok(Vec::new());
     }

@@ -17,7 +17,7 @@ use crate::resmic::{
     ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
 };
 
-/// A success is recorded at most once in this time.
+/// A success is recorded at most once in this time, unless it follows a failure.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest time that one question may take: two requests, and the pause between them.
 const LONGEST_QUESTION: Duration = Duration::from_secs(180);
@@ -81,7 +81,7 @@ pub enum Turn {
     Idle(Option<Timestamp>),
 }
 
-/// Both answers about a session.
+/// The two answers of Resmic's API about a session.
 #[derive(Debug, Clone)]
 pub struct SessionAnswers {
     /// How the session ended.
@@ -153,8 +153,7 @@ impl Inquirer {
         Ok(())
     }
 
-    /// Asks now how a session ended, and records the answer if the session is registered. It waits until the pace allows
-    /// the request.
+    /// Asks how a session ended, as soon as the pace allows the request. Records the answer if the session is registered.
     ///
     /// # Errors
     /// An error of the store.

@@ -120,7 +120,7 @@ string_enum!(Trust, "trust", Dkim => "dkim", AuthenticationResults => "authentic
 pub enum ReasonCode {
     /// No accepted proof, or a From that is not allowed.
     Untrusted,
-    /// Addressed to another recipient.
+    /// The mail is addressed to another recipient.
     NotOurs,
     /// The mail contradicts itself, a stored event or the registered session.
     Conflict,
@@ -128,7 +128,7 @@ pub enum ReasonCode {
     Unreadable,
     /// The bytes cannot be parsed as a mail.
     Malformed,
-    /// Larger than the account's `max_size`, or than a limit of the parser.
+    /// The mail is larger than the account's `max_size`, or than a limit of the parser.
     TooLarge,
     /// The mail is not about a payment.
     NotAPayment,
@@ -150,7 +150,7 @@ pub enum MailboxState {
     Syncing,
     /// The server announces each new mail (IDLE or NOTIFY).
     Idle,
-    /// The watcher polls: the server has no IDLE.
+    /// The watcher polls, because IDLE is missing or does not work, or because there is no mailbox to open.
     Polling,
     /// The last connection failed, see `last_error`. The watcher retries.
     Failed,

@@ -103,10 +103,9 @@ impl Undelivered {
 pub struct SyncPosition {
     /// The UIDVALIDITY of `last_uid` (RFC 3501, 2.3.1.1).
     pub uid_validity: UidValidity,
-    /// The cursor's UID. Every mail up to it is settled (stored, gone, or not Resmic's), or is older than the start of the first
-    /// run.
+    /// The cursor's UID. Every mail up to this UID is settled (stored, gone, or not Resmic's), or is excluded by `start`.
     pub last_uid: Uid,
-    /// The start of the first run, if that run did not begin with the oldest mail.
+    /// The boundary of the mails that `start` excludes; `None` if it excludes no mails.
     pub start_boundary: Option<StartBoundary>,
     /// The newest INTERNALDATE that was read, by the server's clock. The dates of mails with low UIDs may not have been read.
     pub newest_at: Option<Timestamp>,
@@ -115,12 +114,12 @@ pub struct SyncPosition {
     pub renumbered_after: i64,
 }
 
-/// The boundary between skipped and fetched mails of a first run.
+/// The boundary between skipped and fetched mails. It also applies when a renumbered mailbox is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StartBoundary {
     /// Mails up to `uid` that the server received before this time are skipped.
     pub at: Timestamp,
-    /// The highest UID that is skipped. Mails above this UID arrived later, so they are fetched, whatever their date.
+    /// The highest UID to which `at` applies. Mails above this UID arrived later, so they are fetched, whatever their date.
     pub uid: Uid,
 }
 

@@ -164,8 +164,8 @@ fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTime
     begun.min(now)
 }
 
-/// Whether an attempt in flight blocks a delivery. The query compares ids only, which is not enough: if an event got its session
-/// late, its delivery may have a lower id than a delivery of that session in flight.
+/// Whether an attempt in flight blocks a delivery. The query compares ids only, which is not enough if an event got its session
+/// late. The delivery of that event may have a lower id than the delivery in flight of the same session.
 fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
     flight.delivery_id == delivery.delivery_id
         || flight

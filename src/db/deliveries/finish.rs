@@ -23,7 +23,7 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
     let at = current_time();
     let (error, followers) = match next_step {
         NextStep::Delivered | NextStep::Stored(_) => {
-            // The state before does not matter, because the handler or the stream has the event.
+            // The previous state of the delivery does not matter, because the handler or the stream has the event.
             tx.prepare_cached(
                 "UPDATE OR FAIL deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
                    last_error = NULL WHERE id = ?1",
@@ -34,7 +34,7 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
             }
             (None, at)
         }
-        // A person has retried the delivery meanwhile, so it is due again, and `give_up_after` starts over.
+        // The delivery has become due again meanwhile, usually because a person retried it. So `give_up_after` starts over.
         NextStep::RetryAt(error, _) | NextStep::RetryUncounted(error, _) | NextStep::GiveUp(error)
             if was_made_due(tx, *id)? =>
         {
@@ -70,7 +70,7 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
     move_followers(tx, target, attempted, &followers)
 }
 
-/// Whether a person retried the delivery while its attempt was being made.
+/// Whether the delivery became due again while its attempt was being made: a person retried it, or it was held and released.
 fn was_made_due(tx: &Connection, id: i64) -> Result<bool> {
     let sql = "SELECT 1 FROM deliveries WHERE id = ?1 AND state = 'pending' AND first_attempt_at IS NULL";
     Ok(tx.prepare_cached(sql)?.exists(params![id])?)

@@ -70,7 +70,7 @@ pub(super) const DELIVERED: &str = concat!(
     ORDER BY d.delivered_at, d.id LIMIT ?4"
 );
 
-/// When a target's stream acknowledged an event last.
+/// The time of the last acknowledgement by a target's stream.
 pub(super) const LAST_RECEIPT: &str =
     "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
 

@@ -14,7 +14,7 @@ use crate::db::Result;
 /// How many due deliveries of a target may be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimLimit {
-    /// Up to this number. Those that have been due for the longest time come first.
+    /// Up to this number of deliveries. Those that have been due for the longest time come first.
     Due(usize),
     /// The target cannot be reached.
     Outage(Outage),

@@ -142,7 +142,7 @@ CREATE TABLE streams (
   servers      TEXT NOT NULL,                  -- the configured URLs, separated by commas
   version      TEXT,                           -- the version of the server to which the daemon connected last
   changed_at   TEXT NOT NULL,                  -- since when it is in this state
-  failing_since TEXT,                          -- NULL: it is connected, or connects for the first time
+  failing_since TEXT,                          -- NULL: it is connected, or connects for the first time since the daemon started
   problems     TEXT,                           -- why it failed; one problem on each line
   notes        TEXT,                           -- settings that should be changed; one note on each line
   needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
@@ -200,13 +200,13 @@ CREATE TABLE mailboxes (
                       OR state = 'failed'),
   last_seen_at TEXT,                           -- the last completed round trip
   last_error   TEXT,
-  -- The next two columns are set if `start` excludes mails. They also apply if the mailbox is renumbered and read again;
-  -- begun_uid is then the highest UID of that time.
+  -- The next two columns are set if `start` excludes mails. They also apply if the mailbox is renumbered and read again. In
+  -- that case, begun_uid becomes the highest UID at the renumbering.
   begun_at     TEXT,                           -- mails up to begun_uid that the server received before this time are skipped
   begun_uid    INTEGER,                        -- mails above this UID came later, and are not skipped
   -- The next two columns are for a server that was restored from a backup and gave used UIDs to other mails.
-  newest_at    TEXT,                           -- when the server received the newest mail that was read. If a known UID
-                                               -- has a newer mail now, the server was restored
+  newest_at    TEXT,                           -- when the server received the newest mail that was read. If a UID up to
+                                               -- last_uid has a newer mail now, the server was restored
   renumbered_after INTEGER NOT NULL DEFAULT 0, -- the UIDs in rows of `mails` up to this id may mean other mails now
   PRIMARY KEY (account, mailbox)
 ) STRICT, WITHOUT ROWID;
@@ -239,9 +239,9 @@ CREATE TABLE confirmations (
   nodes           TEXT,                        -- the hosts of the nodes, separated by spaces
   looks           INTEGER NOT NULL DEFAULT 0,  -- how often it was looked up or changed
   looked_at       TEXT,
-  next_look_at    TEXT,                        -- not before this time; NULL: it is not looked up again
+  next_look_at    TEXT,                        -- the next look is not before this time; NULL: there is no further look
   confirmed_at    TEXT,
-  waits_since     TEXT NOT NULL,               -- give_up_after counts from here
+  waits_since     TEXT NOT NULL,               -- the start of the chain's give_up_after period
   CHECK (state <> 'waiting' OR next_look_at IS NOT NULL)
 ) STRICT;
 CREATE INDEX confirmations_due ON confirmations (chain_id, next_look_at) WHERE next_look_at IS NOT NULL;
@@ -275,7 +275,7 @@ CREATE TABLE chains (
 -- The registered sessions that Resmic's API is asked about, while [resmic] is configured.
 CREATE TABLE session_inquiries (
   session_id         TEXT PRIMARY KEY COLLATE NOCASE,
-  next_ask_at        TEXT,                     -- not before this time; NULL: it is not asked about again
+  next_ask_at        TEXT,                     -- the daemon does not ask before this time; NULL: it does not ask again
   first_after_expiry TEXT,                     -- the time of the first answer after the session expired
   completed_since    TEXT,                     -- since when Resmic reports it as Completed
   status             TEXT,                     -- payment_status of the last answer
@@ -288,34 +288,36 @@ CREATE INDEX session_inquiries_missing ON session_inquiries (completed_since)
   WHERE completed_since IS NOT NULL AND next_ask_at IS NOT NULL;
 CREATE INDEX session_inquiries_review ON session_inquiries (session_id) WHERE reason IS NOT NULL;
 
--- The events whose session the daemon searches for at Resmic's API.
+-- The events whose session the daemon searches for, or has searched for, at Resmic's API.
 CREATE TABLE session_searches (
   event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   result      TEXT CHECK (result = 'found' OR result = 'none' OR result = 'ambiguous'),   -- NULL: the search goes on
-  next_ask_at TEXT,                            -- not before this time
+  next_ask_at TEXT,                            -- the daemon does not ask before this time
   since       TEXT NOT NULL,
   CHECK ((result IS NULL) = (next_ask_at IS NOT NULL))
 ) STRICT;
 CREATE INDEX session_searches_due ON session_searches (next_ask_at) WHERE next_ask_at IS NOT NULL;
 CREATE INDEX session_searches_open ON session_searches (since) WHERE next_ask_at IS NOT NULL;
 
--- The transaction that Resmic's API names for a session. If the API named none, only another event is a reason to ask again.
+-- The transaction that Resmic's API names for a session. If the API named no transaction, the daemon asks about the session again
+-- only when it searches for the session of another event.
 CREATE TABLE session_transactions (
   session_id       TEXT PRIMARY KEY COLLATE NOCASE,
   transaction_hash TEXT,                       -- NULL: Resmic named none
   blockchain       TEXT,
-  asked_for        TEXT NOT NULL,              -- the event whose session was searched for
+  asked_for        TEXT NOT NULL,              -- the event for whose session the daemon searched
   asked_at         TEXT NOT NULL
 ) STRICT;
 
--- Whether Resmic's API reports the session of a completed event as Completed, for events that were to be delivered with
--- [resmic] require = true. An event without a row does not wait for Resmic.
+-- One row for each completed event that was to be delivered while [resmic] require = true was configured. It shows whether
+-- Resmic's API reports the event's session as Completed. An event without a row does not wait for Resmic.
 CREATE TABLE clearances (
   event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   state       TEXT NOT NULL
               CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'operator'),
   reason      TEXT,                            -- why it waits; if it is doubtful, usually 'code: message'
-  next_ask_at TEXT,                            -- not before this time; NULL: its session is unknown, or it is decided
+  next_ask_at TEXT,                            -- the daemon does not ask before this time; NULL: the session is unknown,
+                                               -- or the state is final
   asks        INTEGER NOT NULL DEFAULT 0,      -- how often it was asked about or changed
   asked_at    TEXT,
   waits_since TEXT NOT NULL
@@ -355,8 +357,8 @@ WHERE NOT EXISTS (
     AND (o.status = 'completed', coalesce(o.tx_time, o.created_at), o.created_at, o.rowid)
       > (e.status = 'completed', coalesce(e.tx_time, e.created_at), e.created_at, e.rowid));
 
--- The sum that was paid on each of the newest 31 days, for each token. SQLite makes one search in an index for each day
--- and token. LIMIT -1 keeps SQLite from repeating the search for each column.
+-- The sum that was paid for each token on each of 31 days. The last of these days is the day of the newest event. SQLite makes
+-- one search in an index for each day and token. LIMIT -1 keeps SQLite from repeating the search for each column.
 CREATE VIEW paid_by_day AS
 WITH RECURSIVE
   -- The last row is NULL, and stands for the events without a token.
