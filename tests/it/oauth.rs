@@ -501,7 +501,7 @@ fn tokens_in_server_responses_are_redacted() {
     );
     drop(endpoint);
     let (_, printed, _) = check_with_server(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"]);
-    assert!(printed.contains("offers neither OAUTHBEARER nor XOAUTH2"), "{printed}");
+    assert!(printed.contains("no way to log in: the server offers neither OAUTHBEARER nor XOAUTH2"), "{printed}");
     let (_, printed, _) = check_with_server(&[
         "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "+ e30=\r\n",

@@ -205,7 +205,11 @@ pub(super) async fn with_token(
     let mechanism = match offered {
         LoginCapabilities { oauthbearer: true, .. } => Mechanism::OAuthBearer,
         LoginCapabilities { xoauth2: true, .. } => Mechanism::XOAuth2,
-        _ => return Err(Error::Login("the server offers neither OAUTHBEARER nor XOAUTH2".into())),
+        _ => {
+            return Err(Error::NoLogin(
+                "the server offers neither OAUTHBEARER nor XOAUTH2; use `password` instead of `[account.oauth2]`",
+            ));
+        }
     };
     let response = STANDARD.encode(mechanism.response(settings, token.expose_secret()));
     let secrets = [token.expose_secret(), response.as_str()];
