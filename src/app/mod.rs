@@ -42,8 +42,8 @@ const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 const REOPEN: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(5) };
 /// How long the loops have to end after `shutdown`.
 const DRAIN: Duration = Duration::from_secs(4);
-/// The last mail is reported to the lease when deliveries become due, and at the latest after the interval. `REPORT_PAUSE` is the
-/// pause after each report.
+/// The last mail is reported to the lease when deliveries become due, or after `REPORT_INTERVAL`. After each report there is a
+/// pause of `REPORT_PAUSE`.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the database may take to close after the loops have ended.
@@ -265,7 +265,8 @@ pub fn expected(config: &Config) -> Expected {
     }
 }
 
-/// Waits for `shutdown`, and then for the loops. If a loop ends before `shutdown`, the result is an error.
+/// Waits for `shutdown`, and then for the loops. If a loop ends before `shutdown`, the result is an error. If `lost` returns
+/// first, the function does not wait for the loops.
 async fn wait_for_end(
     loops: &mut JoinSet<anyhow::Result<()>>,
     mut shutdown: watch::Receiver<bool>,
@@ -313,7 +314,8 @@ fn watch_account(
 }
 
 /// Runs a watcher with its ingest. The ingest ends after the watcher, when all reports of the watcher are committed. An error of
-/// the ingest ends both at once, because the watcher of a quiet mailbox may send no report for an hour.
+/// the ingest ends both at once. Without this rule, the watcher would notice the error only with its next report, perhaps an
+/// hour later.
 async fn watch_and_ingest(
     watching: impl Future<Output = ()>,
     ingesting: impl Future<Output = db::Result<()>>,
@@ -325,7 +327,7 @@ async fn watch_and_ingest(
     tokio::try_join!(watching, ingesting).map(|_| ()).context("storing mails")
 }
 
-/// The function by which a watcher reads the resume point of its mailbox.
+/// Returns the function that reads the resume point of a mailbox for its watcher.
 fn load_resume_point(ingest: &Ingest) -> imap::LoadResumePoint {
     let (store, account) = (ingest.store.clone(), ingest.account.clone());
     Box::new(move |mailbox| {

@@ -31,7 +31,7 @@ pub async fn rules(config: &Config, account: &imap::ImapSettings) -> anyhow::Res
 /// The signed addresses, if they are configured.
 ///
 /// # Errors
-/// Their key cannot be read or is invalid.
+/// The key of the signed addresses cannot be read or is invalid.
 pub async fn addresses(config: &Config) -> anyhow::Result<Option<payments::SignedAddresses>> {
     let Some(address) = &config.sessions.address else { return Ok(None) };
     let key = config.secret("sessions.address.key", &address.key).await?;
@@ -148,7 +148,7 @@ impl Prepared {
         self.config.database()
     }
 
-    /// The `[standby]` table of the configuration as text, for a comparison with a later one.
+    /// The `[standby]` table as text, for a comparison with the table of a later configuration.
     #[must_use]
     pub fn standby(&self) -> String {
         format!("{:?}", self.config.standby)
@@ -225,7 +225,7 @@ async fn tokens(
 /// The targets with their secrets.
 ///
 /// # Errors
-/// A secret cannot be read or is invalid.
+/// A value in a table is invalid, or a secret or a certificate cannot be read.
 pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Target>> {
     let mut targets = Vec::new();
     for (n, settings) in config.forwards.iter().enumerate() {
@@ -237,7 +237,7 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
 /// The target at index `n` of the configuration, with its secrets.
 ///
 /// # Errors
-/// A secret cannot be read or is invalid.
+/// A value in the table is invalid, or a secret or a certificate cannot be read.
 pub async fn forward_target(
     config: &Config,
     n: usize,
@@ -257,7 +257,7 @@ pub async fn chains(config: &Config, requests: &NodeRequests) -> anyhow::Result<
     for (n, settings) in config.chains.iter().enumerate() {
         let wrong = |(key, problem): (String, String)| config.wrong(&format!("chain[{n}].{key}"), problem);
         let chain = settings.chain().map_err(wrong)?;
-        // Without the system's roots, an https URL is refused and http on this machine works.
+        // Without the system's root certificates, an https URL is an error, but an http URL to this machine is accepted.
         let tls = tls::client_config(None).ok();
         chains.push(confirm::WatchedChain {
             chain,
@@ -275,7 +275,7 @@ pub async fn resmic_client(config: &Config) -> anyhow::Result<Option<resmic::Res
     let Some(settings) = &config.resmic else { return Ok(None) };
     let api_key = config.secret("resmic.api_key", &settings.api_key).await?;
     let user_id = config.secret("resmic.user_id", &settings.user_id).await?;
-    // Without the system's roots, an https URL is refused and http on this machine works.
+    // Without the system's root certificates, an https URL is an error, but an http URL to this machine is accepted.
     let client = resmic::ResmicClient::new(settings, api_key, user_id, tls::client_config(None).ok());
     Ok(Some(client.map_err(|(key, problem)| config.wrong(&format!("resmic.{key}"), problem))?))
 }

@@ -18,7 +18,8 @@ use crate::systemd;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The pause between two checks while the database changes.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long the writer may take for a ping. SQLite's wait for a lock and a batch of a thousand mails take less.
+/// How long the writer may leave pings without an answer, in addition to the pause between two pings. SQLite's wait for a lock
+/// and a batch of a thousand mails take less.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a delivery may be due without an attempt.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10 * 60);

@@ -1,9 +1,10 @@
 //! The circuit breaker of a target: while no connection to it can be made, few deliveries are attempted.
 //!
 //! Without the breaker, each of 100,000 due deliveries would fail by itself, again and again. The breaker opens after many failed
-//! connections in a row. Then one delivery at a time is attempted as a probe, with growing pauses. The others stay due, and
-//! nothing is written about them. But each delivery still gets its last attempt before it counts as dead. The first connection
-//! that succeeds closes the breaker. The state of the breaker is not stored, so the first attempts after a restart fail again.
+//! connections in a row. Then one delivery at a time is attempted as a probe, with growing pauses. The other deliveries stay due,
+//! and nothing is written about them in the database. But each delivery still gets its last attempt before it counts as dead. The
+//! first connection that succeeds closes the breaker. The state of the breaker is not stored, so the first attempts after a
+//! restart fail again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,8 @@ const FAILURES: u32 = 32;
 /// The pauses between probes. They stay short, because all deliveries wait for the probe that succeeds.
 const PROBES: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(30) };
 
-/// The pause from the last failure to the next probe if an event has arrived. The handler may wait for this event.
+/// If a commit may have stored an event, the next probe is made this long after the last failure. So the event does not wait for
+/// a longer pause.
 const AFTER_COMMIT: Duration = Duration::from_secs(1);
 
 /// Decides how many deliveries of one target may be attempted.
@@ -93,8 +95,8 @@ impl Breaker {
             BreakerState::Open(open) if result == AttemptResult::NotSent => {
                 open.last_failure = now;
                 // Probes begin at `next_probe`. A failure before `next_probe` belongs to the last attempt of a delivery that is
-                // about to be dead, or to an attempt that began before the breaker opened. A later failure of such an attempt
-                // counts as a failed probe, because it proves the same.
+                // about to be dead, or to an attempt that began before the breaker opened. A failure of such an attempt after
+                // `next_probe` counts as a failed probe, because it also proves that no connection can be made.
                 if now >= open.next_probe {
                     open.probes = open.probes.saturating_add(1);
                     open.next_probe = now + PROBES.pause(open.probes);

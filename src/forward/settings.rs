@@ -15,7 +15,7 @@ use crate::nats::{NatsSettings, NatsUrl};
 use crate::secret;
 use crate::units::HumanDuration;
 
-/// One `[[forward]]` table. Deserialization checks each value; [`ForwardSettings::check`] checks them together.
+/// One `[[forward]]` table. Deserialization checks the form of each value; [`ForwardSettings::check`] checks the other rules.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForwardSettings {
@@ -42,19 +42,19 @@ pub struct ForwardSettings {
     pub token: Option<secret::SecretSource>,
     /// With `nats`: a PEM file with a client certificate.
     pub client_certificate: Option<PathBuf>,
-    /// With `nats`: the key of that certificate.
+    /// With `nats`: the private key of `client_certificate`.
     #[serde(default, deserialize_with = "secret::deserialize_optional")]
     pub client_key: Option<secret::SecretSource>,
     /// With `nats`: a PEM file with certificates that are trusted besides the system's roots.
     pub ca_file: Option<PathBuf>,
     /// The secret that signs the requests.
     pub secret: secret::SecretSource,
-    /// Whether the handler, or a server that is reached without TLS, may be on another machine.
+    /// Whether the handler, or a NATS server that is reached without TLS, may be on another machine.
     #[serde(default)]
     pub allow_remote: bool,
     /// How long one attempt may take, from the lookup of the host to the response; see [`ForwardSettings::timeout`].
     pub timeout: Option<HumanDuration>,
-    /// The time from the first attempt to the last attempt.
+    /// The longest time from the first attempt of a delivery to its last attempt.
     #[serde(default = "default_give_up_after")]
     pub give_up_after: HumanDuration,
     /// The statuses of the events that are delivered.
@@ -155,7 +155,7 @@ const MAX_PREFIX: usize = 200;
 const HANDLER_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(10));
 const STREAM_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(5));
 
-/// Whether a text can be one token of a subject. It has no character that NATS or a shell would interpret.
+/// Whether a text can be one token of a subject. Such a text has no character that NATS or a shell would interpret.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
@@ -174,7 +174,7 @@ fn statuses<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Status>, D::Error>
 }
 
 impl ForwardSettings {
-    /// Checks rules that concern several values.
+    /// Checks the rules that deserialization does not check, such as rules that concern several values.
     ///
     /// # Errors
     /// The wrong key, and the problem.

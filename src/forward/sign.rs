@@ -1,4 +1,4 @@
-//! The signatures that a handler can check: Resmic's own, and the one of Standard Webhooks.
+//! The signatures that a handler can check: the signature of Resmic's webhook, and the signature of Standard Webhooks.
 
 use base64::Engine;
 use base64::alphabet;

@@ -61,8 +61,8 @@ fn wrong(key: &str, message: impl Into<String>) -> TargetError {
 }
 
 impl Target {
-    /// Creates a target from its settings and its secret. It reads the other secrets of a stream, and for `https` and `tls` the
-    /// system's root certificates. It does not connect.
+    /// Creates a target from its settings and its secret. This function reads the other secrets and the certificates of a stream,
+    /// and the system's root certificates for `https` and `tls`. It does not connect.
     ///
     /// # Errors
     /// [`TargetError`], with the wrong key.

@@ -34,14 +34,14 @@ pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest sleep until a due time. After that, the worker reads the clock again, because the clock may have been set.
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
-/// When attempts may begin, how long they may take after `shutdown`, and where the times of publishes are counted.
+/// When attempts may begin, how long they may take after `shutdown`, and where the durations of publishes are counted.
 #[derive(Debug, Clone)]
 pub struct Sending {
     /// The permission to begin attempts.
     pub permit: SendingPermit,
     /// How long open requests may take after `shutdown`. A delivery without a response is sent again later.
     pub grace: Duration,
-    /// Where the times of publishes are counted.
+    /// Where the durations of publishes are counted.
     pub publishes: PublishTimes,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct DeliveryWorker {
     clock: Option<Timestamp>,
 }
 
-/// The way by which attempts reach their target.
+/// The way from the worker to its target.
 #[derive(Clone)]
 pub(super) enum Route {
     Handler(Arc<HandlerTarget>),
@@ -246,7 +246,7 @@ impl DeliveryWorker {
     }
 
     /// Waits for open requests, at most for the time that [`Sending`] allows. Then aborts the requests that are still open, and
-    /// records the results.
+    /// records the results of the ended requests.
     pub(super) async fn stop(mut self) -> db::Result<()> {
         self.wait_for_requests().await;
         self.requests.abort_all();
@@ -329,7 +329,7 @@ mod tests {
         let (target, route) = (target.common, Route::Handler(handler));
         let (until, permit) = watch::channel(BootInstant::default());
         let (permit, sent) = (SendingPermit::until(permit), AtomicBool::default());
-        // The delivery was claimed a year ago.
+        // The first attempt of the delivery was a year ago.
         let claimed = claimed(Timestamp::now() - jiff::SignedDuration::from_hours(24 * 365));
         let finished = attempt(&target, &route, &claimed, &permit, &sent).await;
         assert_eq!(finished.result, AttemptResult::NotSent);

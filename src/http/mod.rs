@@ -89,7 +89,7 @@ pub fn header_text(response: &Response<Incoming>, name: HeaderName) -> Option<St
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // A number that is too large is a very long time.
+        // A number that does not fit into 64 bits counts as the longest time.
         return Some(value.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs));
     }
     Some(Duration::try_from(http_date(value, now)?.duration_since(now)).unwrap_or_default())

@@ -21,7 +21,7 @@ pub struct ResponseHead(Arc<Mutex<ReceivedBytes>>);
 
 #[derive(Debug, Default)]
 struct ReceivedBytes {
-    /// Whether the first bytes of the request were written. A status that arrives before them is no answer to the request.
+    /// Whether the first bytes of the request were written. A status that arrives before the request is no answer to it.
     requested: bool,
     bytes: Vec<u8>,
 }
@@ -52,7 +52,7 @@ impl StatusAndFields {
 }
 
 impl ResponseHead {
-    /// Records what is read from `stream`.
+    /// Returns a stream that reads from `stream` and records the first bytes.
     pub fn record(&self, stream: Box<dyn HttpStream>) -> Box<dyn HttpStream> {
         Box::new(RecordingStream { stream, head: self.clone() })
     }
@@ -103,7 +103,7 @@ fn find_final(mut bytes: &[u8]) -> Option<StatusAndFields> {
     }
 }
 
-/// `HTTP/1.1 200 OK`; the reason is optional (RFC 9112, 4).
+/// Parses a status line such as `HTTP/1.1 200 OK`. The reason phrase is optional (RFC 9112, section 4).
 fn parse_status_line(line: &[u8]) -> Option<StatusCode> {
     let (minor, rest) = line.strip_prefix(b"HTTP/1.")?.split_first()?;
     let (code, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;

@@ -20,7 +20,7 @@ use super::url::NatsUrl;
 use crate::loopback::is_loopback;
 use crate::model::printable;
 
-/// How often the server is pinged. After two pings without an answer, the connection is lost.
+/// A server that sends nothing for this time is pinged. After two pings without an answer, the connection is lost.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit for a connection to one address of a server, including the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,8 +73,8 @@ impl std::fmt::Display for NatsServers {
 }
 
 impl NatsServers {
-    /// Pings each new connection at this interval instead of every 5 seconds. After two pings without an answer, the connection
-    /// is lost.
+    /// Changes the time after which a silent server is pinged, which is 5 seconds by default. After two pings without an answer,
+    /// the connection is lost.
     #[must_use]
     pub fn with_ping_interval(self, ping_interval: Duration) -> Self {
         NatsServers { ping_interval, ..self }
@@ -99,10 +99,11 @@ pub enum NatsError {
 }
 
 impl NatsServers {
-    /// Connects to one of the servers and logs in. It tries each server once.
+    /// Connects to one of the servers and logs in. It tries each server at most once. After a refused login, it tries no other
+    /// server.
     ///
     /// # Errors
-    /// [`NatsError`], with the last server's answer.
+    /// [`NatsError`], with the error of the last attempt.
     pub async fn connect(&self) -> Result<NatsConnection, NatsError> {
         let addresses = self.addresses().await?;
         let shared = Arc::<Shared>::default();

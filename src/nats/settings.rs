@@ -24,7 +24,7 @@ pub struct NatsSettings {
     pub token: Option<SecretSource>,
     /// A PEM file with a client certificate. It may be combined with the other logins.
     pub client_certificate: Option<PathBuf>,
-    /// The key of that certificate, as PEM.
+    /// The private key of `client_certificate`, as PEM.
     pub client_key: Option<SecretSource>,
     /// A PEM file with certificates that are trusted besides the system's roots.
     pub ca_file: Option<PathBuf>,
@@ -38,7 +38,7 @@ fn wrong(key: &str, message: impl Into<String>) -> KeyProblem {
 }
 
 impl NatsSettings {
-    /// Checks rules that concern several values.
+    /// Checks the servers, and the keys that belong together.
     ///
     /// # Errors
     /// The wrong key, and the problem.

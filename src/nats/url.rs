@@ -28,7 +28,7 @@ impl FromStr for NatsUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "expected a URL such as \"tls://n1.example:4222\"";
-        // A URL may contain a password, so the message does not quote it.
+        // A URL may contain a password, so the message does not quote the URL.
         let uri: Uri = text.parse().map_err(|e| format!("{EXPECTED}: {e}"))?;
         let tls = match uri.scheme_str() {
             Some("tls") => true,

@@ -23,7 +23,8 @@ use crate::sending_permit::SendingPermit;
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// After this time without a heartbeat, the agent counts as stuck. The time is long, because a connect may try several servers.
 pub const AGENT_HEARTBEAT: Duration = Duration::from_secs(3 * 60);
-/// After this number of requests in a row without an answer, the agent opens a new connection, because another server may answer.
+/// After this number of requests in a row without a valid answer, the agent opens a new connection, because another server may
+/// answer.
 const FAILURES: u32 = 2;
 /// The pauses between attempts to connect: for the host that has the lease, and for a standby.
 const HOLDER_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
@@ -132,8 +133,8 @@ impl LeaseAgent {
         while view.changed().await.is_ok() {}
     }
 
-    /// Returns when this host no longer has the lease of this term, also if it has got the lease again meanwhile. This function
-    /// reads the clock at least once a second, because timers do not run while the machine sleeps.
+    /// Returns when this host no longer has the lease of this term, also if this host has got the lease again in a later term.
+    /// This function reads the clock at least once a second, because timers do not run while the machine sleeps.
     pub async fn lost(&self, term: u64) {
         let mut view = self.view.clone();
         loop {
@@ -230,8 +231,8 @@ impl Driver {
         }
     }
 
-    /// Carries out the machine's steps until the connection is lost or the server does not answer. False if all handles were
-    /// dropped.
+    /// Carries out the machine's steps until the connection is lost, or `FAILURES` requests in a row have no valid answer.
+    /// False if all handles were dropped.
     async fn serve(&mut self, connection: LeaseConnection) -> bool {
         let LeaseConnection { nats, bucket, mut announcements } = connection;
         let lost = nats.lost();
@@ -279,7 +280,7 @@ impl Driver {
         true
     }
 
-    /// Reads the key. False if there is no answer.
+    /// Reads the key. False if there is no valid answer.
     async fn read(&mut self, bucket: &LeaseBucket) -> bool {
         let read = bucket.read().await;
         let now = BootInstant::now();
@@ -294,7 +295,7 @@ impl Driver {
         true
     }
 
-    /// Writes the key. False if there is no answer.
+    /// Writes the key. False if there is no valid answer.
     async fn write(&mut self, bucket: &LeaseBucket, expected: u64, value: LeaseValue) -> bool {
         let sent = BootInstant::now();
         let (result, problem) = bucket.write(expected, &value).await;
@@ -398,7 +399,8 @@ pub(super) async fn open_connection(place: Arc<LeasePlace>) -> Result<LeaseConne
     Ok(LeaseConnection { nats, bucket, announcements })
 }
 
-/// Adds the last error of the connection to `error`. If the server does not permit a request, it reports only such an error.
+/// Adds the last error of the connection to `error`. A server that does not permit a request sends no answer, only an error of
+/// the connection.
 fn explain(connection: &NatsConnection, error: String) -> String {
     match connection.last_error() {
         Some(reported) => format!("{error}; the server reports: {reported}"),
@@ -449,8 +451,8 @@ mod tests {
         (url, count)
     }
 
-    /// Answers a client until the client has read the lease of another host. Then it begins a message that does not end. An error
-    /// is the end of the connection.
+    /// Answers a client until the client has read the lease of another host. Then the server begins a message that does not end.
+    /// An error is the end of the connection.
     async fn flood(mut stream: BufReader<TcpStream>, floods: watch::Sender<usize>) -> std::io::Result<()> {
         let config = stream::Config {
             name: format!("KV_{BUCKET}"),
@@ -498,7 +500,7 @@ mod tests {
         let (url, mut floods) = flooding_server().await;
         let settings = format!("nats = [\"{url}\"]\nbucket = \"{BUCKET}\"\nname = \"shop\"");
         let servers = toml::from_str::<StandbySettings>(&settings).unwrap().load_servers().await.unwrap();
-        // Pings would end the connection, too.
+        // With the default interval, unanswered pings would also end the connection, and the size check would not be tested.
         let servers = servers.with_ping_interval(LONG);
         let place = LeasePlace { servers, bucket: BUCKET.into(), name: "shop".into() };
         let folder = tempfile::tempdir().unwrap();

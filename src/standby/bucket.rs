@@ -22,7 +22,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest and the longest lease.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
-/// A cluster needs up to 8 seconds to elect a leader. A lease that is shorter than this limit can end during the election.
+/// A shorter lease can end while a cluster elects a leader, which takes up to 8 seconds.
 const ELECTION: Duration = Duration::from_secs(10);
 /// The header field of a deleted key, and the header field of the marker that newer servers write when a key expires.
 const OPERATION: &str = "KV-Operation";
@@ -40,10 +40,10 @@ pub(super) struct LeaseBucket {
 /// Why the bucket cannot be used. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BucketError {
-    /// The server does not answer, or its answer has an unknown form.
+    /// The server does not answer, or its answer is an error or has an unknown form.
     #[error("{0}")]
     NoAnswer(String),
-    /// The bucket is missing, or its settings are not fit for a lease.
+    /// The bucket is missing, its settings are not fit for a lease, or the server is too old.
     #[error("{0}")]
     Unfit(String),
 }

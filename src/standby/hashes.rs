@@ -6,11 +6,11 @@ use super::lease_value::ConfigurationHashes;
 
 impl ConfigurationHashes {
     /// Hashes `[trust]`, `[sessions]` and `[[forward]]` of a configuration. Comments, spaces and the order of keys do not matter.
-    /// The tables name the sources of secrets, and no secrets.
+    /// The tables contain no secrets, only the places from which secrets are loaded.
     #[must_use]
     pub fn new(configuration: &toml::Table) -> Self {
         let hash = |table: &str| {
-            // The keys of a TOML table are sorted here.
+            // A `toml::Table` is sorted by its keys, so their order in the file does not matter.
             let text = serde_json::to_string(&configuration.get(table)).unwrap_or_default();
             let digest = digest::digest(&digest::SHA256, text.as_bytes());
             data_encoding::HEXLOWER.encode(digest.as_ref())

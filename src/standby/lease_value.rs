@@ -35,7 +35,7 @@ pub struct LeaseValue {
     pub schema: i64,
     /// Hashes of the holder's configuration.
     pub configuration: ConfigurationHashes,
-    /// The newest database.
+    /// The host with the newest database; `None` if the holder does not know that host.
     pub data: Option<DataOwner>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `machine` decides about the lease; it is pure. `bucket` reads and writes the key in the NATS server. `lease_value` is the
 //! content of the key. `agent` carries out the decisions. `standby_file` shows the state to the commands on this host. `restore`
-//! runs the program that fetches the database. `probe` reads the lease for commands, from outside of the daemon.
+//! runs the program that fetches the database. `probe` reads the lease for commands, and can ask the holder to release the lease.
 
 mod agent;
 mod bucket;

@@ -78,10 +78,12 @@ fn holder(entry: &Entry) -> LeaseHolder {
     }
 }
 
-/// Asks the daemon of `host` to hand over, and waits until it has released the lease.
+/// Asks the daemon of `host` to hand over, and waits until that daemon has released the lease. Then this function waits up
+/// to three seconds for the next holder.
 ///
 /// # Errors
-/// Another host has the lease, the daemon does not react, or the server does not answer.
+/// The daemon of `host` does not have the lease or does not release it in time, the content of the key is unknown, or the server
+/// does not answer.
 pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, String> {
     let mut connection = open_connection(Arc::new(place)).await?;
     let deadline = Instant::now() + RELEASE_TIMEOUT;

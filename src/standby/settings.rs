@@ -1,4 +1,4 @@
-//! `[standby]`: which daemons share one database, and how the next one takes over.
+//! `[standby]`: the settings of a daemon that shares its database with daemons on other hosts.
 
 use std::path::{Path, PathBuf};
 
@@ -95,8 +95,8 @@ impl StandbySettings {
         }
     }
 
-    /// Resolves relative paths against the folder `base`. A program name without a slash stays, and `$PATH` is
-    /// searched.
+    /// Resolves relative paths against the folder `base`. A program name without a slash stays unchanged, so that the program is
+    /// searched in `$PATH`.
     pub fn resolve(&mut self, base: &Path) {
         self.servers.resolve(base);
         let command = self.restore.iter_mut().flat_map(|restore| restore.command.first_mut());

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::lease_value::{DataOwner, LeaseValue};
 use crate::boot_clock::BootInstant;
 
-/// The state of this host with respect to the lease. The words are an interface.
+/// The state of this host with respect to the lease. The names of the states in JSON and in the log are an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseState {
@@ -42,11 +42,12 @@ pub struct LeaseView {
     pub holder: Option<LeaseValue>,
     /// When the holder's lease ends, unless it is renewed.
     pub ends: Option<BootInstant>,
-    /// An operator wants the holder to hand over.
+    /// This host has the lease, and an operator wants this host to hand over.
     pub is_asked_to_release: bool,
     /// This host no longer works with the database, and the release of the lease is being written.
     pub is_releasing: bool,
-    /// The knowledge of this host about the database when it took the lease; `None` if this host does not have the lease.
+    /// The knowledge of this host about the database when it took the lease; `None` if this host does not have the
+    /// lease, or releases it.
     pub takeover: Option<Takeover>,
     /// Why this host could not take over.
     pub failure: Option<String>,

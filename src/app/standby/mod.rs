@@ -39,8 +39,8 @@ const GRACE: Duration = Duration::from_millis(700);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the release of the lease may take when the process ends.
 const RELEASE: Duration = Duration::from_secs(2);
-/// How often the connection is pinged. The interval is long, because the renewals of the lease test the connection, too, and a
-/// standby should sleep.
+/// A NATS server that sends nothing for this time is pinged. The time is long, because the renewals of the lease test the
+/// connection, too, and because a standby should rarely wake up.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long this host leaves the lease to others after `standby release`.
 const HOLD_OFF: Duration = Duration::from_secs(60);
@@ -84,7 +84,7 @@ fn host_and_file(config: &Config, standby: &StandbySettings) -> anyhow::Result<(
     Ok((host, path))
 }
 
-/// The values of this host, for a comparison with those of the holder of the lease.
+/// The version, the schema and the configuration hashes of this host, for a comparison with those of the holder of the lease.
 #[must_use]
 pub fn own_program(config: &Config) -> OwnProgram {
     OwnProgram { version: env!("CARGO_PKG_VERSION").into(), schema: db::NEWEST_SCHEMA, configuration: config.hashes() }
@@ -334,7 +334,7 @@ mod tests {
             let (_shutdown, ending) = watch::channel(false);
             let running = standby.run(prepared, PushLatency::default(), ending);
             let ending_agent = async {
-                // The hashes of the configuration, and then the open database of the active host.
+                // `run` reports the hashes of the configuration. An active host then also reports the open database.
                 for _ in 0..if state == LeaseState::Active { 2 } else { 1 } {
                     commands.recv().await.unwrap();
                 }

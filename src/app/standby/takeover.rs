@@ -133,7 +133,8 @@ fn is_older(copy: Option<CopyState>, known: Option<&DataOwner>) -> bool {
     known.is_some_and(|known| last < known.last_mail_id)
 }
 
-/// Why a copy must not be opened, if it is older than the newest known database.
+/// The reason why a copy must not be opened, as a text for the operator. `None` if the copy is not older than the newest known
+/// database.
 fn refusal(database: &Path, copy: Option<CopyState>, known: Option<&DataOwner>) -> Option<String> {
     let known = known.filter(|known| is_older(copy, Some(known)))?;
     let found = match copy {

@@ -54,7 +54,7 @@ struct ConnectionKeeper {
     worker: DeliveryWorker,
     stream: Arc<StreamTarget>,
     log: StateLog,
-    /// How many connections in a row have ended without an acknowledgement.
+    /// How many connections have failed or ended since the stream last acknowledged an event.
     failures: u32,
     /// The problem of the last connection, until the stream answers again.
     reported: Option<StreamProblem>,

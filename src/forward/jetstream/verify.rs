@@ -43,9 +43,9 @@ pub enum FindingKind {
 pub struct Verification {
     /// How many delivered events were compared.
     pub checked: u64,
-    /// How many of the compared events the stream does not have.
+    /// The number of compared events that the stream does not have.
     pub missing: u64,
-    /// How many of the compared events the stream has with another body.
+    /// The number of compared events that the stream has with another body.
     pub different: u64,
     /// How many of the compared events were lost and are stored again.
     pub refilled: u64,
@@ -59,8 +59,8 @@ impl Verification {
     }
 }
 
-/// Reads the message of each event that the target's stream has acknowledged since a time, and compares the bodies. With
-/// `refill`, missing events are published again. `None`: the target is no stream.
+/// Reads the message of each event that the target's stream acknowledged at `since` or later, and compares the bodies. `report`
+/// gets each difference. With `refill`, missing events are published again. `None`: the target is no stream.
 ///
 /// # Errors
 /// A text for the operator: the stream cannot be reached, must not be used, or the database cannot be read.

@@ -1,4 +1,4 @@
-//! Whether a stream keeps what it acknowledges. Pure.
+//! Whether a stream keeps every message that it acknowledges. Pure.
 //!
 //! A stream is refused if it does not store and acknowledge each message, or if a consumer may miss an acknowledged message or
 //! get it twice.
@@ -12,8 +12,8 @@ use crate::units::HumanDuration;
 
 /// The shortest `max_age` that is accepted. A message that expires sooner is lost if its consumer is down for a month.
 const SHORTEST_AGE: Duration = Duration::from_secs(30 * 86_400);
-/// The shortest `max_age` that is recommended. A message should outlive the year of its payment. While the stream has a message,
-/// the same event cannot be stored a second time.
+/// The shortest `max_age` that is recommended. A message should stay for more than a year after its payment. While the stream has
+/// a message, the same event cannot be stored a second time.
 const RECOMMENDED_AGE: Duration = Duration::from_secs(400 * 86_400);
 
 /// The stream that a target publishes to.
@@ -99,7 +99,7 @@ impl Default for StreamConfig {
 /// The judgement about a stream. Each text is a line for the operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fitness {
-    /// The settings with which the stream must not be used.
+    /// The settings that forbid the use of the stream.
     pub problems: Vec<String>,
     /// The settings that should be changed.
     pub notes: Vec<String>,
@@ -198,7 +198,8 @@ impl StreamInfo {
         }
     }
 
-    /// The problem, if the stream does not list exactly the subjects of the target. A more general subject does not count.
+    /// The problem, if the stream's list of subjects does not cover the subjects of the target. A subject that is more general
+    /// than the target's prefix does not count.
     fn uncovered(&self, required: &RequiredStream) -> Option<String> {
         let RequiredStream { prefix, statuses, .. } = required;
         let has = |subject: String| self.config.subjects.contains(&subject);

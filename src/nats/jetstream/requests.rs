@@ -112,7 +112,7 @@ impl NatsConnection {
     }
 
     /// Reads the message that `stream` has for a subject. With `direct`, any node may answer. If that node has no message, the
-    /// request goes to the leader, because a node may be behind.
+    /// request goes to the leader, because a node may not have the newest messages yet.
     ///
     /// # Errors
     /// [`JetStreamError`].
@@ -180,7 +180,7 @@ fn parse_answer(answer: &Message) -> Result<Value, JetStreamError> {
     })
 }
 
-/// The message in the answer to a direct read, if it is the one of this subject.
+/// The message in the answer to a direct read; `None` if the answer has no message of this stream and this subject.
 fn direct_message(answer: &Message, stream: &str, subject: &str) -> Option<StoredMessage> {
     let headers = answer.headers.as_ref()?;
     let text = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);

@@ -1,4 +1,4 @@
-//! Which servers keep what they acknowledge. Pure.
+//! Which servers keep every message that they acknowledge. Pure.
 
 use crate::model::printable;
 
@@ -32,7 +32,7 @@ impl ServerVersion {
 /// Judges the version that a server reports. `Ok`: a note for the operator, or nothing.
 ///
 /// # Errors
-/// The reason why the server is too old.
+/// The reason why the server is refused: it is too old, or its version cannot be parsed.
 pub fn judge_server(reported: &str, is_cluster: bool) -> Result<Option<String>, String> {
     let Some(version) = ServerVersion::parse(reported) else {
         return Err(format!("the server reports the version {:?}, which is not known", printable(reported, 40)));

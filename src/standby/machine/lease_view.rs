@@ -4,7 +4,7 @@ use super::{EntryContent, HolderStage, LeaseMachine, Place};
 use crate::standby::view::{LeaseState, LeaseView};
 
 impl LeaseMachine {
-    /// Why the content of the key needs a person.
+    /// Why an operator must look at the content of the key; `None` if there is no reason.
     fn oddity(&self, content: &EntryContent) -> Option<String> {
         match content {
             EntryContent::Unreadable => {

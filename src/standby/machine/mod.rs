@@ -50,8 +50,8 @@ pub(super) struct LeaseMachine {
     awaited_by: BootInstant,
 }
 
-/// Whether `value` only renews the lease in `content`. Then both have the same process and the same stage, `value` does not
-/// release the lease, and neither of them contains a request to release the lease.
+/// Whether `value` only renews the lease in `content`. A renewal has the same process and the same stage as `content`, and does
+/// not release the lease. Neither of them contains a request to release the lease.
 fn is_renewal(content: &EntryContent, value: &LeaseValue) -> bool {
     let EntryContent::Value(seen) = content else { return false };
     seen.process == value.process && seen.stage == value.stage && value.is_live() && !value.release && !seen.release
@@ -307,8 +307,8 @@ impl LeaseMachine {
         }
     }
 
-    /// The database was opened in this term, so this host becomes active. `last_mail_id`: the id of the last mail in the
-    /// database.
+    /// The database was opened in this term, so this host becomes active. The call has no effect if this host no longer takes
+    /// over in this term. `last_mail_id`: the id of the last mail in the database.
     pub(super) fn opened(&mut self, now: BootInstant, term: u64, last_mail_id: i64) {
         if let Place::Holder(holder) = &mut self.place
             && holder.stage == HolderStage::TakingOver
@@ -320,7 +320,8 @@ impl LeaseMachine {
         }
     }
 
-    /// The last mail in the database of the active host has this id. The id is written into the key at once, for the next host.
+    /// Notes the id of the last mail in the database. If this host is active and the id is new, the id is written into the key at
+    /// once, for the next host.
     pub(super) fn note_last_mail(&mut self, now: BootInstant, last_mail_id: i64) {
         let Place::Holder(holder) = &mut self.place else { return };
         if holder.stage != HolderStage::Active {
@@ -355,7 +356,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The bucket is another one than before, so the known revision means nothing.
+    /// Forgets the known revision, because it belongs to another bucket.
     pub(super) fn forget_revision(&mut self) {
         self.known.revision = u64::MAX;
     }

@@ -6,7 +6,7 @@ use crate::boot_clock::BootInstant;
 use crate::standby::lease_value::{ConfigurationHashes, DataOwner, LeaseValue};
 use crate::standby::view::Takeover;
 
-/// The constants of a process.
+/// The description of a process in its lease values.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// The name of this host in the lease.
@@ -45,7 +45,7 @@ pub(in crate::standby) enum EntryContent {
     Deleted,
     /// A value of this program.
     Value(LeaseValue),
-    /// Another content, which counts as an active holder.
+    /// A content that this version cannot parse. It counts as the lease of another host.
     Unreadable,
 }
 

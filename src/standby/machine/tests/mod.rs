@@ -1,4 +1,4 @@
-//! The rules of the lease, one by one.
+//! Tests of single rules of the lease.
 
 mod simulation;
 

@@ -1,4 +1,4 @@
-//! All rules of the lease, in simulated networks that lose and delay messages.
+//! Tests all rules of the lease together, in simulated networks that lose and delay messages.
 
 use super::*;
 
@@ -176,7 +176,8 @@ impl World {
         }
     }
 
-    /// One host does what it can at this moment. Returns the value that it wrote.
+    /// One host does what it can at this moment. Returns the value of a write that has reached the server, also if the
+    /// server refused the write.
     fn turn(&mut self, n: usize) -> Option<LeaseValue> {
         let (now, host) = (self.now, &mut self.hosts[n]);
         if host.paused_until > now {
