@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The clock of a lease. Linux stops the monotonic clock during a suspend, but not this one (clock_gettime(2)).
+/// The clock of a lease. Linux stops the monotonic clock during a suspend, but not this clock (clock_gettime(2)).
 #[cfg(target_os = "linux")]
 const CLOCK: ClockId = ClockId::Boottime;
 #[cfg(not(target_os = "linux"))]
@@ -23,13 +23,13 @@ impl BootInstant {
         BootInstant(Duration::new(seconds, u32::try_from(at.tv_nsec).unwrap_or_default()))
     }
 
-    /// The time `later` after this one.
+    /// The point in time that is `later` after this one.
     #[must_use]
     pub fn plus(self, later: Duration) -> Self {
         BootInstant(self.0.saturating_add(later))
     }
 
-    /// The time from `earlier` to this one; zero if `earlier` is later.
+    /// The time from `earlier` to this point in time; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: BootInstant) -> Duration {
         self.0.saturating_sub(earlier.0)

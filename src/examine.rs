@@ -64,7 +64,8 @@ impl Rules {
         ParsedMail { signed, report, envelope, date }
     }
 
-    /// Parses a mail with a given proof: an operator released it, or it was authenticated before.
+    /// Parses a mail with a given proof, and does not authenticate it: for a mail that an operator releases, and for `parse`
+    /// without `--trust`.
     #[must_use]
     pub fn examine_trusted(&self, mail: &RawMail, proof: TrustProof) -> (Examined, extract::ParseReport) {
         self.examine_with(mail, Authenticity::Trusted(proof))
@@ -145,14 +146,15 @@ fn too_large(mail: &RawMail) -> Reason {
     Reason::new(ReasonCode::TooLarge, message)
 }
 
-/// The header fields that are shown to people, and the Date, which becomes the time of an event if the mail states none.
+/// The header fields that are shown to people, and the time in the Date header. An event gets this time if Date is signed and the
+/// mail states no payment time.
 fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
     let text = |name: &str| {
         let raw = message.header_raw(name)?;
         Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())
     };
-    // Two Dates are ignored: programs disagree which of them counts, and perhaps only one is signed. The parser also treats
-    // `Da te` as a Date.
+    // Two Date fields are ignored: programs disagree which of them counts, and perhaps only one of them is signed. The parser
+    // also treats `Da te` as a Date.
     let dates = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("date")).count();
     let sent_at = message.header_raw("Date").filter(|_| dates == 1).and_then(header_date);
     let envelope = Envelope {

@@ -1,7 +1,7 @@
 //! Whether an address or a host name means this machine.
 //!
-//! Without `allow_remote`, secrets and events may travel unencrypted to this machine only. Every check of this rule uses these
-//! two functions.
+//! Secrets and events never leave this machine unencrypted, unless `allow_remote` of a `[[forward]]` or of `[standby]` is set.
+//! Every check of this rule uses these two functions.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,8 @@
 //! `/metrics` for Prometheus and `/healthz` for monitors, on a loopback address.
 //!
 //! Each request reads the counts from the database, so the numbers survive a restart. The running process counts only the
-//! takeovers, the requests to nodes and to Resmic's API, and the times of mails and publishes.
+//! takeovers, and the requests to nodes and to Resmic's API. It also measures the time from the receipt of a mail to its commit,
+//! and from a publish to its acknowledgement.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -33,7 +34,7 @@ use crate::model::{DeliveryState, MailboxState, StreamState};
 use crate::standby::{LeaseState, LeaseView};
 use crate::telemetry::{PublishTimes, PushLatency, RequestCounters};
 
-/// How many connections are served at the same time. Others wait.
+/// The most connections that are served at the same time. Further connections wait.
 const CONNECTIONS: usize = 8;
 /// How long a client may take to send the header of its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,7 +62,8 @@ pub enum MetricsSource {
         /// The parts of the configuration whose health is reported.
         expected: Expected,
     },
-    /// This host is not active, so its database is not open. The health report compares this program with that of the holder.
+    /// This host is not active, so its database is not open. The health report compares this program with the program of the
+    /// lease's holder.
     Standby(OwnProgram),
 }
 
@@ -194,7 +196,7 @@ struct ByMailbox {
     mailbox: String,
 }
 
-/// The text of `/metrics`. Without a `reader`, this host is not active, and the counts are left out.
+/// The text of `/metrics`. If this host is not active, `reader` is `None`, and the counts are left out.
 fn metrics(reader: Option<&StoreReader>, health: &Health, endpoint: &MetricsEndpoint) -> db::Result<String> {
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();

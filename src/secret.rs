@@ -7,8 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
-/// The folders from which the packaged unit loads credentials. The first list is for unencrypted ones. The second list is for
-/// encrypted ones (systemd-creds(1)), each with the ending of the file names.
+/// The folders from which the packaged unit loads credentials. The first list is for unencrypted credentials. The second list
+/// is for encrypted credentials (systemd-creds(1)), and has the ending of the file names for each folder.
 const PLAIN_FOLDERS: [&str; 2] = ["/etc/resmic-mailhook", "/etc/credstore"];
 const ENCRYPTED_FOLDERS: [(&str, &str); 2] = [("/etc/resmic-mailhook", ".cred"), ("/etc/credstore.encrypted", "")];
 /// The unit loads the whole folder `/etc/resmic-mailhook` under this id. systemd then puts the id and `_` before the name
@@ -82,7 +82,7 @@ impl SecretSource {
     /// Loads the secret.
     ///
     /// # Errors
-    /// [`SecretError`] if it does not exist, is empty, or is not UTF-8.
+    /// [`SecretError`] if the secret does not exist, is empty, or is not UTF-8, or if a command fails or exceeds its timeout.
     pub async fn load(&self) -> Result<SecretString, SecretError> {
         let text = match self {
             SecretSource::Credential(name) => match locate_credential(name)? {
@@ -293,7 +293,7 @@ mod tests {
         let with_prefix = folder.path().join("resmic-mailhook_k");
         std::fs::write(&with_prefix, "x").unwrap();
         assert_eq!(loaded(folder.path(), "k"), Some(with_prefix));
-        // An operator's drop-in names one credential on purpose, so its file comes first.
+        // An operator's drop-in names one credential on purpose, so the file that it loads takes precedence.
         let single = folder.path().join("k");
         std::fs::write(&single, "x").unwrap();
         assert_eq!(loaded(folder.path(), "k"), Some(single));

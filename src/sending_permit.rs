@@ -1,4 +1,5 @@
-//! Whether an attempt to deliver may begin. A daemon that shares its database with others may send only while its lease lasts.
+//! Whether an attempt to deliver may begin. A daemon that shares its database with other hosts may send only while its lease
+//! lasts.
 
 use tokio::sync::watch;
 

@@ -77,7 +77,7 @@ pub struct Logging(reload::Handle<Targets, Registry>);
 impl Logging {
     /// Sets the log level.
     pub fn set(&self, log: LogLevel) {
-        // This fails only if there is no subscriber, and without one nothing is logged.
+        // This fails only if there is no subscriber, and without a subscriber nothing is logged.
         let _ = self.0.reload(filter(log));
     }
 }
@@ -255,6 +255,6 @@ pub struct RequestCounters {
     pub nodes: NodeRequests,
     /// The requests to Resmic's API.
     pub resmic: ResmicRequests,
-    /// The publishes to streams.
+    /// The times of publishes to streams.
     pub publishes: PublishTimes,
 }

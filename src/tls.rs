@@ -52,7 +52,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Caches clients by their `ca_file`, so that a thousand accounts read the root certificates once.
+/// Caches clients by their `ca_file`, so that the root certificates are read only once for all accounts with the same `ca_file`.
 #[derive(Debug, Default)]
 pub struct TlsClients(HashMap<Option<PathBuf>, Arc<ClientConfig>>);
 
@@ -119,7 +119,8 @@ pub fn client_config_with(
     certificate: Option<ClientCertificate>,
 ) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
-    // A root certificate that cannot be parsed is skipped. If none is left, the result is `Error::NoRoots`.
+    // A root certificate of the system that cannot be parsed is skipped. If none is left, and `extra` is `None`, the result is
+    // `Error::NoRoots`.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let configured = extra.map(|path| add_file(&mut roots, path)).transpose()?.unwrap_or_default();
     if roots.is_empty() {
@@ -213,7 +214,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// The result for a server that presents `presented` as `name`, if `configured` is trusted. The time is `later` after now.
+    /// The result for a server that presents `presented` as `name`, if `configured` is trusted. The time of the check is `later`
+    /// after now.
     fn verify(configured: &rcgen::Certificate, presented: &rcgen::Certificate, name: &str, later: Duration) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");

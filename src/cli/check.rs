@@ -35,7 +35,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     if config.accounts.iter().any(|account| account.oauth2.is_some()) {
-        // If a login cannot store a new refresh token, only the log reports this error.
+        // If a login cannot store a new refresh token, only the log reports this error. So the log is printed.
         let (log, format) = (telemetry::LogLevel::Warn, Some(telemetry::LogFormat::Plain));
         let _logging = telemetry::start(&telemetry::TelemetrySettings { log, format, metrics: None });
     }

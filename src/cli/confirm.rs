@@ -80,7 +80,7 @@ fn chain_of<'a>(due: &DueLook, chains: &'a [WatchedChain]) -> Option<&'a Watched
     chains.iter().find(|watched| fold_chain(&watched.chain.name) == name)
 }
 
-/// The state after the look. The recorded result comes first, because the arrival may already pay another event.
+/// The state after the look. The recorded result takes precedence, because the arrival may already pay another event.
 fn state_and_reason(
     confirmation: &Confirmation,
     recorded: Option<&RecordedLook>,
@@ -166,7 +166,7 @@ struct VouchedLine<'a> {
 
 /// Records that an operator vouches for an event.
 pub(super) async fn vouch(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
-    // Fails if there is no database. The store below would create one.
+    // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
     let event_id = event_id.trim().to_ascii_lowercase();
     let vouched = super::with_store(config, async |store| store.vouch(&event_id).await).await?;

@@ -1,4 +1,4 @@
-//! `deliveries`: lists the outbox, makes deliveries due again, and compares streams with it.
+//! `deliveries`: lists the outbox, makes deliveries due again, and compares streams with the outbox.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `session check` and `reconcile`: asks Resmic now, and records the answers as the daemon does.
+//! `session check` and `reconcile`: both commands ask Resmic now, and record the answers as the daemon does.
 
 use std::process::ExitCode;
 
@@ -100,7 +100,7 @@ impl AnswerLine {
         Ok(())
     }
 
-    /// What was found, in one line.
+    /// The answer and the finding in one line.
     fn line(&self) -> String {
         let detail = [&self.reason, &self.event_id, &self.error].into_iter().flatten().next();
         let status = cell(self.payment_status.as_deref());
@@ -108,11 +108,10 @@ impl AnswerLine {
     }
 }
 
-/// The number of newest events of a session among which [`newest_held_event`] searches.
+/// [`newest_held_event`] searches only the newest events of a session, at most this number.
 const SEARCHED_EVENTS: u32 = 100;
 
-/// Among the events of a session, the newest one with a held delivery; `None` if the newest [`SEARCHED_EVENTS`] events have no such
-/// delivery.
+/// The newest event of a session with a held delivery; `None` if the newest [`SEARCHED_EVENTS`] events have no such delivery.
 fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Option<EventRow>> {
     let query =
         EventQuery { session: Some(session_id.to_owned()), limit: Some(SEARCHED_EVENTS), ..EventQuery::default() };
@@ -170,7 +169,7 @@ pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyh
     Ok(if answer.error.is_none() { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-/// Asks about all registered sessions without a completed or failed event.
+/// Asks about all registered sessions without a completed or failed event. Stops at an error that only a person can resolve.
 pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (store, mut inquirer) = open(config).await?;
     let asked = async {

@@ -48,7 +48,7 @@ const WRONG: u8 = 2;
 
 /// The environment variable with the path of the configuration. An empty value counts as unset.
 const VARIABLE: &str = "RESMIC_MAILHOOK_CONFIG";
-/// How many mails from files are examined and committed in one batch.
+/// The most mails from files that are examined and committed in one batch.
 const BATCH: usize = 64;
 
 /// Runs the program. For wrong usage, clap exits with 2.
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
 #[error("{0}")]
 struct UsageError(String);
 
-/// Whether the cause is the command line or the configuration.
+/// Whether the cause of an error is the command line or the configuration.
 fn is_wrong(error: &anyhow::Error) -> bool {
     let is_value = matches!(error.downcast_ref(), Some(db::Error::Value(_)));
     is_value || error.is::<config::Error>() || error.is::<UsageError>()
@@ -204,8 +204,8 @@ fn database_use(command: &Command) -> DatabaseUse {
     }
 }
 
-/// Opens the database, does the work, and waits until the database is closed. Closing it moves the changes from the `-wal` file
-/// into the database file, so that a copy of this one file is complete.
+/// Opens the database, does the work, and waits until the database is closed. SQLite then moves the changes from the `-wal` file
+/// into the database file, if no other program has the database open. After that, a copy of this one file is complete.
 async fn with_store<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Result<T>) -> db::Result<T> {
     let store = Store::open(app::store_settings(config))?;
     let done = work(&store).await;

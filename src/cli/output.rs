@@ -64,10 +64,10 @@ pub(super) fn table(columns: &[&str]) -> Table {
     table
 }
 
-/// The number of rows on a terminal without --limit.
+/// The most rows that a table on a terminal has without --limit.
 pub(super) const NEWEST: u32 = 50;
 
-/// The number of rows that a list prints: the value of --limit, else [`NEWEST`] for a table on a terminal, else all (`None`).
+/// The most rows that a list prints: the value of --limit, else [`NEWEST`] for a table on a terminal, else all rows (`None`).
 pub(super) fn limit(requested: Option<u32>, json: bool) -> Option<u32> {
     requested.or((!json && io::stdout().is_terminal()).then_some(NEWEST))
 }
@@ -79,7 +79,7 @@ pub(super) fn report_left_out(requested: Option<u32>, left_out: bool) {
     }
 }
 
-/// The number of rows in one part of a [`LongTable`]. A wide cell changes the column widths of its part only.
+/// The most rows in one part of a [`LongTable`]. A wide cell changes the column widths of its part only.
 const PART: usize = 1_000;
 
 /// A table of many rows. It is printed in parts, so that its memory does not grow with the number of rows.

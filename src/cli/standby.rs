@@ -9,8 +9,9 @@ use crate::config::Config;
 use crate::db;
 use crate::standby::{Handover, LeaseHolder, LeaseState, LeaseView, StandbySettings, find_holder, request_release};
 
-/// Refuses a command that writes the database, unless the daemon of this host is active and its lease has not ended. The last
-/// report of that daemon decides. Without a running daemon, the error names the holder that the NATS server reports.
+/// With `[standby]`, refuses a command that writes the database, unless the daemon of this host is active and its lease has not
+/// ended. The last report of that daemon decides. Without a running daemon, the error names the holder that the NATS server
+/// reports.
 pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
     let Some(standby) = &config.standby else { return Ok(()) };
     let (host, report) = app::standby_report(config, standby)?;
@@ -29,8 +30,8 @@ pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Refuses a command that reads a copy with an older schema. To open such a copy would migrate it, and only the active host may
-/// migrate its database.
+/// With `[standby]`, refuses a command that reads a copy with an older schema. To open such a copy would migrate it, and only the
+/// active host may migrate its database.
 pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
     if config.standby.is_none() {
         return Ok(());

@@ -6,7 +6,7 @@ use anyhow::Context;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use secrecy::SecretString;
 
-/// Maximum length of an answer.
+/// The most bytes of an answer that are read.
 const LONGEST_ANSWER: u64 = 16 * 1024;
 
 /// The input ended before an answer.

@@ -222,7 +222,7 @@ impl Config {
     #[must_use]
     pub fn state_folder(&self) -> PathBuf {
         match (std::env::var_os("STATE_DIRECTORY"), self.file.path.parent()) {
-            // systemd separates several folders by colons. The unit has one.
+            // systemd separates several folders by colons. The packaged unit has only one folder.
             (Some(folders), _) => std::env::split_paths(&folders).next().unwrap_or_default(),
             (None, _) if is_packaged(&self.file.path) => STATE.into(),
             (None, folder) => folder.map(Path::to_owned).unwrap_or_default(),

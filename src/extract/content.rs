@@ -13,7 +13,7 @@ pub(crate) struct MailContent {
     pub(crate) subject: Option<String>,
     /// The visible text parts.
     pub(crate) views: Vec<View>,
-    /// How much of the published layout's list is in the HTML, visible or not.
+    /// How much of the published layout's list is in the HTML, visible or not; see `resmic_template`.
     pub(crate) template: TemplateList,
     /// The items of the published layout's list, each with its field.
     pub(crate) template_items: Vec<(PaymentField, String)>,

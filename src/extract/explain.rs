@@ -9,7 +9,7 @@ use crate::model::printable;
 pub struct ValueNote {
     /// The webhook's key of the field.
     pub field: &'static str,
-    /// The value as written.
+    /// The text of the value, before it is parsed.
     pub value: String,
     /// The place of the value.
     pub place: ValuePlace,

@@ -16,10 +16,10 @@ use super::{mime, values};
 use crate::catch_panic::catch_panic;
 use crate::model::{PaymentDetails, Reason, ReasonCode, Status};
 
-/// The header fields that are signed. The parser ignores unsigned fields.
+/// The header fields whose text the parser may use. In a trusted mail, these are the signed fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SignedFields {
-    /// The Subject is signed.
+    /// Whether the parser may use the Subject.
     pub subject: bool,
 }
 
@@ -64,7 +64,7 @@ impl MailParser {
     }
 
     /// Parses a mail, and calls `inspect` with the parsed message, so that the caller need not parse the header again.
-    /// The second value is `None` if the message could not be parsed or is too large.
+    /// The second value is `None` if the message could not be parsed, or if it exceeds a limit that is checked before parsing.
     #[must_use]
     pub fn parse_and_inspect<T>(
         &self,
@@ -141,7 +141,7 @@ fn unreadable(message: impl AsRef<str>) -> Parsed {
     Parsed::Unreadable(Reason::new(ReasonCode::Unreadable, message))
 }
 
-/// Classifies a mail whose values do not indicate a payment. Returns `None` if the mail may still report a payment.
+/// Classifies a mail whose values do not indicate a payment. Returns `None` if the caller must check the mail like a payment.
 fn classify_other_mail(
     content: &MailContent,
     found: &[FoundValue],
@@ -174,7 +174,7 @@ fn classify_other_mail(
     if is_empty && titles.is_empty() {
         return Some(unreadable(NO_TEXT));
     }
-    // The text beyond the limit may contain the payment.
+    // A view was cut at its limit. The text beyond this limit may contain the payment.
     if content.views.iter().filter_map(|view| view.problem).any(|(code, _)| code == ReasonCode::TooLarge) {
         return None;
     }
@@ -186,7 +186,7 @@ fn has_transaction_hash(line: &ViewLine) -> bool {
     fn words(text: &str) -> impl Iterator<Item = &str> {
         text.split(|c: char| !c.is_ascii_alphanumeric())
     }
-    // Links contain other long words, but none that begins with `0x`.
+    // Links also contain long words that are not hashes. So a word of a link counts only if it begins with `0x`.
     let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
     line.cells.iter().flat_map(|cell| words(cell)).any(values::is_transaction_hash)
         || linked.any(values::is_transaction_hash)

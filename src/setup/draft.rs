@@ -55,7 +55,7 @@ pub struct ProviderApp {
 pub enum OrderMethod {
     /// By the signed address of an order.
     Address,
-    /// By the one registered session with the same amount.
+    /// By the only registered session with the same amount.
     Match,
     /// The handler identifies payments itself.
     Send,

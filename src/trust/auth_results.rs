@@ -1,8 +1,8 @@
 //! Authenticates a mail by Authentication-Results (RFC 8601) of the merchant's own receiving server.
 //!
 //! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escaping them. So a forger can
-//! write statements into the field. Therefore the server's result proves only that the body is unchanged. This module verifies
-//! the header part of the signature that the server found valid.
+//! write statements into the field. Therefore this module relies on the server's result only for the body. It verifies the
+//! header part of the signature that the server found valid.
 
 use mail_auth::dkim::Signature;
 
@@ -23,7 +23,8 @@ pub(super) struct PassedSignature {
     selector: Option<String>,
 }
 
-/// Searches for a signature of the From's organisation that the server found valid, and verifies its header part.
+/// Searches for a signature that the server found valid, by the organisation whose domain is in the From field. Verifies the
+/// header part of this signature.
 pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings, resolver: &Resolver) -> Authenticity {
     let passed = authserv::own_fields(mail.header, &settings.authserv_ids).and_then(|f| passed(&f, mail.from));
     let passed = match passed {

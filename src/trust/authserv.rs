@@ -22,11 +22,12 @@ pub(super) fn is_valid(id: &str) -> bool {
 /// The topmost consecutive Authentication-Results fields of the servers in `ids`.
 ///
 /// Header fields with other names in between are ignored. Authentication-Results fields of other servers above these fields are
-/// also ignored, because they were added later. Below, the first field of another server ends the search. If Microsoft's servers
-/// received the mail, `ids` allows them, and the topmost field names no server, the result is this field alone.
+/// also ignored, because they were added later. Below these fields, the first field of another server ends the search. If
+/// Microsoft's servers received the mail, `ids` allows them, and the topmost field names no server, the result is this field
+/// alone.
 ///
 /// # Errors
-/// The reason, if there is no such field or one of them cannot be parsed.
+/// The reason, if there is no such field, or if one of these fields cannot be parsed.
 pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<AuthResultsField>, String> {
     let values: Vec<_> = header.all("authentication-results").map(String::from_utf8_lossy).collect();
     if ids.iter().any(|id| id == MICROSOFT)

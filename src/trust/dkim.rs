@@ -1,5 +1,5 @@
-//! Verifies DKIM signatures (RFC 6376). A mail needs a signature of its From's organisation that includes From, To and the whole
-//! body.
+//! Verifies DKIM signatures (RFC 6376). A mail needs a signature that includes From, To and the whole body. This signature must
+//! be of the organisation whose domain is in the From field.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,8 +14,7 @@ use super::header::{Header, has_lone_cr};
 use super::{Candidate, is_aligned, untrusted};
 use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof, printable};
 
-/// The most signatures of the From's organisation that are verified. Each signature may need a DNS lookup of a name that the
-/// sender has chosen.
+/// The most signatures of one mail that are verified. Each signature may need a DNS lookup of a name that the sender has chosen.
 const MAX_VERIFIED: usize = 4;
 /// The most signatures of a mail, and the most header fields that a signature may name (`h=`). Each name is compared with each
 /// field, and a forger can write signatures with many names. Large senders name about forty fields.
@@ -96,7 +95,8 @@ fn disable_library_checks(message: &mut AuthenticatedMessage<'_>, part: &Verifie
         let is_of_signature = |(canonical, hash, length, _): &&(Canonicalization, HashAlgorithm, u64, Vec<u8>)| {
             (*canonical, *hash, *length) == (signature.cb, algorithm, signature.l)
         };
-        // mail-auth would compare bh= with the hash of the body. So bh= gets this hash.
+        // For `VerifiedPart::Header`, the body must not be compared with bh=. mail-auth always compares bh= with the hash of the
+        // body. So bh= gets this hash.
         if let (VerifiedPart::Header(_), Some((.., hash))) = (part, hashes.iter().find(is_of_signature)) {
             signature.bh.clone_from(hash);
         }

@@ -55,7 +55,7 @@ const MAX_KEYS: usize = 1_000;
 /// The longest time that a key stays in the cache, even if its TTL is longer. A revoked key must not be used for longer.
 const MAX_TTL: Duration = Duration::from_secs(3600);
 
-/// The number of keys that are looked up before a mail needs them.
+/// The most keys that are looked up before a mail needs them.
 const MAX_RECENT_KEYS: usize = 4;
 
 /// Looks up keys, and caches them until their TTL ends, but for an hour at most.
@@ -77,7 +77,7 @@ impl Resolver {
     /// A resolver for these servers. It must be created inside a tokio runtime.
     ///
     /// # Errors
-    /// /etc/resolv.conf cannot be read.
+    /// `settings` names no servers and /etc/resolv.conf cannot be read, or the resolver cannot be started.
     pub fn new(settings: &DnsSettings) -> anyhow::Result<Self> {
         let servers: Vec<SocketAddr> = settings.servers.iter().map(|server| server.0).collect();
         let name_servers = NameServers::new(&servers, set_resolver_options)?;
@@ -189,7 +189,7 @@ fn set_resolver_options(options: &mut ResolverOpts) {
 /// For `check --connect`: looks up a domain's mail servers and its DMARC policy. Returns lines for the operator.
 ///
 /// # Errors
-/// A message for the operator, if DNS does not answer.
+/// A message for the operator, if DNS does not answer the lookup of the mail servers.
 pub async fn check_domain(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
     let name = &format!("{domain}.");
     let mx = resolver.name_servers.query(|dns| async move { Ok(dns.0.mx_lookup(name.as_str()).await?) });

@@ -31,8 +31,8 @@ impl KeyRecord {
     }
 }
 
-/// Whether this module parsed the record. mail-auth also parses keys itself, and the keys that it parses lack the additional
-/// flags.
+/// Whether this module parsed a key record; true for other records. mail-auth also parses keys itself, and such keys lack the
+/// additional flags.
 pub(super) fn is_checked(record: &Txt) -> bool {
     !matches!(record, Txt::DomainKey(key) if !key.has_flag(CHECKED))
 }

@@ -164,8 +164,8 @@ fn may_contain(header: &[u8], domain: &str) -> bool {
         || may_split_address(header)
 }
 
-/// Whether the header has characters that may split an address and do not belong to it: a comment, a backslash, or a line
-/// break within `<>` (RFC 5322, 4.4).
+/// Whether the header has characters that may split an address without being a part of the address: a comment, a backslash,
+/// or a line break within `<>` (RFC 5322, 4.4).
 fn may_split_address(header: &[u8]) -> bool {
     let addresses =
         || header.split(|byte| *byte == b'<').skip(1).filter_map(|rest| rest.split(|byte| *byte == b'>').next());

@@ -88,7 +88,7 @@ impl NameServers {
     /// Uses these servers, or the system's if the list is empty. `options` overrides the options of the system.
     ///
     /// # Errors
-    /// /etc/resolv.conf cannot be read.
+    /// The list is empty and /etc/resolv.conf cannot be read, or the resolver cannot be started.
     pub(super) fn new(servers: &[SocketAddr], options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
         if servers.is_empty() {
             let read = || {
@@ -142,7 +142,8 @@ impl NameServers {
         query_ways.resolver(query_ways.last_working.load(Ordering::Relaxed)).unwrap_or(query_ways.usual)
     }
 
-    /// The current ways to query. If the changed file has no servers, as between two networks, the previous ways stay.
+    /// The current ways to query. While the machine changes networks, the changed file may have no servers. In that case, the
+    /// previous ways stay.
     fn query_ways(&self) -> QueryWays {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(system) = &self.system else { return current.query_ways.clone() };

@@ -8,7 +8,7 @@ use super::super::output::message;
 use super::super::{UsageError, terminal};
 use crate::secret::SecretSource;
 
-/// Maximum length of a secret on standard input.
+/// The most bytes of a secret that are read from standard input.
 const LONGEST_SECRET: u64 = 64 * 1024;
 
 /// Gets answers from flags, or from a person.

@@ -227,12 +227,12 @@ impl Setup<'_> {
     }
 }
 
-/// Whether the provider of the account may not deliver mails to addresses with a `+` tag. Signed addresses have such a tag.
+/// Whether the provider of the account may fail to deliver mails to addresses with a `+` tag. Signed addresses have such a tag.
 pub(super) fn lacks_tags(draft: &Draft) -> bool {
     Provider::by_host(&draft.server.host).is_some_and(|provider| !provider.has_tags)
 }
 
-/// An identifier at a provider, which becomes part of a URL.
+/// Checks an identifier at a provider. The identifier becomes part of a URL.
 fn is_id(text: &str) -> Result<(), String> {
     let is_right = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     if is_right {

@@ -1,5 +1,5 @@
-//! Compares all values that were found for a field. If they agree, they are the field's value; if two differ, the mail
-//! is quarantined.
+//! Compares all values that were found for a field. If all of them agree, the field has this value. If two of them differ,
+//! the mail is quarantined.
 
 use jiff::Timestamp;
 
@@ -9,7 +9,8 @@ use crate::extract::labels::LabelTable;
 use crate::extract::values::{self, Amount};
 use crate::model::{self, Reason, ReasonCode, Status, same_amount, same_token};
 
-/// The fields whose values agree. The status is from the status field alone, without the titles.
+/// The fields, each with its first value. They are valid only if `ConsistencyCheck::problem` is `None`. The status is from
+/// the status field alone, without the titles.
 #[derive(Debug, Default)]
 pub(crate) struct AgreedFields {
     pub(crate) status: Option<Status>,
@@ -57,7 +58,7 @@ impl<'a> ConsistencyCheck<'a> {
         ConsistencyCheck { found, notes, problem: None }
     }
 
-    /// Returns the fields whose values agree. A disagreement is kept in `problem`.
+    /// Returns the first value of each field. If another value differs or cannot be parsed, `problem` has the reason.
     pub(crate) fn agreed_fields(&mut self) -> AgreedFields {
         let blockchain = self.agreed_value(PaymentField::Blockchain, values::parse_blockchain, |a, b| a == b);
         let family = values::chain_family(blockchain.as_deref());
@@ -85,7 +86,8 @@ impl<'a> ConsistencyCheck<'a> {
         fields
     }
 
-    /// Returns the value of a field, if all its values agree. `parse` parses a value, `same` compares two.
+    /// Returns the first value of a field that can be parsed. Each other value that differs, or that cannot be parsed, is
+    /// reported as a problem. `parse` parses a value, and `same` compares two values.
     fn agreed_value<T>(
         &mut self,
         field: PaymentField,
@@ -107,7 +109,7 @@ impl<'a> ConsistencyCheck<'a> {
                     continue;
                 }
                 Ok(value) => value,
-                // Any text below a status label may contradict the heading, even a sentence.
+                // Text below a status label is never ignored, because even a sentence may contradict the status in a heading.
                 Err(_)
                     if found.position == ValuePosition::Below
                         && field != PaymentField::Status
@@ -176,7 +178,8 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// The items of the published list, visible or hidden, must equal the parsed fields.
+    /// Each item of the published list that can be parsed, visible or hidden, must equal the parsed field. A field without a
+    /// value is not compared.
     pub(crate) fn check_template_items(&mut self, items: &[(PaymentField, String)], fields: &AgreedFields) {
         for (field, item) in items {
             let differs = match field {
@@ -212,7 +215,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A dollar amount in the subject or a heading must equal the amount.
+    /// A dollar amount in one of these titles must equal the amount, unless the amount is in another currency.
     pub(crate) fn check_titles(&mut self, titles: &[&String], amount: Option<&Amount>) {
         let dollars = amount.filter(|a| a.currency.as_deref().is_none_or(|c| c == "USD"));
         for title in titles {
@@ -244,7 +247,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// The currency of the amount must be the token or the dollar.
+    /// The currency of the amount must be the token or the dollar. In a mail without a token, any known token is accepted.
     fn check_amount_and_token(&mut self, fields: &AgreedFields) {
         let currency = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
         match (currency, fields.token.as_deref()) {
@@ -278,7 +281,7 @@ impl<'a> ConsistencyCheck<'a> {
     }
 }
 
-/// Whether an item of the list can be parsed and is not the field's value.
+/// Whether an item of the list differs from the field's value. False if the item cannot be parsed, or the field has no value.
 fn differs<T>(item: Result<T, String>, value: Option<&T>, same: impl Fn(&T, &T) -> bool) -> bool {
     item.ok().zip(value).is_some_and(|(item, value)| !same(&item, value))
 }
@@ -292,7 +295,8 @@ fn is_same_identifier(a: &str, b: &str) -> bool {
     model::fold_hash(a) == model::fold_hash(b)
 }
 
-/// The minute of a time. Only the minutes of times are compared, because the time format of the webhook has no seconds.
+/// The number of whole minutes since 1970. Times are compared without their seconds, because the time format of the webhook
+/// has no seconds.
 fn minute_of(at: Timestamp) -> i64 {
     at.as_second().div_euclid(60)
 }
@@ -313,8 +317,8 @@ fn is_mail_header(found: &FoundValue) -> bool {
     }
 }
 
-/// Whether a text below a label is meant as its value: one word, a number, or a text with a part of a hash. A sentence
-/// is not a value.
+/// Whether a text below a label is meant as its value: one word, a text that begins with a number, or a text with a part of
+/// a hash. Any other sentence is not a value.
 fn looks_like_value(value: &str) -> bool {
     let is_piece = |word: &str| word.len() >= 20 && word.bytes().all(|b| b.is_ascii_alphanumeric());
     !value.contains(' ')
@@ -322,8 +326,8 @@ fn looks_like_value(value: &str) -> bool {
         || value.split(' ').any(is_piece)
 }
 
-/// Whether a text looks like the name of a chain or token. This is checked only for a text below a label, where any
-/// text can stand.
+/// Whether the value of a chain or token field looks like a name; true for all other fields. This is checked only for a text
+/// below a label, where any text can stand.
 fn is_plausible_name(found: &FoundValue) -> bool {
     let text = found.value.trim();
     match found.field {

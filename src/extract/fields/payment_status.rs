@@ -1,4 +1,5 @@
-//! Combines everything that states the status: a status field, the published list, the subject and the headings.
+//! Combines everything that states the status: a status field, the list of the published layout (the published list), the
+//! subject and the headings.
 
 use super::consistency::AgreedFields;
 use super::topic::{TitleMeaning, contradicts_payment, title_contradicts_payment};
@@ -40,8 +41,8 @@ impl StatusStatements<'_> {
         self.meanings.iter().map(|(_, title)| *title).collect()
     }
 
-    /// Returns the status on which all statements agree. If only the published list states it, no text may contradict
-    /// the list.
+    /// Returns the status on which all statements agree. If only the published list states the status, no title and no text
+    /// above the list may contradict it.
     pub(crate) fn agreed_status(&self, views: &[View]) -> Result<Status, Reason> {
         let status = self.stated_status()?;
         match self.list_line {

@@ -41,7 +41,7 @@ fn matches(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
     pattern.as_ref().is_some_and(|p| p.is_match(text))
 }
 
-/// The meaning of a subject or a heading; `None` if it does not mention a payment.
+/// The meaning of a subject or a heading; `None` if it does not mention a payment, or has more than 200 bytes.
 pub(crate) fn title_meaning(text: &str) -> Option<TitleMeaning> {
     if text.len() > 200 || !matches(&PAYMENT, text) {
         return None;
@@ -91,7 +91,8 @@ pub(crate) fn title_contradicts_payment(title: &str) -> bool {
     contradicts_payment(title) || matches(&NOT_HAPPENED, title) || matches(&UNFINISHED, title)
 }
 
-/// The headings of a view. In a view without marked headings, the first lines count as headings.
+/// The headings of a view, without quoted lines. In a view without marked headings, the short lines among the first three
+/// lines count as headings.
 pub(crate) fn headings(view: &View) -> Vec<String> {
     let own_lines = || view.lines.iter().filter(|l| !l.quoted);
     let marked: Vec<String> = own_lines().filter(|l| l.kind == LineKind::Heading).map(ViewLine::to_text).collect();
@@ -140,8 +141,8 @@ const OTHER_MAILS: [(&str, &[&str]); 5] = [
     ("about a payout or an invoice of the provider", &["invoice", "payout"]),
 ];
 
-/// The kind of a mail that is not a notification, by its subject or headings. A mail with the word `unsubscribe` in any
-/// line is a newsletter.
+/// The kind of a mail that is not a notification, by its subject or headings. If they name no kind, a mail with the word
+/// `unsubscribe` in any line is a newsletter.
 pub(crate) fn other_mail_kind(texts: &[String], views: &[View]) -> Option<&'static str> {
     let lowercase: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
     let found_kind =

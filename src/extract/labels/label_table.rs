@@ -261,7 +261,7 @@ fn fold_up_to(text: &str, longest: usize) -> Option<String> {
     Some(label)
 }
 
-/// Adds the currency of a label such as `Amount (USD)` to its value.
+/// Adds the currency of a label such as `Amount (USD)` to its value, unless the value names the dollar already.
 pub(crate) fn with_currency(field: PaymentField, label: &str, value: &str) -> String {
     let names_dollars = field == PaymentField::Amount && fold_label(label).contains("usd");
     if names_dollars && !value.contains('$') && !value.contains("USD") {

@@ -259,7 +259,7 @@ impl LineScanner<'_> {
         self.split_pair(text).is_some()
     }
 
-    /// Splits label and value at the first colon, or else at a dash or arrow between spaces.
+    /// Splits label and value at the first colon or equals sign, or else at a dash or arrow between spaces.
     fn split_pair<'t>(&self, text: &'t str) -> Option<(PaymentField, &'t str, &'t str)> {
         let with_field = |(label, value)| Some((self.table.field_of(label)?, label, without_markup(value)));
         split_at_colon(text).and_then(with_field).or_else(|| split_at_dash(text).and_then(with_field))
@@ -284,7 +284,7 @@ const FIRST_BYTE_OF_DASHES: u8 = 0xe2;
 
 /// Splits at a dash or an arrow.
 fn split_at_dash(text: &str) -> Option<(&str, &str)> {
-    // Every mark contains one of these bytes, and few lines do.
+    // Every mark contains one of these two bytes. Most lines contain neither byte, so they need no further search.
     memchr::memchr2(b'-', FIRST_BYTE_OF_DASHES, text.as_bytes())?;
     [" - ", " – ", " — ", " → ", " -> "].iter().find_map(|mark| text.split_once(mark))
 }

@@ -69,8 +69,8 @@ const LINK_SIGNS: [char; 14] = ['↗', '→', '➜', '➚', '⤴', '⧉', '🔗'
 /// A footnote mark such as `[1]` in `0xab[1]`. The link of this footnote is at the end of the mail.
 static FOOTNOTE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\[[0-9]{1,2}\]").ok());
 
-/// Separates a value from link text and links around it, and returns the value and the links. `None` if the text is only
-/// a value, or has other words.
+/// Separates a value from link text and links around it, and returns the value and the links. `None` if the text is only a
+/// value, contains other words, or has more than 500 bytes.
 pub(crate) fn split_link_text(text: &str) -> Option<(String, Vec<String>)> {
     // A hash of 66 characters, a link to it and a few words are shorter than this limit.
     if text.len() > 500 || !text.contains(|c: char| c.is_whitespace() || is_bracket(c)) {

@@ -14,7 +14,7 @@ pub(crate) struct ObjectPair {
 pub(crate) enum ObjectValue {
     /// The content of a string.
     Text(String),
-    /// `true`, `false`, or a number as written. It is never converted to a float.
+    /// A word without quotes, as written: `true`, `false`, or a number. A number is never converted to a float.
     Bare(String),
     /// `null` or `undefined`.
     Absent,

@@ -1,4 +1,5 @@
-//! Finds the list of the published layout in HTML, visible or not.
+//! Finds the list of the published layout in HTML, visible or not. The published layout is the HTML of the payment mail in
+//! Resmic's published code.
 //!
 //! Resmic does not escape names and tokens in that HTML. The creator of a token can therefore hide the list and show
 //! another list, but cannot remove the original list from the HTML.
@@ -95,8 +96,8 @@ const MAX_WRAPPERS: usize = 8;
 /// would take quadratic time.
 const MAX_WRAPPER_BYTES: usize = 2_000;
 
-/// The text of an item up to its end. `None` if elements split the text, because a part of it may be hidden. Resmic's
-/// list has no such elements.
+/// The text of an item up to its end. `None` if elements split the text, because a part of it may be hidden. Resmic's list has
+/// no such elements. The result is also `None` if the item has no end within [`MAX_ITEM`] bytes.
 fn item_text(html: &str) -> Option<String> {
     let mut rest = html.get(..html.floor_char_boundary(MAX_ITEM)).unwrap_or(html);
     let mut out = String::new();

@@ -22,7 +22,7 @@ pub(crate) enum TextFormat {
     Html,
 }
 
-/// `format=flowed`, with `delsp=yes` if the space at a line's end is deleted (RFC 3676).
+/// The parameters of `format=flowed` (RFC 3676). With `delsp=yes`, the space at the end of a line is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flowed {
     pub(crate) delete_space: bool,
@@ -32,7 +32,7 @@ fn malformed(message: &str) -> Reason {
     Reason::new(ReasonCode::Malformed, message)
 }
 
-/// Parses the structure of a mail. Pure; the size of the mail bounds time and memory.
+/// Parses the structure of a mail. The function is pure, and the size of the mail bounds its time and memory.
 pub(crate) fn parse_message(mail: &[u8]) -> Result<Message<'_>, Reason> {
     limits::check_bytes(mail)?;
     let parser = MessageParser::default();
@@ -50,7 +50,7 @@ pub(crate) fn check_structure(message: &Message<'_>) -> Result<(), Reason> {
         return Err(malformed("it has no From, Date, Subject, To or Message-ID"));
     }
     limits::check_message(message)?;
-    // Programs disagree about which of two fields counts (RFC 2045, 3).
+    // Programs disagree about which of two fields with the same name counts (RFC 2045, 3).
     for name in ["Content-Type", "Content-Transfer-Encoding"] {
         let count = |part: &MessagePart<'_>| part.headers.iter().filter(|h| h.name() == name).count();
         if message.parts.iter().any(|part| count(part) > 1) {

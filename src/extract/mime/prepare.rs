@@ -14,8 +14,8 @@ const FIELD: &[u8] = b"content-transfer-encoding:";
 /// The encodings of RFC 2045. A comment is blanked only if the rest of the field is one of these encodings.
 const ENCODINGS: [&str; 5] = ["7bit", "8bit", "binary", "quoted-printable", "base64"];
 
-/// Removes a byte order mark at the start of the mail. Overwrites marks at the start of a body, and the comments, with
-/// spaces. The mail is copied only if something is overwritten.
+/// Removes a byte order mark at the start of the mail. Overwrites byte order marks at the start of a body, and comments in
+/// `Content-Transfer-Encoding`, with spaces. The mail is copied only if something is overwritten.
 pub(crate) fn prepare_bytes(mail: &[u8]) -> Cow<'_, [u8]> {
     let mail = mail.strip_prefix(BOM.as_bytes()).unwrap_or(mail);
     let mut prepared = Cow::Borrowed(mail);
@@ -43,8 +43,8 @@ fn begins_body(mail: &[u8], at: usize) -> bool {
     mail.get(..at).is_some_and(|before| before.ends_with(b"\n\n") || before.ends_with(b"\n\r\n"))
 }
 
-/// The positions of the comments in the field that begins at `start`. Empty unless the field is a
-/// `Content-Transfer-Encoding` with one of the [`ENCODINGS`].
+/// The positions of the comments in the field that begins at `start`. The result is empty if a comment does not end, or if
+/// the field is not a `Content-Transfer-Encoding` with one of the [`ENCODINGS`].
 fn encoding_comments(mail: &[u8], start: usize) -> Vec<Range<usize>> {
     let is_field = |text: &&[u8]| text.get(..FIELD.len()).is_some_and(|name| name.eq_ignore_ascii_case(FIELD));
     let Some(field) = mail.get(start..).filter(is_field) else { return Vec::new() };

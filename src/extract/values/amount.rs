@@ -65,7 +65,7 @@ fn is_symbol_not_currency(word: &str) -> bool {
 static DOLLARS: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?:US\$|\$|\bUSD) ?([0-9][0-9.,]*)|\b([0-9][0-9.,]*) ?(?:USD\b|US\$|\$)").ok());
 
-/// The dollar amounts in a sentence, as digits. Amounts in other forms are left out.
+/// The dollar amounts in a sentence, as digits. Amounts that [`parse_amount`] refuses are left out.
 pub(crate) fn dollar_amounts(text: &str) -> Vec<String> {
     let Some(pattern) = DOLLARS.as_ref() else { return Vec::new() };
     let matches = pattern.captures_iter(text).filter_map(|found| found.get(1).or_else(|| found.get(2)));

@@ -36,7 +36,7 @@ pub(crate) fn parse_explorer_link(link: &str) -> Option<(&'static str, String)> 
     Some((chain, segment_after_tx(path)?.to_owned()))
 }
 
-/// The transaction hash in the path of a link to any host. `None` if the path has no text of this form.
+/// The transaction hash after `/tx/`, `/txs/` or `/transaction/` in a link to any host. `None` if the link has no such hash.
 pub(crate) fn transaction_in_link(link: &str) -> Option<String> {
     let (_, path) = link.split_once("://")?;
     segment_after_tx(path).filter(|part| is_transaction_hash(part)).map(str::to_owned)

@@ -1,4 +1,4 @@
-//! Parses single values by their form and, where there is one, by their checksum.
+//! Parses single values by their form, and by their checksum if they have one.
 //!
 //! Each parser returns the value, or the reason why the text is doubtful.
 

@@ -48,7 +48,7 @@ fn to_timestamp(found: &Captures<'_>, accepts_hour_24: bool) -> Option<Timestamp
     };
     let small = |name: &str| number(name).and_then(|n| i8::try_from(n).ok());
     let mut hour = small("hour")?;
-    // Some Node versions print midnight as hour 24 of the same day ("h24").
+    // Some Node versions print the first hour of a day as hour 24 of that day ("h24").
     if accepts_hour_24 && hour == 24 {
         hour = 0;
     }

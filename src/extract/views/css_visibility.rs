@@ -48,8 +48,8 @@ impl Display {
     }
 }
 
-/// A colour, 0xRRGGBB. A colour in another notation, or an image, is `Unknown`. An unknown colour is equal to no
-/// colour, not even to another unknown one.
+/// A colour as 0xRRGGBB. An image, or a colour in a notation that [`Colour::parse`] does not support, is `Unknown`. An unknown
+/// colour differs from every colour, even from another unknown colour.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Colour {
     Known(u32),
@@ -110,8 +110,8 @@ struct CombinedHiding {
 
 impl Appearance {
     /// Parses `name: value; …`. A declaration that removes text counts even if a later declaration overrides it,
-    /// because a mail with both may mislead its reader. For `visibility` and the font size, the last declaration
-    /// counts.
+    /// because a mail with both declarations may mislead its reader. For `visibility` and the font size, the last
+    /// declaration counts.
     pub(crate) fn parse(declarations: &str) -> Appearance {
         let mut appearance = Appearance::default();
         // An escape in a style is an attempt to evade this parser, so the element is removed.
@@ -184,8 +184,8 @@ impl Appearance {
         }
     }
 
-    /// The effect of a rule whose selector has conditions that are not checked. The rule may not apply, so its colours
-    /// are unknown, and `display`, `apart` and `odd` are ignored.
+    /// The effect of a rule whose selector has conditions that are not checked. It is not known whether the rule applies. So
+    /// its colours are unknown, and `display`, `apart` and `odd` are ignored.
     pub(crate) fn for_some_elements(self) -> Appearance {
         let unknown = |colour: Option<Colour>| colour.map(|_| Colour::Unknown);
         let (colour, background) = (unknown(self.colour), unknown(self.background));

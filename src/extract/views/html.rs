@@ -14,8 +14,8 @@ use super::style_sheet::{StyleSheet, is_for_every_screen};
 use super::view::View;
 use crate::model::ReasonCode;
 
-/// The most bytes that html5ever parses of HTML that `html_fast` has refused. html5ever compares each attribute of a
-/// tag with all other attributes of that tag, so one tag of a megabyte would take seconds.
+/// If `html_fast` refuses HTML, html5ever parses at most this number of bytes. html5ever compares each attribute of a tag with
+/// all other attributes of that tag, so one tag of a megabyte would take seconds.
 const MAX_TOKENIZED: usize = 256 << 10;
 
 /// The problem of a view that was cut at [`MAX_TOKENIZED`].
@@ -49,8 +49,8 @@ pub(crate) fn style_sheets(html: &str) -> Vec<String> {
     }
 }
 
-/// The beginning of the text up to the last style sheet. The rest has no style sheet, so it need not be scanned for
-/// one.
+/// The beginning of the text, up to the end of the last style sheet; `None` if there is no style sheet. The search for style
+/// sheets can skip the rest.
 fn up_to_last_style_sheet(html: &str) -> Option<&str> {
     let text = html.as_bytes();
     let starts_at = |at: &usize, tag: &[u8]| text.get(*at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));

@@ -19,11 +19,11 @@ pub(crate) struct OpenElement<'a> {
     pub(crate) flow: Flow,
     /// Whether the children of the element are laid out side by side.
     is_row: bool,
-    /// Whether no text precedes the element in its line.
+    /// Whether the element is not a block, and no text precedes it in its line.
     pub(crate) starts_line: bool,
     /// Whether the element changes the font size.
     pub(crate) resized: bool,
-    /// The search for an open paragraph ends at this element.
+    /// Whether the search for an open paragraph ends at this element.
     pub(crate) is_edge: bool,
 }
 
@@ -66,7 +66,7 @@ impl<'a> OpenElement<'a> {
         }
     }
 
-    /// Whether its text is invisible.
+    /// Whether the text of the element is invisible.
     pub(crate) fn hides(&self) -> bool {
         self.removed || self.invisible || self.without_font_size || self.colour == self.background
     }

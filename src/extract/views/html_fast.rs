@@ -1,8 +1,8 @@
 //! A fast parser for the HTML of most mails: texts, tags with attributes, comments, style sheets.
 //!
-//! It returns `None` at the first sign of rare or invalid HTML. html5ever then parses the whole text again. HTML without
-//! such a sign is called plain. For plain HTML this parser gives the same result as html5ever in less time; a test compares
-//! the two.
+//! It returns `None` at the first sign of rare or invalid HTML. html5ever then parses the text again from its start. HTML
+//! without such a sign is called plain. For plain HTML this parser gives the same result as html5ever in less time; a test
+//! compares the two.
 
 use std::borrow::Cow;
 
@@ -98,7 +98,7 @@ impl<'a> FastParser<'a> {
         self.advance_while(is_space);
     }
 
-    /// Parses the name of a tag or an attribute, in lower case. `None` if it has unusual characters.
+    /// Parses the name of a tag or an attribute, in lower case. `None` if it does not begin with an ASCII letter.
     fn parse_name(&mut self) -> Option<Cow<'a, str>> {
         let name = self.advance_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b':' | b'.'));
         if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {

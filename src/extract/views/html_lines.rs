@@ -23,8 +23,8 @@ const MAX_LEAD: usize = 80;
 pub(crate) struct HtmlLines<'s, 'a> {
     sheet: &'s StyleSheet,
     open: Vec<OpenElement<'a>>,
-    /// Hidden or odd formatting elements that a misnested end tag closed. A browser opens them again, so the text after
-    /// them stays hidden until their end tags.
+    /// Hidden or odd formatting elements that a misnested end tag closed. A browser opens them again, so the text up to their
+    /// end tags counts as hidden.
     lingering: Vec<Cow<'a, str>>,
     /// The output buffers: one for the page, and one for each open table cell.
     buffers: Vec<LineBuffer>,
@@ -224,7 +224,8 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
             "dt" | "dd" => (&["dt", "dd"], &["dl", "table"]),
             "tr" => (&["tr"], &["table"]),
             "td" | "th" => (&["td", "th"], &["tr", "table"]),
-            // A block ends an open paragraph. Resmic's mail has list items inside of a paragraph.
+            // A block ends an open paragraph. A list item does not end it, because Resmic's mail has list items inside of a
+            // paragraph.
             _ if is_block(name) && name != "br" => {
                 let edge = self.open.iter().rev().find(|o| o.is_edge);
                 if edge.is_some_and(|o| o.name == "p") {

@@ -35,7 +35,7 @@ fn is_ruler(line: &str) -> bool {
     !line.is_empty() && line.chars().all(|c| matches!(c, '-' | '=' | '_' | '*' | '+' | '|' | ':' | '─' | ' ' | '\t'))
 }
 
-/// Joins each line that ends in a space with the next one (RFC 3676, 4.1). Quoted lines stay unchanged.
+/// Joins each line that ends in a space with the next line (RFC 3676, 4.1). Quoted lines stay unchanged.
 fn join_flowed(text: &str, flowed: Flowed) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.lines() {

@@ -24,7 +24,8 @@ pub(crate) const HTML: &str = "text/html";
 /// mail does not become an event.
 pub(crate) const MAX_LINES: usize = 5_000;
 
-/// The most cells of a line. A line with more cells is not treated as a row of a table.
+/// The most cells of a line. A line with more cells is not treated as a row of a table. But if spaces separate the cells in
+/// plain text, the cells after this number are ignored instead.
 pub(crate) const MAX_CELLS: usize = 64;
 
 /// The most links of a line that are kept.
@@ -86,7 +87,7 @@ impl ViewLine {
 }
 
 impl View {
-    /// Adds a line, if it is not empty.
+    /// Adds a line, if it is not empty. In a view with [`MAX_LINES`] lines, sets `problem` instead.
     pub(crate) fn push_line(&mut self, line: ViewLine) {
         if self.lines.len() >= MAX_LINES {
             self.problem = Some(TOO_MANY_LINES);

@@ -15,7 +15,7 @@ const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:device_code";
 const USUAL_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
-/// Added to the pause after `slow_down` (RFC 8628, 3.5).
+/// The answer `slow_down` makes the pause longer by this time (RFC 8628, 3.5).
 const SLOWER: Duration = Duration::from_secs(5);
 /// The authorization fails after this number of consecutive requests without a usable answer.
 const PATIENCE: u32 = 5;

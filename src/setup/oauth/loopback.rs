@@ -26,7 +26,7 @@ use crate::setup::random_hex;
 
 /// The time limit for the person.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// The time limit of a connection from a browser, and the number of connections at the same time.
+/// The time limit of a connection from a browser, and the most connections at the same time.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 16;
 
@@ -133,7 +133,7 @@ impl Loopback {
     }
 }
 
-/// Parses a redirect from a query. `None` if the query does not belong to this authorization.
+/// Parses a redirect from a query. `None` if the query does not belong to this authorization, or has neither a code nor an error.
 fn redirect(query: &str, state: &str) -> Option<Redirect> {
     if http::query_value(query, "state").as_deref() != Some(state) {
         return None;

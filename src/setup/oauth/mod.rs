@@ -39,7 +39,7 @@ pub enum AuthorizationWay {
 }
 
 impl AuthorizationWay {
-    /// The configured method, or the usual one of the provider.
+    /// The configured method, or the usual method of the provider.
     ///
     /// # Errors
     /// A message for the operator, if neither is known.
@@ -93,9 +93,9 @@ struct Reply {
 /// Why an endpoint returned no token.
 #[derive(Debug, PartialEq, Eq)]
 enum Denial {
-    /// The answer is unusable, but a later one may be usable.
+    /// There is no usable answer, but a later answer may be usable. Contains a message for the operator.
     Passing(String),
-    /// An error code, and a message for the operator.
+    /// An error code, and a message for the operator. The code is empty if the endpoint sent none.
     Code(String, String),
 }
 
@@ -110,7 +110,7 @@ impl OAuthClient {
     /// Posts a form to an endpoint of the provider. Errors leave out the secrets of the form.
     async fn post(&self, url: &Url, form: &[(&str, &str)]) -> Result<Reply, Denial> {
         let tls = self.tls.clone().filter(|_| url.tls);
-        // Without TLS, only loopback addresses are allowed, even if DNS returns others.
+        // Without TLS, only loopback addresses are allowed, even if DNS returns other addresses.
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         let answer = http::post_form(&destination, url, form).await;
         let answer = answer.map_err(|message| Denial::Passing(format!("{url}: {message}")))?;
