@@ -60,7 +60,7 @@ fn split_cells(line: &str) -> Vec<String> {
     let line = line.trim();
     let split_at = |separator: &str| -> Vec<String> {
         let cells = line.split(separator).map(|cell| cell.trim().to_owned());
-        cells.filter(|cell| !cell.is_empty()).take(MAX_CELLS).collect()
+        cells.filter(|cell| !cell.is_empty()).take(MAX_CELLS + 1).collect()
     };
     if line.split(['\t', '|']).nth(MAX_CELLS).is_some() {
         return vec![line.to_owned()];
@@ -73,7 +73,9 @@ fn split_cells(line: &str) -> Vec<String> {
         return line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
     }
     match line.split_once("  ") {
-        Some((first, _)) if !first.contains([':', '=', '：']) => split_at("  "),
+        Some((first, _)) if !first.contains([':', '=', '：']) => {
+            Some(split_at("  ")).filter(|cells| cells.len() <= MAX_CELLS).unwrap_or_else(|| vec![line.to_owned()])
+        }
         _ => vec![line.to_owned()],
     }
 }
@@ -114,5 +116,15 @@ mod tests {
         assert_eq!(lines("| A | B |\n|---|:-:|\n| 1 | 2 |", None)[1].0, "1|2");
         assert_eq!(lines("Amount      $20", None)[0].0, "Amount|$20");
         assert_eq!(lines("Amount:     $20", None)[0].0, "Amount: $20");
+    }
+
+    #[test]
+    fn a_line_of_too_many_cells_stays_whole() {
+        for separator in ["  ", "\t", " | "] {
+            let at_most = vec!["x"; MAX_CELLS].join(separator);
+            assert_eq!(split_cells(&at_most).len(), MAX_CELLS, "{separator:?}");
+            let too_many = format!("{at_most}{separator}$30");
+            assert_eq!(split_cells(&too_many), [too_many.as_str()], "{separator:?}");
+        }
     }
 }

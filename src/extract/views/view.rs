@@ -24,8 +24,7 @@ pub(crate) const HTML: &str = "text/html";
 /// mail does not become an event.
 pub(crate) const MAX_LINES: usize = 5_000;
 
-/// The most cells of a line. A line with more cells is not treated as a row of a table. But if spaces separate the cells in
-/// plain text, the cells after this number are ignored instead.
+/// The most cells of a line. A line with more cells is not treated as a row of a table.
 pub(crate) const MAX_CELLS: usize = 64;
 
 /// The most links of a line that are kept.
