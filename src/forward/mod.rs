@@ -48,8 +48,10 @@ pub async fn run_permitted(
     sending: Sending,
     shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
+    // No worker starts before the holds of the current configuration apply. Otherwise, an event could be sent that must wait for a
+    // chain that was added since the last start.
+    apply_holds(&store, shutdown.clone()).await?;
     let mut workers = JoinSet::new();
-    workers.spawn(release(store.clone(), shutdown.clone()));
     // Without a target there is no worker. This task keeps the loop running until `shutdown`, because the end of the loop would
     // end the daemon.
     let mut ending = shutdown.clone();
@@ -82,12 +84,12 @@ pub async fn run_permitted(
 }
 
 /// Holds and releases deliveries as the current configuration requires.
-async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
+async fn apply_holds(store: &Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
     let report = |error: db::Error| {
         if matches!(error, db::Error::Stopped) {
             return Err(error);
         }
-        tracing::warn!(%error, "cannot release held deliveries; trying again");
+        tracing::warn!(%error, "cannot hold and release deliveries, so none is sent; trying again");
         Ok(())
     };
     tokio::select! {

@@ -183,6 +183,27 @@ async fn a_fake_claim_does_not_block_its_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_before_an_added_chain_holds() {
+    let shop = Shop::open("settle = \"0s\"", "").await;
+    let file = shop.home.folder.path().join("config.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, config.split("[[chain]]").next().unwrap()).unwrap();
+    let (_, invented) = shop.receive(&shop.mail(1, &format!("0x{:064x}", 0xbad)));
+    std::fs::write(&file, config).unwrap();
+    let sqlite = rusqlite::Connection::open(shop.home.database()).unwrap();
+    sqlite.busy_timeout(SOON).unwrap();
+    let refuse = "CREATE TRIGGER refused BEFORE INSERT ON confirmations BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    sqlite.execute_batch(refuse).unwrap();
+    let daemon = shop.home.start();
+    daemon.says_often("cannot hold and release deliveries", 2, SOON);
+    assert_eq!(shop.requests().len(), 0);
+    sqlite.execute_batch("DROP TRIGGER refused").unwrap();
+    shop.delivery_is(&invented, "held");
+    assert_eq!(shop.requests().len(), 0);
+    ends_well(daemon);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stolen_claim_holds_both_events() {
     let shop = Shop::open("settle = \"1h\"", "").await;
     let daemon = shop.home.start();
