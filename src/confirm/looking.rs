@@ -89,9 +89,9 @@ pub(super) fn finish(
     }
 }
 
-/// The time before which the event is not confirmed: `settle` after the mail was stored or the money arrived, whichever is
-/// later. A thief can claim a payment early, but the honest mail arrives only after the money. The honest mail
-/// must have time to arrive, so that it can contradict the thief's mail.
+/// The time before which the event is not confirmed: `settle` after the mail was stored or the money arrived, whichever is later.
+/// A thief's mail can name a transaction before the money arrives. The notification of the real payment arrives only after the
+/// money. That notification must have time to arrive, so that it can contradict the thief's mail.
 fn settles_at(chain: &Chain, due: &DueLook, seen: &[Observation], confirmation: &Confirmation) -> Timestamp {
     let block = confirmation.outcome.as_ref().ok().map(|arrival| arrival.block);
     let arrived_at = block.and_then(|block| seen.iter().filter_map(|node| node.block_time(block)).max());

@@ -9,7 +9,8 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 
-/// The prefix of a secret for Standard Webhooks (standardwebhooks/spec, "Signature scheme").
+/// The prefix of a secret for Standard Webhooks (github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md,
+/// "Signature scheme").
 const STANDARD_PREFIX: &str = "whsec_";
 
 /// Base64 with or without padding, as the libraries of Standard Webhooks accept it.

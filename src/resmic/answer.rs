@@ -91,7 +91,7 @@ impl<'de> Deserialize<'de> for PaymentStatus {
     }
 }
 
-/// The answer of `payment-status`. A field that is absent, `null` or an empty text is `None`.
+/// The answer of `payment-status`. An optional field is `None` if it is absent, `null` or an empty text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct StatusAnswer {
     /// The session. The parser has compared it with the session of the request.

@@ -114,7 +114,7 @@ pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, 
     }
 }
 
-/// Writes the request into the holder's value. Returns the holder's process.
+/// Sets `release` in the lease value of `host`, so that its daemon releases the lease. Returns the holder's process.
 async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Result<String, String> {
     loop {
         let entry = connection.bucket.read().await.map_err(|error| error.to_string())?;

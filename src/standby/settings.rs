@@ -76,7 +76,7 @@ impl StandbySettings {
     /// Checks the values.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The name of the setting whose value is wrong, and the problem.
     pub fn check(&self) -> Result<(), KeyProblem> {
         self.servers.check()?;
         for (key, value) in [("bucket", &self.bucket), ("name", &self.name)] {

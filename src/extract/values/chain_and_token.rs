@@ -17,8 +17,8 @@ pub(crate) fn is_known_token(name: &str) -> bool {
 pub(crate) fn parse_blockchain(text: &str) -> Result<String, String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '.' | '_'));
-    // Only symbols are refused, because some of the backend's names for tokens are also names of chains: `ethereum`,
-    // `nibiru`.
+    // A token's symbol is refused as the name of a chain. The backend's longer names of tokens are not refused, because some of
+    // them are also names of chains: `ethereum`, `nibiru`.
     if TOKEN_SYMBOLS.contains(&text) {
         return Err(format!("{text:?} is a token's symbol, not a chain's name"));
     }

@@ -2,7 +2,7 @@
 
 use crate::model::printable;
 
-/// The first version whose direct reads this program can use.
+/// The first version whose Direct Get API (`allow_direct`) this program can use.
 const OLDEST: ServerVersion = ServerVersion(2, 9, 0);
 /// The first version that is accepted in a cluster. Clusters of older servers lose or duplicate messages by themselves.
 const OLDEST_IN_CLUSTER: ServerVersion = ServerVersion(2, 10, 23);

@@ -32,7 +32,7 @@ pub(super) struct FetchHistory {
     uid_validity: Option<u32>,
     rows: BTreeMap<u32, UndeliveredRow>,
     round: u64,
-    /// When the rows are fetched again.
+    /// When the mails of these rows are fetched again.
     due: Option<Instant>,
     /// How many failures each mail has caused.
     strikes: BTreeMap<u32, u8>,
