@@ -6,6 +6,8 @@
 
 mod agent;
 mod bucket;
+mod connection;
+mod driver;
 mod hashes;
 mod lease_value;
 mod machine;
@@ -15,7 +17,8 @@ mod settings;
 mod standby_file;
 mod view;
 
-pub use agent::{AGENT_HEARTBEAT, LeaseAgent, LeasePlace};
+pub use agent::{AGENT_HEARTBEAT, LeaseAgent};
+pub use connection::LeasePlace;
 pub use lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
 pub use machine::{KnownData, Member};
 pub use probe::{Handover, LeaseHolder, check_bucket, find_holder, request_release};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::agent::{LeaseConnection, LeasePlace, open_connection};
+use super::connection::{LeaseConnection, LeasePlace, open_connection};
 use super::lease_value::LeaseValue;
 use super::machine::{Entry, EntryContent, WriteResult};
 

@@ -1,0 +1,45 @@
+//! Opens a connection to the bucket of the lease.
+
+use std::sync::Arc;
+
+use async_nats::Subscriber;
+
+use super::bucket::LeaseBucket;
+use crate::nats::{NatsConnection, NatsServers};
+
+/// Where the lease is.
+#[derive(Debug)]
+pub struct LeasePlace {
+    /// The servers.
+    pub servers: NatsServers,
+    /// The bucket.
+    pub bucket: String,
+    /// The key.
+    pub name: String,
+}
+
+/// An open connection to the bucket of the lease.
+pub(super) struct LeaseConnection {
+    pub(super) nats: NatsConnection,
+    pub(super) bucket: LeaseBucket,
+    pub(super) announcements: Subscriber,
+}
+
+/// Connects and opens the bucket.
+pub(super) async fn open_connection(place: Arc<LeasePlace>) -> Result<LeaseConnection, String> {
+    let nats = place.servers.connect().await.map_err(|error| error.to_string())?;
+    let bucket = LeaseBucket::open(nats.client().clone(), &place.bucket, &place.name).await;
+    let bucket = bucket.map_err(|error| explain(&nats, error.to_string()))?;
+    let announcements = bucket.announcements().await;
+    let announcements = announcements.map_err(|error| explain(&nats, error.to_string()))?;
+    Ok(LeaseConnection { nats, bucket, announcements })
+}
+
+/// Adds the last error of the connection to `error`. A server that does not permit a request sends no answer, only an error of
+/// the connection.
+fn explain(connection: &NatsConnection, error: String) -> String {
+    match connection.last_error() {
+        Some(reported) => format!("{error}; the server reports: {reported}"),
+        None => error,
+    }
+}

@@ -1,0 +1,256 @@
+//! Carries out the steps of the [`LeaseMachine`] at a NATS server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
+
+use super::bucket::LeaseBucket;
+use super::connection::{LeaseConnection, LeasePlace, open_connection};
+use super::lease_value::{ConfigurationHashes, LeaseValue};
+use super::machine::{LeaseMachine, Step, WriteResult};
+use super::standby_file::{Report, StandbyFile};
+use super::view::{LeaseState, LeaseView};
+use crate::backoff::Backoff;
+use crate::boot_clock::BootInstant;
+use crate::heartbeat::Heartbeat;
+
+/// The longest pause between two heartbeats of the agent.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// After this number of requests in a row without a valid answer, the agent opens a new connection, because another server may
+/// answer.
+const FAILURES: u32 = 2;
+/// The pauses between attempts to connect: for the host that has the lease, and for a standby.
+const HOLDER_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
+const STANDBY_RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(5) };
+
+/// A command of a handle.
+#[derive(Debug)]
+pub(crate) enum LeaseCommand {
+    Opened { term: u64, last_mail_id: i64 },
+    LastMail(i64),
+    Configuration(ConfigurationHashes),
+    Release { pause: Duration, failure: Option<String>, done: oneshot::Sender<()> },
+}
+
+/// The task of the agent.
+pub(super) struct Driver {
+    pub(super) place: Arc<LeasePlace>,
+    pub(super) machine: LeaseMachine,
+    /// The creation time of the bucket whose revisions the machine knows (`LeaseBucket::created`).
+    pub(super) known_bucket: String,
+    pub(super) file: StandbyFile,
+    pub(super) view: watch::Sender<LeaseView>,
+    pub(super) sends_until: watch::Sender<BootInstant>,
+    pub(super) commands: mpsc::UnboundedReceiver<LeaseCommand>,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) problem: Option<String>,
+    pub(super) released: Option<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    /// Runs until all handles are dropped.
+    pub(super) async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let opening = open_connection(self.place.clone());
+            let Some(opened) = self.while_offline(opening).await else { return };
+            match opened {
+                Ok(connection) => {
+                    failures = 0;
+                    self.set_problem(None);
+                    if !self.serve(connection).await {
+                        return;
+                    }
+                    let lost = format!("the connection to {} was lost", self.place.servers);
+                    self.set_problem(Some(self.problem.clone().unwrap_or(lost)));
+                }
+                Err(problem) => {
+                    failures += 1;
+                    self.set_problem(Some(problem));
+                }
+            }
+            let retry = if self.machine.is_holder() { HOLDER_RETRY } else { STANDBY_RETRY };
+            if self.while_offline(sleep(retry.pause(failures))).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for `work`, and meanwhile executes commands and notices the end of the lease. `None`: all handles were dropped.
+    async fn while_offline<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            self.heartbeat.beat();
+            let now = BootInstant::now();
+            self.machine.tick(now);
+            self.publish();
+            let wait = self.machine.ends_at().map_or(LONGEST_SLEEP, |ends| ends.since(now).min(LONGEST_SLEEP));
+            tokio::select! {
+                done = &mut work => return Some(done),
+                command = self.commands.recv() => self.execute(command?),
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Carries out the machine's steps until the connection is lost, or `FAILURES` requests in a row have no valid answer.
+    /// False if all handles were dropped.
+    async fn serve(&mut self, connection: LeaseConnection) -> bool {
+        let LeaseConnection { nats, bucket, mut announcements } = connection;
+        let lost = nats.lost();
+        tokio::pin!(lost);
+        let now = BootInstant::now();
+        let created = bucket.created();
+        if created != self.known_bucket {
+            self.machine.forget_revision();
+            self.known_bucket = created;
+        }
+        self.machine.set_lease(bucket.lease());
+        self.machine.connected(now);
+        let mut failures = 0;
+        while !nats.is_lost() && failures < FAILURES {
+            self.heartbeat.beat();
+            let step = self.machine.next_step(BootInstant::now());
+            self.publish();
+            match step {
+                Step::Read => {
+                    let answered = self.read(&bucket).await;
+                    failures = if answered { 0 } else { failures + 1 };
+                }
+                Step::Write { expected, value } => {
+                    let answered = self.write(&bucket, expected, value).await;
+                    failures = if answered { 0 } else { failures + 1 };
+                }
+                Step::Wait(until) => {
+                    let wait = until.since(BootInstant::now()).min(LONGEST_SLEEP);
+                    tokio::select! {
+                        biased;
+                        command = self.commands.recv() => match command {
+                            Some(command) => self.execute(command),
+                            None => return false,
+                        },
+                        announced = announcements.next() => match announced {
+                            Some(message) => self.hear(&mut announcements, message),
+                            None => return true,
+                        },
+                        () = &mut lost => return true,
+                        () = sleep(wait) => {}
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Reads the key. False if there is no valid answer.
+    async fn read(&mut self, bucket: &LeaseBucket) -> bool {
+        let read = bucket.read().await;
+        let now = BootInstant::now();
+        self.set_problem(read.as_ref().err().map(ToString::to_string));
+        match read {
+            Ok(entry) => self.machine.on_read(now, entry),
+            Err(_) => {
+                self.machine.on_read_failure(now);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Writes the key. False if there is no valid answer.
+    async fn write(&mut self, bucket: &LeaseBucket, expected: u64, value: LeaseValue) -> bool {
+        let sent = BootInstant::now();
+        let (result, problem) = bucket.write(expected, &value).await;
+        self.set_problem(problem.map(|problem| problem.to_string()));
+        self.machine.on_write(BootInstant::now(), sent, &value, result);
+        result != WriteResult::Unknown
+    }
+
+    /// Passes an announcement to the machine. If several announcements wait, only the last of them matters.
+    fn hear(&mut self, announcements: &mut Subscriber, first: async_nats::Message) {
+        let mut last = first;
+        while let Some(Some(message)) = announcements.next().now_or_never() {
+            last = message;
+        }
+        self.machine.on_announcement(BootInstant::now(), LeaseValue::parse(&last.payload));
+    }
+
+    fn execute(&mut self, command: LeaseCommand) {
+        let now = BootInstant::now();
+        match command {
+            LeaseCommand::Opened { term, last_mail_id } => self.machine.opened(now, term, last_mail_id),
+            LeaseCommand::LastMail(last_mail_id) => self.machine.note_last_mail(now, last_mail_id),
+            LeaseCommand::Configuration(hashes) => self.machine.set_configuration(hashes),
+            LeaseCommand::Release { pause, failure, done } => {
+                self.machine.release(now, pause, failure);
+                self.released = Some(done);
+            }
+        }
+    }
+
+    fn set_problem(&mut self, problem: Option<String>) {
+        match (&self.problem, &problem) {
+            (before, Some(problem)) if before.as_ref() != Some(problem) => {
+                tracing::warn!("the lease cannot be read or written: {problem}; trying again");
+            }
+            (Some(_), None) => tracing::info!("the lease can be read and written again"),
+            _ => {}
+        }
+        self.problem = problem;
+    }
+
+    /// Publishes the machine's state, if it has changed.
+    fn publish(&mut self) {
+        let mut view = self.machine.view();
+        view.problem = self.problem.clone().or(view.problem);
+        // The end of the permission is published first, because a receiver of the view may begin attempts at once.
+        let sends_until = self.machine.sends_until();
+        self.sends_until.send_if_modified(|before| std::mem::replace(before, sends_until) != sends_until);
+        if *self.view.borrow() != view {
+            log_change(&self.view.borrow(), &view);
+            self.file.write(&Report::new(&view, &self.known_bucket, self.machine.known()));
+            // A renewal wakes no receiver. A receiver that needs the end of the lease reads it from the view.
+            self.view.send_if_modified(|before| {
+                let is_renewal = view.is_renewal_of(before);
+                *before = view;
+                !is_renewal
+            });
+        }
+        if !self.machine.is_holder()
+            && let Some(released) = self.released.take()
+        {
+            // The receiver may have stopped waiting.
+            let _ = released.send(());
+        }
+    }
+}
+
+/// Logs a change of the state or of the holder.
+fn log_change(before: &LeaseView, after: &LeaseView) {
+    let host = |view: &LeaseView| view.holder.as_ref().map(|holder| holder.host.clone());
+    let (holder_before, holder) = (host(before), host(after));
+    match (before.state, after.state) {
+        (old, new) if old == new => {
+            if let (LeaseState::Standby, Some(holder)) = (new, holder.filter(|_| holder_before != host(after))) {
+                tracing::info!(holder, "standing by");
+            }
+        }
+        (_, LeaseState::TakingOver) => tracing::info!("this host has the lease and takes over"),
+        (_, LeaseState::Active) => tracing::info!("this host is active"),
+        (_, LeaseState::Waiting) => {
+            let failure = after.failure.as_deref().unwrap_or_default();
+            tracing::error!("this host cannot take over: {failure}; it tries again later");
+        }
+        (LeaseState::Active | LeaseState::TakingOver, LeaseState::Standby) if after.is_releasing => {
+            tracing::info!("this host releases the lease");
+        }
+        (LeaseState::Active | LeaseState::TakingOver, LeaseState::Standby) => {
+            tracing::warn!(holder, "this host has lost the lease; it stops and stands by");
+        }
+        (_, LeaseState::Standby) => tracing::info!(holder, "standing by"),
+    }
+}
