@@ -96,6 +96,14 @@ pub(crate) fn sepolia(nodes: &[&str], wallet: &str, token: &str, keys: &str) -> 
     )
 }
 
+/// Removes the chain from the configuration; returns the configuration with it.
+fn remove_chain(shop: &Shop) -> String {
+    let file = shop.home.folder.path().join("config.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, config.split("[[chain]]").next().unwrap()).unwrap();
+    config
+}
+
 fn ends_well(daemon: Daemon) {
     assert_eq!(daemon.end(), Some(0));
 }
@@ -185,11 +193,9 @@ async fn a_fake_claim_does_not_block_its_session() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sent_before_an_added_chain_holds() {
     let shop = Shop::open("settle = \"0s\"", "").await;
-    let file = shop.home.folder.path().join("config.toml");
-    let config = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, config.split("[[chain]]").next().unwrap()).unwrap();
+    let config = remove_chain(&shop);
     let (_, invented) = shop.receive(&shop.mail(1, &format!("0x{:064x}", 0xbad)));
-    std::fs::write(&file, config).unwrap();
+    std::fs::write(shop.home.folder.path().join("config.toml"), config).unwrap();
     let sqlite = rusqlite::Connection::open(shop.home.database()).unwrap();
     sqlite.busy_timeout(SOON).unwrap();
     let refuse = "CREATE TRIGGER refused BEFORE INSERT ON confirmations BEGIN SELECT RAISE(ABORT, 'refused'); END";
@@ -484,15 +490,13 @@ async fn without_a_chain_nothing_changes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_added_chain_holds_earlier_events() {
     let shop = Shop::open("settle = \"0s\"", "").await;
-    let file = shop.home.folder.path().join("config.toml");
-    let config = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, config.split("[[chain]]").next().unwrap()).unwrap();
+    let config = remove_chain(&shop);
     let hash = shop.pay_shop();
     shop.anvil.mine(5);
     let (_, honest) = shop.receive(&shop.mail(1, &hash));
     let (_, invented) = shop.receive(&shop.mail(2, &format!("0x{:064x}", 0xbad)));
     shop.delivery_is(&invented, "pending");
-    std::fs::write(&file, config).unwrap();
+    std::fs::write(shop.home.folder.path().join("config.toml"), config).unwrap();
     let daemon = shop.home.start();
     shop.delivery_is(&honest, "delivered");
     shop.delivery_is(&invented, "held");
