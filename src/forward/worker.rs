@@ -96,6 +96,9 @@ struct RunningAttempt {
     claimed: Claimed,
     /// Whether the request is being written, or was written.
     sent: Arc<AtomicBool>,
+    /// Whether the breaker counts the result. It does not count attempts at a stream: a connection to a stream is lost as a whole,
+    /// and a message that is too large for the stream says nothing about the others.
+    counts_for_breaker: bool,
 }
 
 impl DeliveryWorker {
@@ -197,8 +200,9 @@ impl DeliveryWorker {
     fn send(&mut self, route: Route, claimed: Claimed) {
         let (target, request, sent) = (self.target.clone(), claimed.clone(), Arc::<AtomicBool>::default());
         let (is_sent, permit) = (sent.clone(), self.sending.permit.clone());
+        let counts_for_breaker = matches!(route, Route::Handler(_));
         let handle = self.requests.spawn(async move { attempt(&target, &route, &request, &permit, &is_sent).await });
-        self.in_flight.insert(handle.id(), RunningAttempt { claimed, sent });
+        self.in_flight.insert(handle.id(), RunningAttempt { claimed, sent, counts_for_breaker });
     }
 
     /// Collects an attempt that has ended, and all others that have ended.
@@ -206,18 +210,13 @@ impl DeliveryWorker {
         let mut next = Some(first);
         while let Some(ended) = next {
             let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-            let finished = match (ended, self.in_flight.remove(&id)) {
-                (Ok((_, finished)), _) => Some(finished),
-                (Err(_), Some(running)) => {
-                    Some(after_panic(&self.target, &running.claimed, running.sent.load(Ordering::Relaxed)))
-                }
-                (Err(_), None) => None,
-            };
-            if let Some(finished) = finished {
-                // The breaker ignores attempts whose `give_up_after` starts over. In such an attempt, this host had no permission
-                // to send, or the target is a stream. A stream needs no breaker, because its connection ends when the server
-                // cannot be reached.
-                if !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
+            if let Some(running) = self.in_flight.remove(&id) {
+                let finished = match ended {
+                    Ok((_, finished)) => finished,
+                    Err(_) => after_panic(&self.target, &running.claimed, running.sent.load(Ordering::Relaxed)),
+                };
+                // The breaker ignores an attempt whose `give_up_after` starts over: this host had no permission to send.
+                if running.counts_for_breaker && !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
                     self.breaker.note_result(finished.result, Instant::now());
                 }
                 self.ended.push(finished);
@@ -348,6 +347,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_breaker_ignores_attempts_at_streams() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = db::testing::store(&folder);
+        let settings = "name = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }";
+        let target = Target::load(toml::from_str(settings).unwrap(), "secret".into()).await.unwrap();
+        for counts_for_breaker in [false, true] {
+            let mut worker = DeliveryWorker::new(store.clone(), target.common.clone(), Sending::default());
+            for _ in 0..100 {
+                let (claimed, sent) = (claimed(Timestamp::now()), Arc::default());
+                let not_sent = after_panic(&target.common, &claimed, false);
+                let handle = worker.requests.spawn(async { not_sent });
+                worker.in_flight.insert(handle.id(), RunningAttempt { claimed, sent, counts_for_breaker });
+            }
+            while let Some(ended) = worker.requests.join_next_with_id().await {
+                worker.collect_ended(ended);
+            }
+            assert_eq!(worker.ended.len(), 100);
+            let is_open = worker.breaker.limit(Instant::now(), 0, 16) != ClaimLimit::Due(16);
+            assert_eq!(is_open, counts_for_breaker);
+        }
+    }
+
+    #[tokio::test]
     async fn a_panic_after_the_request_is_interrupted() {
         let folder = tempfile::tempdir().unwrap();
         let store = db::testing::store(&folder);
@@ -357,7 +379,8 @@ mod tests {
             let target = Target::load(toml::from_str(settings).unwrap(), "secret".into()).await.unwrap();
             let mut worker = DeliveryWorker::new(store.clone(), target.common, Sending::default());
             let handle = worker.requests.spawn(async { panic!("this test panics on purpose") });
-            let running = RunningAttempt { claimed: claimed.clone(), sent: Arc::new(AtomicBool::new(sent)) };
+            let sent = Arc::new(AtomicBool::new(sent));
+            let running = RunningAttempt { claimed: claimed.clone(), sent, counts_for_breaker: true };
             worker.in_flight.insert(handle.id(), running);
             let ended = worker.requests.join_next_with_id().await.unwrap();
             worker.collect_ended(ended);
