@@ -46,8 +46,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     }
     let resolver = trust::dns::Resolver::new(&config.dns)?;
     for domain in &config.trust.from {
-        all_ok &=
-            print_results(&format!("domain {domain}"), each_line(trust::dns::check_domain(&resolver, domain).await))?;
+        all_ok &= print_results(&format!("domain {domain}"), trust::dns::check_domain(&resolver, domain).await)?;
     }
     for target in &targets {
         all_ok &= print_results(&format!("target {}", target.name()), forward::probe(target).await)?;

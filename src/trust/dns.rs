@@ -159,15 +159,6 @@ impl Resolver {
         let (name, keys) = (name.as_str(), Some(&self.cache));
         self.name_servers.query(|dns| async move { dns.txt_lookup(name, keys).await }).await
     }
-
-    async fn look_up_txt(&self, name: String) -> Result<Vec<u8>, String> {
-        let name = name.as_str();
-        let lookup = self.name_servers.query(|dns| async move { dns.txt_raw_lookup(name).await });
-        tokio::time::timeout(LOOKUP_LIMIT, lookup)
-            .await
-            .map_err(|_| "no answer in time".to_owned())?
-            .map_err(|e| e.to_string())
-    }
 }
 
 /// The DNS name of a key (RFC 6376, 3.6.2.1), as mail-auth writes it.
@@ -186,38 +177,51 @@ fn set_resolver_options(options: &mut ResolverOpts) {
     options.edns0 = true;
 }
 
-/// For `check --connect`: looks up a domain's mail servers and its DMARC policy. Returns lines for the operator.
-///
-/// # Errors
-/// A message for the operator, if DNS does not answer the lookup of the mail servers.
-pub async fn check_domain(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
+/// For `check --connect`: looks up a domain's mail servers and its DMARC policy. Returns lines for the operator. A line is an
+/// error if DNS does not answer.
+pub async fn check_domain(resolver: &Resolver, domain: &str) -> Vec<Result<String, String>> {
+    let mail_servers = check_mail_servers(resolver, domain).await;
+    if mail_servers.is_err() {
+        return vec![mail_servers];
+    }
+    vec![mail_servers, check_dmarc(resolver, domain).await]
+}
+
+async fn check_mail_servers(resolver: &Resolver, domain: &str) -> Result<String, String> {
     let name = &format!("{domain}.");
-    let mx = resolver.name_servers.query(|dns| async move { Ok(dns.0.mx_lookup(name.as_str()).await?) });
-    let mx = tokio::time::timeout(LOOKUP_LIMIT, mx)
-        .await
-        .map_err(|_| "DNS does not answer in time; check [dns] servers".to_owned())?;
-    let mut lines = Vec::new();
-    match mx {
-        Ok(answer) => {
+    let lookup = resolver.name_servers.query(|dns| async move { Ok(dns.0.mx_lookup(name.as_str()).await?) });
+    Ok(match answer(lookup).await? {
+        Some(answer) => {
             let servers: Vec<_> =
                 answer.answers().iter().map(|record| printable(&record.data.to_string(), 100)).collect();
-            lines.push(format!("DNS works; its mail servers (MX): {}", servers.join(", ")));
+            format!("DNS works; its mail servers (MX): {}", servers.join(", "))
         }
-        Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code))) if is_answer(code) => {
-            lines.push("DNS works; it has no mail server (MX)".into());
-        }
-        Err(error) => {
-            return Err(format!("DNS does not answer: {}; check [dns] servers", printable(&error.to_string(), 200)));
-        }
-    }
-    lines.push(match resolver.look_up_txt(format!("_dmarc.{domain}.")).await {
-        Ok(record) => match Dmarc::parse(&record) {
+        None => "DNS works; it has no mail server (MX)".into(),
+    })
+}
+
+async fn check_dmarc(resolver: &Resolver, domain: &str) -> Result<String, String> {
+    let name = &format!("_dmarc.{domain}.");
+    let lookup = resolver.name_servers.query(|dns| async move { dns.txt_raw_lookup(name.as_str()).await });
+    Ok(match answer(lookup).await.map_err(|error| format!("the DMARC policy is unknown: {error}"))? {
+        Some(record) => match Dmarc::parse(&record) {
             Ok(dmarc) => format!("its DMARC policy is {}", policy_name(dmarc.p)),
             Err(_) => "its DMARC record cannot be parsed".into(),
         },
-        Err(_) => "it publishes no DMARC policy".into(),
-    });
-    Ok(lines)
+        None => "it publishes no DMARC policy".into(),
+    })
+}
+
+/// The answer to a lookup, or `None` if there is no such record.
+async fn answer<T>(lookup: impl Future<Output = mail_auth::Result<T>>) -> Result<Option<T>, String> {
+    match tokio::time::timeout(LOOKUP_LIMIT, lookup).await {
+        Ok(Ok(answer)) => Ok(Some(answer)),
+        Ok(Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code)))) if is_answer(code) => Ok(None),
+        Ok(Err(error)) => {
+            Err(format!("DNS does not answer: {}; check [dns] servers", printable(&error.to_string(), 200)))
+        }
+        Err(_) => Err("DNS does not answer in time; check [dns] servers".into()),
+    }
 }
 
 /// The policy as it is written in a record (RFC 7489, 6.3).
@@ -266,5 +270,44 @@ impl ResolverCache<Box<str>, Txt> for KeyCache {
             }
         }
         keys.insert(name, (key, until.min(Instant::now() + MAX_TTL)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    /// A DNS server that answers each query with a response code: `codes` has it for the first label of the name.
+    async fn server(codes: &'static [(&str, u8)]) -> (Resolver, tokio::task::JoinHandle<()>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let servers = vec![DnsServer(socket.local_addr().unwrap())];
+        let answers = tokio::spawn(async move {
+            let mut message = [0; 512];
+            loop {
+                let (length, client) = socket.recv_from(&mut message).await.unwrap();
+                // The header has 12 bytes (RFC 1035, 4.1.1). The length of the first label follows, and then the label.
+                let label = &message[13..13 + usize::from(message[12])];
+                let code = codes.iter().find(|(name, _)| name.as_bytes() == label).unwrap().1;
+                message[2] |= 0x80;
+                message[3] = 0x80 | code;
+                socket.send_to(&message[..length], client).await.unwrap();
+            }
+        });
+        (Resolver::new(&DnsSettings { servers }).unwrap(), answers)
+    }
+
+    #[tokio::test]
+    async fn an_unanswered_dmarc_lookup_is_an_error() {
+        const NO_SUCH_NAME: u8 = 3;
+        const SERVER_FAILURE: u8 = 2;
+        let (resolver, _answers) = server(&[("resmic", NO_SUCH_NAME), ("_dmarc", SERVER_FAILURE)]).await;
+        let lines = check_domain(&resolver, "resmic.com").await;
+        assert_eq!(lines[0].as_deref(), Ok("DNS works; it has no mail server (MX)"));
+        assert!(lines[1].as_ref().is_err_and(|error| error.starts_with("the DMARC policy is unknown:")), "{lines:?}");
+        let (resolver, _answers) = server(&[("resmic", NO_SUCH_NAME), ("_dmarc", NO_SUCH_NAME)]).await;
+        let lines = check_domain(&resolver, "resmic.com").await;
+        assert_eq!(lines[1].as_deref(), Ok("it publishes no DMARC policy"));
     }
 }
