@@ -17,6 +17,8 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest pause between two reads.
 const POLL: Duration = Duration::from_millis(500);
+/// The error if the value of the lease cannot be parsed.
+const UNREADABLE: &str = "the lease has a content that this version does not know";
 
 /// Whether a host has the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +98,7 @@ pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, 
                 return Ok(Handover::TakenBy(value.host));
             }
             EntryContent::Value(value) if value.is_live() => {}
+            EntryContent::Unreadable => return Err(UNREADABLE.into()),
             _ => released_until = released_until.or(Some(Instant::now() + SUCCESSOR_TIMEOUT)),
         }
         let now = Instant::now();
@@ -123,7 +126,7 @@ async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Res
             EntryContent::Value(value) if value.is_live() => {
                 return Err(format!("host {} has the lease, not this one ({host}); run the command there", value.host));
             }
-            EntryContent::Unreadable => return Err("the lease has a content that this version does not know".into()),
+            EntryContent::Unreadable => return Err(UNREADABLE.into()),
             _ => return Err("no host has the lease".into()),
         };
         let process = value.process.clone();

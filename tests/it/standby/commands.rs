@@ -2,11 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use serde_json::json;
 use testkit::process::free_port;
 
-use super::{Hosts, SOON, start_active, start_standby, status, text};
+use super::{BUCKET, Hosts, SOON, block_on, start_active, start_standby, status, text};
 
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 
@@ -88,6 +91,31 @@ fn status_is_red_if_hosts_differ() {
 }
 
 /// The value of a metric of the daemon with this port; `None` if the daemon does not serve this metric.
+#[test]
+fn an_unknown_value_is_not_a_release() {
+    let hosts = Hosts::start(Duration::from_secs(120));
+    let hashes = json!({ "trust": "1", "sessions": "2", "forward": "3" });
+    let value = json!({
+        "host": "a", "process": "p", "home": "h", "count": 1, "stage": "active", "release": false, "lease_ms": 120_000,
+        "version": "1", "schema": 1, "configuration": hashes, "data": null,
+    });
+    let key = format!("$KV.{BUCKET}.shop");
+    let released = block_on(async {
+        let client = hosts.nats.client().await;
+        let mut writes = client.subscribe(key.clone()).await.unwrap();
+        client.publish(key.clone(), value.to_string().into()).await.unwrap();
+        writes.next().await.unwrap();
+        let child = hosts.a.command(&["standby", "release"]).stderr(Stdio::piped()).spawn().unwrap();
+        let request = writes.next().await.unwrap();
+        assert!(super::contains(&request.payload, "\"release\":true"), "{request:?}");
+        client.publish(key, "a newer format".into()).await.unwrap();
+        client.flush().await.unwrap();
+        child.wait_with_output().unwrap()
+    });
+    assert_eq!(released.status.code(), Some(1));
+    assert!(text(&released).contains("a content that this version does not know"), "{}", text(&released));
+}
+
 fn metric(port: u16, name: &str) -> Option<f64> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();
