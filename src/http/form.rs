@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Destination, Url};
 
-/// Time limit of the whole call.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// Time limit of [`post_form`].
+pub const FORM_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum size of an answer's body.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
@@ -33,14 +33,14 @@ pub struct FormAnswer {
 /// # Errors
 /// A message for the operator: no connection, no complete answer within 20 seconds, or a body that is too long.
 pub async fn post_form(destination: &Destination, url: &Url, fields: &[(&str, &str)]) -> Result<FormAnswer, String> {
-    let deadline = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + FORM_TIMEOUT;
     let request = request(url, fields).map_err(|e| format!("cannot make the request: {e}"))?;
     let exchange = async {
         let stream = destination.connect(deadline).await?;
         super::exchange(stream, request, read_answer).await?
     };
     let answer = timeout_at(deadline, exchange).await;
-    answer.map_err(|_| format!("no answer within {} s", TIMEOUT.as_secs()))?
+    answer.map_err(|_| format!("no answer within {} s", FORM_TIMEOUT.as_secs()))?
 }
 
 fn request(url: &Url, fields: &[(&str, &str)]) -> hyper::http::Result<Request<Full<Bytes>>> {

@@ -19,7 +19,7 @@ use jiff::tz::Offset;
 use jiff::{Timestamp, ToSpan};
 
 pub use destination::{Destination, HttpStream};
-pub use form::{FormAnswer, encode_form, encode_value, post_form, query_value};
+pub use form::{FORM_TIMEOUT, FormAnswer, encode_form, encode_value, post_form, query_value};
 pub use response_head::{ResponseHead, StatusAndFields};
 pub use url::Url;
 

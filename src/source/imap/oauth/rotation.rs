@@ -10,7 +10,7 @@ use super::token_lock::TokenLock;
 use super::{OAuthSettings, TokenFailure};
 
 /// The most tokens tried for one request. The file can contain another token each time, if another process logs in too.
-const TRIES: usize = 5;
+pub(super) const TRIES: u32 = 5;
 
 /// The refresh tokens of one grant.
 pub(super) struct RefreshTokens {
@@ -64,7 +64,7 @@ impl RefreshTokens {
 
     /// The best token that was not tried yet. Tokens that had expired come last.
     async fn next_candidate(&self, tried: &[SecretString]) -> Option<SecretString> {
-        if tried.len() >= TRIES {
+        if tried.len() >= TRIES as usize {
             return None;
         }
         let (file, memory) = (self.file.read().await, self.newest.clone());

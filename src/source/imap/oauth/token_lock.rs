@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// The timeout of the lock. It is longer than one token request can take. After the timeout, a waiting process continues without
-/// the lock, so that a stopped process cannot block it.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(25);
+use super::rotation::TRIES;
+use crate::http::FORM_TIMEOUT;
+
+/// The timeout of the lock. It is longer than all token requests of one holder can take. After the timeout, a waiting process
+/// continues without the lock, so that a stopped process cannot block it.
+const LOCK_TIMEOUT: Duration = FORM_TIMEOUT.saturating_mul(TRIES + 1);
 /// The pause between two attempts.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
