@@ -121,7 +121,7 @@ impl<'a> Idling<'a> {
                 ServerResponse::Data(Some(mail)) => mail,
             };
             bytes += mail.bytes();
-            if bytes > MAX_BYTES || mails.len() > MAX_MAILS {
+            if bytes > MAX_BYTES || mails.len() >= MAX_MAILS {
                 completeness = Completeness::TooMany;
             } else if mail.uid > self.mailbox.reader.progress.cursor() {
                 mails.push(mail);
