@@ -297,6 +297,33 @@ fn a_missing_answer_names_its_flag() {
 }
 
 #[test]
+fn a_too_long_secret_is_refused() {
+    let home = empty();
+    let long = "x".repeat(64 * 1024 + 1);
+    let output = init(
+        &home,
+        &[
+            "--yes",
+            "--no-login",
+            "--email",
+            EMAIL,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "1",
+            "--tls",
+            "none",
+            "--password-file",
+            "-",
+        ],
+        &long,
+    );
+    assert_eq!(output.status.code(), Some(2), "{}", output_text(&output));
+    assert!(output_text(&output).contains("standard input is longer than 64 KiB"), "{}", output_text(&output));
+    assert_eq!(names(home.folder.path()), Vec::<String>::new());
+}
+
+#[test]
 fn a_wrong_password_writes_nothing() {
     let dovecot = Dovecot::start();
     let home = empty();

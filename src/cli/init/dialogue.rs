@@ -99,8 +99,11 @@ pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<Secre
         let read = SecretSource::File(file.to_owned()).load().await;
         return Ok(read.map_err(|missing| UsageError(format!("{flag}: {missing}")))?);
     }
-    let read = || std::io::read_to_string(std::io::Read::take(std::io::stdin().lock(), LONGEST_SECRET));
+    let read = || std::io::read_to_string(std::io::Read::take(std::io::stdin().lock(), LONGEST_SECRET + 1));
     let text = tokio::task::spawn_blocking(read).await??;
+    if text.len() as u64 > LONGEST_SECRET {
+        return Err(UsageError(format!("{flag}: standard input is longer than {} KiB", LONGEST_SECRET / 1024)).into());
+    }
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() { Err(UsageError(format!("{flag}: standard input is empty")).into()) } else { Ok(text.into()) }
