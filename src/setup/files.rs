@@ -48,7 +48,7 @@ impl NewFiles {
     /// # Errors
     /// An error of the system. In that case nothing is kept.
     pub fn keep(mut self) -> io::Result<()> {
-        for folder in self.files.iter().map(|path| folder_of(path)) {
+        for folder in self.files.iter().chain(&self.folders).map(|path| folder_of(path)) {
             File::open(folder)?.sync_all()?;
         }
         self.files.clear();
