@@ -1,4 +1,4 @@
-//! The answers of a node, with the fields that payments need. If a field has an unexpected form, the whole answer is refused.
+//! The answers of a node, with the fields that a look needs. If a field has an unexpected form, the whole answer is refused.
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -56,7 +56,7 @@ pub struct Receipt {
 pub struct Log {
     /// The contract.
     pub address: Address,
-    /// Up to four words that can be searched for. The first names the kind of the log, such as [`TRANSFER`].
+    /// Up to four values by which `eth_getLogs` can filter. The first names the kind of the log, such as [`TRANSFER`].
     pub topics: Vec<Hash>,
     /// The values of the log that are not in its topics.
     #[serde(deserialize_with = "any_data")]
@@ -90,7 +90,7 @@ pub struct Transaction {
     pub block_hash: Option<Hash>,
 }
 
-/// A call, as `callTracer` writes it, and the calls that it made.
+/// A call in the trace of a transaction, in the format of geth's `callTracer`. It contains the calls that it made.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Frame {
     /// `CALL`, `DELEGATECALL` and so on.
@@ -104,7 +104,7 @@ pub struct Frame {
     /// How much of the native coin is sent with the call.
     #[serde(default)]
     pub value: Option<Quantity>,
-    /// The reason if the call was reverted.
+    /// The error, if the call failed or was reverted.
     #[serde(default)]
     pub error: Option<String>,
     /// The calls that it made.

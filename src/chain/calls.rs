@@ -31,7 +31,7 @@ impl LogFilter {
         LogFilter { address: token, topics: vec![vec![TRANSFER], vec![Hash::of_address(from)], wallets] }
     }
 
-    /// Whether the filter includes a log. A dishonest node may return other logs, too.
+    /// Whether a log matches the filter. A dishonest node may also return logs that do not match.
     fn has(&self, log: &Log) -> bool {
         let fits = |(n, allowed): (usize, &Vec<Hash>)| log.topics.get(n).is_some_and(|topic| allowed.contains(topic));
         log.address == self.address && !log.removed && self.topics.iter().enumerate().all(fits)
@@ -125,9 +125,9 @@ impl Node {
         value.ok_or_else(|| self.bad(METHOD, "decimals() is larger than 255".into()))
     }
 
-    /// Searches the logs of the blocks from `from` to `to`, both included, but of at most 500 blocks. One call covers at most
-    /// `range` blocks. After an error that a smaller range may prevent, the search goes on with half as many blocks for each
-    /// call, down to one block.
+    /// Searches the logs of the blocks from `from` to `to`, both included. Blocks after the first 500 are not searched. One call
+    /// covers at most `range` blocks. After an error that a smaller range may prevent, the search goes on with half as many
+    /// blocks for each call, down to one block.
     ///
     /// # Errors
     /// [`NodeError`].

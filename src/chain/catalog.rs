@@ -19,10 +19,10 @@ pub(super) struct BuiltIn {
     pub(super) tokens: &'static [(&'static str, &'static str, u8)],
 }
 
-/// Tokens whose amount is compared with the dollars of a mail: one unit is worth one dollar by design.
+/// Stablecoins. One unit is worth one dollar by design, so the amount is compared with an amount in dollars in the mail.
 const DOLLARS: [&str; 5] = ["USDT", "USDC", "DAI", "BUSD", "USDe"];
 
-/// Chains that Resmic names and that have no EVM JSON-RPC.
+/// Chains of Resmic whose nodes do not have Ethereum's JSON-RPC API.
 pub(super) const NOT_EVM: [&str; 2] = ["Solana", "Starknet"];
 
 /// Whether one unit of the token is one dollar by design.
@@ -52,7 +52,7 @@ pub(super) const BUILT_IN: [BuiltIn; 7] = [
         native: &["MATIC"],
         tokens: &[
             ("USDT", "0xc2132D05D31c914a87C6611C10748AEb04B58e8F", 6),
-            // The bridged USDC.e.
+            // The contract of USDC.e, which is USDC from a bridge.
             ("USDC", "0x2791Bca1f2de4661ED88A30C99A7a9449Aa84174", 6),
             ("DAI", "0x8f3Cf7ad23Cd3CaDbD9735AFf958023239c6A063", 18),
             ("WBTC", "0x1BFD67037B42Cf73acF2047067bd4F2C47D9BfD6", 8),
@@ -80,7 +80,7 @@ pub(super) const BUILT_IN: [BuiltIn; 7] = [
         native: &["ETH"],
         tokens: &[
             ("USDT", "0x94b008aA00579c1307B0EF2c499aD98a8ce58e58", 6),
-            // The bridged USDC.e.
+            // The contract of USDC.e, which is USDC from a bridge.
             ("USDC", "0x7F5c764cBc14f9669B88837ca1490cCa17c31607", 6),
             ("WBTC", "0x68f180fcCe6836688e9084f035309E29Bf0A2095", 8),
             ("DAI", "0xDA10009cBd5D07dd0CeCc66161FC93D7c9000da1", 18),

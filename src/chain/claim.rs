@@ -29,7 +29,8 @@ pub struct Claim {
     /// The mail's Date. Without a Date, the time at which the server received the mail. Without both, the time at which the event
     /// was stored.
     pub sent_at: Timestamp,
-    /// When the merchant registered the session, if this limits the age of the payment.
+    /// When the merchant registered the session. `None`: the payment may be older than the registration, or no session is
+    /// registered.
     pub registered_at: Option<Timestamp>,
     /// The time since which the event has waited for the chain.
     pub waits_since: Timestamp,
@@ -75,11 +76,11 @@ pub struct Question<'a> {
     pub least: Option<u128>,
     /// The amount as it is written in the mail.
     pub amount: Option<String>,
-    /// The mail's Date.
+    /// The mail's Date, or the time that replaces it in [`Claim::sent_at`].
     pub sent_at: Timestamp,
-    /// When the session was registered.
+    /// The same time as [`Claim::registered_at`].
     pub registered_at: Option<Timestamp>,
-    /// The time since which the event has waited.
+    /// The time since which the event has waited for the chain.
     pub waits_since: Timestamp,
 }
 

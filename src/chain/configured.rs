@@ -45,15 +45,15 @@ pub struct Chain {
     pub nodes: usize,
     /// The rule for when a block is final.
     pub finality: Finality,
-    /// The largest coupon.
+    /// The largest discount that the merchant gives with a coupon.
     pub discount: Discount,
-    /// The maximum age of a transaction at the Date of its mail.
+    /// How much older than the Date of its mail a transaction may be.
     pub window: Duration,
     /// How long an event is held after its mail was stored and the money arrived, so that a contradicting mail can arrive.
     pub settle: Duration,
     /// Whether the nodes answer `debug_traceTransaction`.
     pub trace: bool,
-    /// The number of blocks for one `eth_getLogs`.
+    /// The most blocks for one call of `eth_getLogs`.
     pub log_range: u64,
     /// How long an event waits for the chain. After that, it needs review.
     pub give_up_after: Duration,

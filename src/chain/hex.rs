@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, de};
 use tiny_keccak::{Hasher, Keccak};
 
-/// 32 bytes: a transaction's or a block's hash, a log's topic, a storage word.
+/// 32 bytes: the hash of a transaction or a block, a topic of a log, or a value that a contract returns.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hash(pub [u8; 32]);
 
@@ -154,7 +154,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Parses a JSON string with one of the functions above.
+/// Parses a JSON string with `parse`.
 fn deserialize_text<'de, D: Deserializer<'de>, T>(
     from: D,
     parse: impl Fn(&str) -> Result<T, String>,

@@ -16,9 +16,10 @@ use super::rpc::Node;
 use super::settings::Finality;
 use super::verdict::BlockId;
 
-/// The most temporary wallets that a look follows. A genuine payment uses at most one; a direct payment uses none.
+/// The most temporary wallets that a look follows. A temporary wallet gets the money from the payer and passes it on to the
+/// merchant. A genuine payment uses at most one.
 const MOST_WALLETS: usize = 3;
-/// The most transactions in which a look searches for the arrival from one wallet.
+/// The most transactions of one temporary wallet in which a look searches for the arrival.
 const MOST_CANDIDATES: usize = 16;
 
 /// The answers of one node.
@@ -38,7 +39,7 @@ pub struct Observation {
     pub transaction: Option<Transaction>,
     /// Transactions in which the money may have arrived.
     pub candidates: Vec<Seen>,
-    /// The reason if the look ended early.
+    /// The error that ended the look early, if a call failed or the look took too long.
     pub error: Option<NodeError>,
     /// The calls and their results, as text for people.
     pub steps: Vec<Step>,
@@ -116,7 +117,8 @@ impl Look<'_> {
         }
     }
 
-    /// Asks for the last final block. If the node does not know the tag, no other tag replaces it.
+    /// Asks for the last final block. If the node does not know the configured tag, the look ends: another tag would not be the
+    /// rule that the merchant has chosen.
     async fn final_block(&mut self, finality: Finality) -> Option<u64> {
         let Finality::Depth(blocks) = finality else {
             let tag = if finality == Finality::Safe { "safe" } else { "finalized" };

@@ -47,7 +47,7 @@ pub enum NodeErrorKind {
         /// The node's message.
         words: String,
     },
-    /// An unusable answer: another id, no JSON, too long, or an impossible value.
+    /// An unusable answer: it has the id of another call, is not JSON, is too long, is a redirect, or has an impossible value.
     #[error("bad answer: {0}")]
     BadAnswer(String),
 }

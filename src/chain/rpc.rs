@@ -31,11 +31,11 @@ use crate::telemetry::NodeRequests;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest accepted answer, in bytes.
 const LONGEST_ANSWER: usize = 4 * 1024 * 1024;
-/// The most calls in one second.
+/// The most calls to the node in one second.
 const CALLS_PER_SECOND: usize = 5;
 /// The longest message of a node that is kept, in characters.
 const KEPT_WORDS: usize = 200;
-/// A shorter part of a URL's path is not treated as a key.
+/// The length from which a part of a URL's path or query is treated as a key, in bytes.
 const SHORTEST_KEY: usize = 6;
 
 /// EIP-1474: the method does not exist, or is not supported.
@@ -212,7 +212,7 @@ impl Node {
         })
     }
 
-    /// Removes the parts of the URL that a node may have quoted.
+    /// Removes the keys in the URL from the text of an error, because the node may have quoted them.
     fn without_keys(&self, mut kind: NodeErrorKind) -> NodeErrorKind {
         let words = kind.words_mut();
         for key in &self.keys {
@@ -253,7 +253,7 @@ fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
         StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN => {
             return Err(NodeErrorKind::Refused(words));
         }
-        // The Location of a redirect may contain the key.
+        // The Location of a redirect may contain the key, so the error does not quote it.
         status if status.is_redirection() => {
             return Err(NodeErrorKind::BadAnswer(format!("{status}: a redirect, which is not followed")));
         }

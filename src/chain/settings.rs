@@ -37,7 +37,7 @@ pub struct ChainSettings {
     /// The largest coupon that the merchant gives.
     #[serde(default)]
     pub discount: Discount,
-    /// The maximum age of a transaction at the Date of its mail.
+    /// How much older than the Date of its mail a transaction may be.
     #[serde(default = "default_window")]
     pub window: HumanDuration,
     /// How long an event is held after its mail was stored and the money arrived, so that a contradicting mail can arrive.
@@ -46,7 +46,7 @@ pub struct ChainSettings {
     /// Whether the nodes answer `debug_traceTransaction`.
     #[serde(default)]
     pub trace: bool,
-    /// The number of blocks for the first `eth_getLogs`.
+    /// The most blocks for one call of `eth_getLogs`. After an error, the number is halved.
     #[serde(default = "default_log_range")]
     pub log_range: u64,
     /// How long an event waits for the chain. After that, it needs review.
@@ -79,12 +79,12 @@ pub struct TokenSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
-    // The library's error would quote a URL that was written here by mistake.
+    // This text replaces serde's error, which would quote a URL that a person wrote into the configuration by mistake.
     expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
                  a node's URL is a secret and never stands in the configuration itself"
 )]
 pub enum NodeSource {
-    /// A secret, with the same syntax as elsewhere in the configuration.
+    /// The place of a secret, with the same syntax as elsewhere in the configuration.
     Secret(secret::SecretSource),
 }
 

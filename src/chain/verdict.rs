@@ -8,13 +8,13 @@ use crate::model::{printable, string_enum};
 /// The chain's verdict about a completed event. There is no state for "failed": no answer of a node makes an event fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConfirmationState {
-    /// Not confirmed yet. The loop looks at the event again.
+    /// Not confirmed yet. The loop of `confirm` looks at the event again.
     Waiting,
     /// The money arrived.
     Confirmed,
     /// The chain contradicts the mail. An operator decides.
     Doubtful,
-    /// The nodes cannot answer the question. An operator decides.
+    /// The nodes cannot check the mail's claim, or the event has waited too long. An operator decides.
     Unproven,
     /// An operator has confirmed the event with `confirm --vouch`.
     Operator,
@@ -37,11 +37,11 @@ pub enum ConfirmationCode {
     Node,
     /// The transaction failed.
     Reverted,
-    /// Another wallet paid.
+    /// Another wallet paid, or the payer's wallet is one of the merchant's.
     Payer,
     /// The transaction does not move this token.
     Token,
-    /// Less arrived than the mail says.
+    /// Less arrived than the mail's amount minus the largest discount.
     Short,
     /// The transaction is too old for the mail or the session.
     Old,
@@ -57,7 +57,7 @@ pub enum ConfirmationCode {
     NoTrace,
     /// The mail has no valid hash, or no valid wallet.
     NoHash,
-    /// The event has waited longer than `give_up_after`.
+    /// The event has waited for `give_up_after`. Or its mail is older than that, and a node does not have the transaction.
     GaveUp,
 }
 string_enum!(ConfirmationCode, "confirmation reason", Unseen => "unseen", Fresh => "fresh", Unarrived => "unarrived",

@@ -21,8 +21,8 @@ use super::verdict::{
     Arrival, BlockId, Confirmation, ConfirmationCode as Code, ConfirmationReason as Reason, ConfirmationState as State,
 };
 
-/// Whether a log or call of a transaction already pays another event. The arguments are the transaction and one of its
-/// [`Arrival::keys`].
+/// Whether a log or a call of a transaction already pays another event. The arguments are the transaction, and the key of the log
+/// or call as in [`Arrival::keys`].
 pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
 
 /// The arrival that one node's answers prove, or the reason why they prove none.
@@ -33,7 +33,7 @@ type ArrivalResult = Result<Arrival, Reason>;
 pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_claimed: IsClaimed<'_>) -> Confirmation {
     let judge_one = |node: &Observation| {
         let finding = Judge { question, node }.finding(is_claimed);
-        // With several nodes, the reason names its node.
+        // If the chain has several nodes, the reason names the host of its node.
         finding.map_err(|reason| if seen.len() > 1 { with_host(&node.host, &reason) } else { reason })
     };
     let findings: Vec<ArrivalResult> = seen.iter().map(judge_one).collect();
@@ -130,9 +130,10 @@ fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResu
     if findings.all(agrees) { first } else { Err(Reason::new(Code::Disagree, message)) }
 }
 
-/// Replaces the reason of an event that has waited too long: it needs review.
+/// Replaces the reason of an event that has waited too long. With the new reason, the event needs review.
 ///
-/// A missing transaction of an old mail needs review at once. The nodes have pruned it, or it never existed.
+/// If the mail is old and a node does not have its transaction, the event does not wait at all. The node has pruned the
+/// transaction, or the transaction never existed.
 fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
     let limit = question.chain.give_up_after;
     let is_over = |since: Timestamp| now.duration_since(since) >= limit.try_into().unwrap_or(jiff::SignedDuration::MAX);
@@ -174,7 +175,7 @@ impl Judge<'_> {
         self.choose(payment, &movements, is_claimed)
     }
 
-    /// The last final block of a node that is on the right chain.
+    /// Checks that the node is on the right chain, and returns its last final block.
     fn final_block(&self) -> Result<u64, Reason> {
         let chain = self.question.chain;
         let id = self.node.chain_id.ok_or_else(|| self.missing(Code::Node, "the node does not say its chain id"))?;
@@ -314,8 +315,8 @@ impl Judge<'_> {
     }
 
     /// Returns the reason `no-trace` if traces are not configured, or the node lacks the method. Only a trace proves that a
-    /// temporary wallet passed on the native coin: an attacker can deploy a wallet that writes false logs, and anyone can change
-    /// the merchant's balance.
+    /// temporary wallet paid the merchant in the native coin. Logs prove nothing, because an attacker can deploy a wallet that
+    /// writes false logs. The merchant's balance proves nothing, because anyone can change it.
     fn check_trace(&self, wallet: Address) -> Result<(), Reason> {
         let chain = self.question.chain;
         let missing_method = self.node.error.as_ref().filter(|error| matches!(error.kind, NodeErrorKind::NoMethod(_)));
@@ -329,7 +330,7 @@ impl Judge<'_> {
         }
     }
 
-    /// The successful candidates in final blocks, oldest first and without duplicates.
+    /// The successful transactions in [`Observation::candidates`] that are in final blocks, oldest first and without duplicates.
     fn candidates(&self, last: u64) -> Result<Vec<&Seen>, Reason> {
         let is_final = |seen: &&Seen| self.check_final(seen, seen.receipt.transaction_hash, last).is_ok();
         let mut candidates: Vec<&Seen> = self.node.candidates.iter().filter(is_final).collect();
@@ -338,7 +339,7 @@ impl Judge<'_> {
         Ok(candidates)
     }
 
-    /// Returns the movements. Without a movement, the reason: the arrival is not final, the node failed, or no money arrived.
+    /// Returns `movements`. If it is empty, returns the reason: the arrival is not final, the node failed, or no money arrived.
     fn arrived(&self, movements: Vec<Movement>, last: u64) -> Result<Vec<Movement>, Reason> {
         if !movements.is_empty() {
             return Ok(movements);
@@ -350,7 +351,7 @@ impl Judge<'_> {
         }))
     }
 
-    /// The first movement that is sufficient and does not pay another event.
+    /// Chooses the first movement that is sufficient and does not pay another event.
     fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { coin, least, .. } = self.question;
         let is_free = |movement: &&Movement| !movement.keys.iter().any(|key| is_claimed(movement.transaction, *key));
@@ -386,7 +387,7 @@ fn doubt<T>(code: Code, message: String) -> Result<T, Reason> {
     Err(Reason::new(code, message))
 }
 
-/// The reason why a receipt cannot belong to the transaction `hash`.
+/// Why a receipt cannot be a correct receipt of the transaction `hash`.
 fn unsound(receipt: &Receipt, hash: Hash) -> Option<&'static str> {
     let is_own = |log: &super::answers::Log| {
         log.transaction_hash == receipt.transaction_hash && log.block_hash == receipt.block_hash

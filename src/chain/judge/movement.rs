@@ -13,7 +13,8 @@ pub(super) struct Movement {
 }
 
 impl Movement {
-    /// Limits the amount to the amount that the payer paid. The rest came from another wallet.
+    /// Limits the amount to the amount that the payer paid. A temporary wallet can pass on more, but the excess is not from the
+    /// payer.
     pub(super) fn at_most(mut self, units: u128) -> Self {
         self.units = self.units.min(units);
         self
@@ -37,7 +38,7 @@ pub(super) fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, 
     Ok(wallets)
 }
 
-/// Adds up the parts that moved in one transaction. `None` if there are no parts.
+/// Adds up the amounts of the logs or calls of one transaction. Each has its key. `None`: `parts` is empty.
 pub(super) fn sum_up(receipt: &Receipt, parts: impl Iterator<Item = (i64, u128)>) -> Result<Option<Movement>, Reason> {
     let (mut keys, mut units) = (Vec::new(), 0);
     for (key, value) in parts {

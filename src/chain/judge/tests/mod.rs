@@ -99,7 +99,7 @@ fn ask(chain: &Chain, claim: &Claim, seen: &[Observation]) -> Confirmation {
     judge(&Question::new(claim, &chains).unwrap(), seen, NOW.parse().unwrap(), &|_, _| false)
 }
 
-/// The reason why one node's answers confirm nothing. Empty if they confirm the payment.
+/// The reason why one node's answers confirm nothing. If they confirm the payment, the text is empty.
 fn reason(token: &str, seen: Observation) -> String {
     let confirmation = ask(&chain("trace = true"), &claim(token), &[seen]);
     confirmation.outcome.map(|_| String::new()).unwrap_or_else(|reason| reason.to_string())
