@@ -22,7 +22,7 @@ pub(super) struct NodeBlocks {
     pub(super) last: Block,
 }
 
-/// The row of a chain in `chains`, and the state that the loop needs to decide about changes of the row.
+/// The row of a chain in the table `chains`, and the values that decide when the loop asks the nodes and writes the row.
 pub(super) struct ChainStatus {
     store: Store,
     row: ChainRow,
@@ -49,8 +49,8 @@ impl ChainStatus {
         ChainStatus { store, row, written: None, asked: None, failing: false }
     }
 
-    /// Asks the nodes for their blocks, at most once a minute. `events_wait`: an event is due, and its look reports the errors
-    /// of the nodes. If a node also failed in the last look, this function asks nothing.
+    /// Asks the nodes for their blocks, at most once a minute. `events_wait`: the caller looks at a due event next, and that look
+    /// reports errors of the nodes. So this function logs no error, and asks nothing if a node failed in the last look.
     pub(super) async fn refresh(&mut self, watched: &WatchedChain, events_wait: bool) -> db::Result<()> {
         if self.asked.is_some_and(|at| at.elapsed() < INTERVAL) || events_wait && self.failing {
             return Ok(());
@@ -77,7 +77,7 @@ impl ChainStatus {
         self.write().await
     }
 
-    /// Records whether a node failed in a look.
+    /// Records the result of a look in the row: the error of a node, or that no node failed.
     pub(super) async fn looked(&mut self, watched: &WatchedChain, seen: &[Observation]) -> db::Result<()> {
         let fault = seen.iter().find_map(|node| fault_of(node, &watched.chain));
         self.failing = fault.is_some();

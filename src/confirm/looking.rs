@@ -25,7 +25,7 @@ pub struct NodeAnswers {
     pub host: String,
     /// The calls of the look, with their results.
     pub steps: Vec<Step>,
-    /// The reason if the look ended early.
+    /// The error that ended the look early, if a call failed or the look took too long.
     pub error: Option<String>,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn finish(
 fn settles_at(chain: &Chain, due: &DueLook, seen: &[Observation], confirmation: &Confirmation) -> Timestamp {
     let block = confirmation.outcome.as_ref().ok().map(|arrival| arrival.block);
     let arrived_at = block.and_then(|block| seen.iter().filter_map(|node| node.block_time(block)).max());
-    // A block cannot be from the future, but a node may report such a time.
+    // A block cannot be from the future, but a node may report a time in the future.
     let from = arrived_at.map_or(due.stored_at, |at| at.max(due.stored_at)).min(Timestamp::now());
     let settle = SignedDuration::try_from(chain.settle).unwrap_or(SignedDuration::MAX);
     from.checked_add(settle).unwrap_or(Timestamp::MAX)

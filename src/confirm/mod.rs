@@ -26,7 +26,7 @@ use looking::{LONGEST_LOOK, claimed, finish, look_at, question};
 
 /// The pauses after errors of nodes.
 const AFTER_ERRORS: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(300) };
-/// The limit of `Retry-After`.
+/// The longest pause that a node can demand with `Retry-After`.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// A chain with its nodes.
@@ -113,7 +113,7 @@ impl TurnWorker for ConfirmationWorker {
 }
 
 impl ConfirmationWorker {
-    /// Looks at the next due event. Returns the time at which the loop must search again. `None`: another event may be due now.
+    /// Looks at the next due event. Returns the time of the next search if no event is due. `None`: another event may be due.
     async fn look_at_next(&mut self) -> db::Result<Option<Instant>> {
         let (due, next) = self.store.due_look(&self.watched.chain).await?;
         let Some(due) = due else { return Ok(Some(turn_at(next))) };

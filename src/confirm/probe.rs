@@ -10,7 +10,7 @@ use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
 /// If the newest block of a node is older than this number of seconds, the node does not follow its chain.
 const STALE_SECONDS: i64 = 600;
 
-/// Asks each node of a chain, and returns a line for each answer. `Err`: a call failed, or the operator must correct something.
+/// Checks each node of a chain, and returns a line for each check. `Err`: a call failed, or the operator must correct something.
 pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
     let mut lines = Vec::new();
     for node in &watched.nodes {
@@ -64,8 +64,8 @@ async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>>
     })
 }
 
-/// Asks for the trace of a transaction that does not exist. A node that can trace answers that it does not know the
-/// transaction. The error or the result in that answer differs from node to node.
+/// Asks for the trace of a transaction that does not exist. Some nodes that can trace answer with an error, others with a result.
+/// So the check fails only if the node lacks the method, or if the error concerns all calls.
 async fn probe_trace(node: &Node) -> Result<String, String> {
     match node.trace(Hash([0; 32])).await {
         Err(error) if error.is_of_node() || matches!(error.kind, NodeErrorKind::NoMethod(_)) => {

@@ -17,7 +17,7 @@ use crate::resmic::{
     ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
 };
 
-/// A success is recorded at most once in this time, unless it follows a failure.
+/// A successful request is recorded for `status` at most once in this time, unless it follows a failure.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest time that one question may take: two requests, and the pause between them.
 const LONGEST_QUESTION: Duration = Duration::from_secs(180);
@@ -189,7 +189,7 @@ impl Inquirer {
         self.ask_details(session).await
     }
 
-    /// Records the status of a session. It asks for the details if the status alone decides nothing.
+    /// Records the status of a session. If the status alone decides nothing, this function asks for the transaction, too.
     async fn record_status(
         &mut self,
         session: SessionId,
@@ -222,7 +222,8 @@ impl Inquirer {
         Ok(answer)
     }
 
-    /// Takes a result into account: for the pace, the metrics, and `status`.
+    /// Applies the result of a request to the pace, and records it for the metrics and `status`. An error that concerns only one
+    /// session counts as a success.
     async fn note(&mut self, error: Option<&ApiError>) -> db::Result<()> {
         let error = error.filter(|error| error.concerns_all_sessions());
         match error {
