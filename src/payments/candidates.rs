@@ -42,7 +42,7 @@ pub(super) fn find_all(tx: &Connection, event: &Event, settings: &StoreSettings)
     query(tx, event, settings, None)
 }
 
-/// The candidates, the newest first. `event_id`: the id of the event, if the caller looks for the next question. With this id,
+/// The candidates, the newest first. `event_id`: the id of the event, if the caller needs the next question. With this id,
 /// each query returns only the newest candidate about which the daemon still has to ask.
 fn query(
     tx: &Connection,
@@ -56,7 +56,7 @@ fn query(
         let mut statement = tx.prepare_cached(&sql(condition))?;
         for session in statement.query_map(params![from, to, value, event_id], read_session)? {
             let session = session?;
-            // Other programs insert sessions. An id that is no UUID does not come from Resmic.
+            // Other programs insert sessions. A session whose id is no UUID is skipped, because Resmic's ids are UUIDs.
             if session.session_id.parse::<SessionId>().is_ok()
                 && matching::may_have_transaction(event, &session, settings.matching.window)
             {

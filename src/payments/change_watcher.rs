@@ -2,8 +2,8 @@
 //!
 //! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon uses no processor time.
 //! inotify also reports the daemon's commits. `PRAGMA data_version` changes only for commits of other programs. The watch is
-//! one-shot and is armed before each check. Otherwise inotify would report each of the thousands of writes of a backfill, which
-//! would cost as much as the writes. If inotify fails, the version is polled.
+//! one-shot and is armed before each check. Otherwise inotify would report each of the thousands of writes of a backfill, and
+//! handling these reports would cost as much as the writes. If inotify fails, the version is polled.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -68,7 +68,7 @@ impl Store {
             self.write(|tx| Ok(tx.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)).await?;
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
             let reconciled = self.reconcile().await.inspect_err(|_| {
-                // The next check tries to reconcile the remaining sessions.
+                // With this value, the next check finds a change, and reconciles the remaining sessions.
                 self.seen_version.store(i64::MIN, Ordering::Relaxed);
             })?;
             if reconciled != reconcile::Reconciled::default() {

@@ -1,6 +1,6 @@
 //! `[resmic] require = true`: a completed event waits until Resmic reports its session as `Completed`.
 //!
-//! This hold is independent of the session, of a conflict and of the chain.
+//! This hold is independent of the holds for a session, for a conflict and for the chain.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -20,7 +20,7 @@ pub struct DueClearance {
     pub event_id: String,
     /// Its session.
     pub session: SessionId,
-    /// The number of answers and changes. An answer is recorded only if this number is still the same.
+    /// How often an answer was recorded or the event was changed. An answer is recorded only if this number is still the same.
     pub asks: i64,
 }
 
@@ -40,7 +40,7 @@ pub enum RecordedClearance {
     },
 }
 
-/// Creates the row of a completed event that is to be delivered. Returns whether the event must wait for Resmic.
+/// Creates the row in `clearances` for a completed event with deliveries. Returns whether the event must wait for Resmic.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     let is_required = settings.resmic.is_some_and(|resmic| resmic.require);
     if !is_required || event.payment.status != Status::Completed {
@@ -55,7 +55,8 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     Ok(true)
 }
 
-/// Asks again about an event, if the new values change the question. An earlier answer was about other values.
+/// Makes the daemon ask about an event again if `new` changes values that are compared with Resmic's answer. An earlier answer
+/// does not apply to the new values.
 pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Result<()> {
     let payment = &new.payment;
     let now = current_time();
@@ -96,7 +97,7 @@ pub(super) const DUE: &str =
     "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id
     WHERE c.next_ask_at IS NOT NULL AND +c.next_ask_at <= ?1 ORDER BY c.waits_since DESC, c.rowid DESC LIMIT 1";
 
-/// The newest event to ask about.
+/// The newest event that is due. An event whose session id is not a UUID becomes doubtful.
 pub(super) fn due(tx: &Connection, now: Timestamp) -> Result<Option<DueClearance>> {
     loop {
         let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now)], |row| {

@@ -36,7 +36,7 @@ impl Store {
     }
 }
 
-/// A chain id of EIP-155, as the database has it.
+/// Converts a chain id of EIP-155 to an integer of SQLite, which is signed.
 pub(super) fn sql_id(chain_id: u64) -> i64 {
     i64::try_from(chain_id).unwrap_or(i64::MAX)
 }

@@ -200,7 +200,8 @@ pub(super) fn resolve(
     }
 }
 
-/// Why an event with this session may not be delivered. Call this function before the session is written.
+/// Why an event with this session may not be delivered. Call this function before the event's new values are written, because it
+/// also reads the stored values.
 pub(super) fn hold_reason(
     tx: &Connection,
     id: &str,

@@ -19,8 +19,7 @@ use crate::resmic::{
     reconcile,
 };
 
-/// If `[resmic]` is configured after sessions were registered, the daemon asks only about sessions whose registration is not
-/// older than this.
+/// The greatest age of a session that was registered before `[resmic]` was configured. The daemon does not ask about older ones.
 const ADOPTED: &str = "-7 days";
 
 /// The next question for Resmic.
@@ -28,7 +27,7 @@ const ADOPTED: &str = "-7 days";
 pub enum DueInquiry {
     /// Whether an event may be delivered.
     Clearance(DueClearance),
-    /// Which transaction a session has, for an event without a session.
+    /// Which transaction a session has. If it is the transaction of an event without a session, the event gets this session.
     Search(DueSearch),
     /// How a registered session ended.
     Session(SessionId),
@@ -45,11 +44,11 @@ pub enum RecordedSession {
     Agrees,
     /// The session is completed, and its mail is missing.
     MailMissing,
-    /// The transaction details are needed.
+    /// The status alone decides nothing. The caller must also ask for the transaction details.
     NeedsDetails,
     /// A person must decide.
     NeedsReview(Reason),
-    /// An event was stored, or was there already.
+    /// An event of the session was stored now, or was already stored.
     Event {
         /// The event.
         event_id: String,
@@ -184,7 +183,7 @@ const SETTLED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.ses
 const FIRST_ASK: &str = "coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', s.expires_at),
     strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at, '+40 minutes'))";
 
-/// Creates the row of a registered session. If the session is changed before the first answer that counts, the time of the next
+/// Creates the row in `session_inquiries`. If the session is changed before the first answer that counts, the time of the next
 /// question changes, too. An answer counts if it arrives after the expiry, if it is `Completed`, or if it makes the session need
 /// review. An error that concerns all sessions does not count.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<()> {
@@ -292,8 +291,8 @@ fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Adm
     })
 }
 
-/// Counts the question. Returns the times of the first answer after the expiry and of the first `Completed`, including this
-/// answer. An error that concerns all sessions is no answer.
+/// Counts the question. Returns the time of the first answer after the expiry, and the time of the first answer `Completed`. This
+/// answer may be the first. An error that concerns all sessions is no answer.
 fn note_answer(
     tx: &Connection,
     session: &AskedSession,

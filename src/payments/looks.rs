@@ -18,8 +18,8 @@ use crate::chain::{
 use crate::db::{Result, Store, StoreSettings, current_time, holds, parse_time};
 use crate::model::iso;
 
-/// The time of the next look is in the future by at most this duration plus `settle`. A later time was written while the clock
-/// was wrong.
+/// The next look is at most this duration plus `settle` in the future. If the stored time is later, it was written while the
+/// clock was wrong.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 /// An event that is due for a look, with the values at the time of reading.
@@ -37,7 +37,7 @@ pub struct DueLook {
     pub confirmed_at: Option<Timestamp>,
     /// The arrival that confirmed it.
     pub arrival: Option<ConfirmedArrival>,
-    /// The number of looks and changes. If this number has changed during a look, the result is not recorded.
+    /// How often a look was recorded or the event was changed. If this number changes during a look, the result is not recorded.
     pub looks: i64,
 }
 

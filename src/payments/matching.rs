@@ -46,8 +46,8 @@ pub fn may_pay(event: &Event, session: &RegisteredSession, matching: Matching) -
     event.time().is_some_and(|at| is_candidate(event, session, at, matching))
 }
 
-/// Whether Resmic may name the event's transaction for a session: the event does not contradict the session, and was paid in
-/// time. The event, the session or both may lack the amount.
+/// Whether Resmic may name the event's transaction for a session: the event does not contradict the session, and the payment was
+/// made in time. The event, the session or both may lack the amount.
 #[must_use]
 pub(super) fn may_have_transaction(event: &Event, session: &RegisteredSession, window: std::time::Duration) -> bool {
     contradiction(event, session).is_none() && event.time().is_some_and(|at| is_alive(session, at, window))
@@ -71,10 +71,10 @@ fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Durat
 
 /// Chooses the session that an event pays, from the sessions of the event's order.
 ///
-/// The order is certain, so a single session is the answer, even if the event contradicts the session. The caller compares the
-/// two. Among several sessions, a session does not count if it is completed, if the event contradicts it, or if it was not
-/// payable at the event's time. If more than one session is left, there is no answer. If no session is left, the rule about
-/// the time is dropped first, then the rule about contradictions.
+/// The order is certain, so the only session of an order is chosen even if the event contradicts the session. The caller compares
+/// the two. Among several sessions, a session does not count if it is completed, if the event contradicts it, or if it was not
+/// payable at the event's time. If more than one session is left, the result is `None`. If no session is left, the function
+/// chooses again without the rule about the time, and then also without the rule about contradictions.
 #[must_use]
 pub fn session_of_order<'a>(
     event: &Event,
@@ -87,7 +87,7 @@ pub fn session_of_order<'a>(
     let open = || sessions.iter().filter(|(_, completed)| !completed).map(|(session, _)| session);
     let fit = || open().filter(|session| contradiction(event, session).is_none());
     let alive = || fit().filter(|session| event.time().is_none_or(|at| is_alive(session, at, window)));
-    // If no session matches and only one session is open, returns it, so that the caller reports the contradiction.
+    // If no session matches and only one session is open, returns that session, so that the caller reports the contradiction.
     only(alive()).or_else(|| only(fit())).or_else(|| if fit().next().is_none() { only(open()) } else { None })
 }
 

@@ -86,7 +86,7 @@ impl Store {
         Ok(released)
     }
 
-    /// Assigns a session to an event by the decision of an operator, and releases its deliveries.
+    /// Assigns a session to an event by the decision of an operator, and releases the event's deliveries.
     ///
     /// # Errors
     ///
@@ -157,7 +157,7 @@ pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Resul
     Ok((reconciled, ids.len()))
 }
 
-/// Copies the session's order reference to its held events and changes nothing else.
+/// Copies the session's order reference to its events that need review. [`reconcile_event`] does not change these events.
 fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     let sql = "UPDATE events SET order_ref = ?2 WHERE session_id = ?1 AND order_ref IS NULL AND hold IS NOT NULL";
     tx.prepare_cached(sql)?.execute(params![session.session_id, session.order_ref])?;
@@ -178,13 +178,13 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
     Ok(reconciled)
 }
 
-/// The events without a session, an order and an amount in the time from `?1` to `?2`.
+/// The events that have no session, no order and no amount, and whose time is between `?1` and `?2`.
 pub(super) const WITHOUT_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_unmatched
     WHERE session_id IS NULL AND order_ref IS NULL AND CAST(amount AS REAL) IS NULL AND tx_time BETWEEN ?1 AND ?2";
 
-/// The events without a session and an order in the time from `?1` to `?2`. The index over these events begins with the amount,
-/// so the query uses an index that also has the events with a session or an order. If a session is registered when it is created,
-/// the query reads only the events of the last two minutes.
+/// The events that have no session and no order, and whose time is between `?1` and `?2`. The index `events_unmatched` begins
+/// with the amount, so the query uses the index over the times of all events. If a session is registered when it is created, the
+/// query reads only the events of the last two minutes.
 pub(super) const ANY_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_by_tx_time
     WHERE tx_time BETWEEN ?1 AND ?2 AND session_id IS NULL AND order_ref IS NULL";
 
@@ -221,7 +221,7 @@ struct EventState {
     on_hold: bool,
     /// A handler has accepted it.
     delivered: bool,
-    /// A target does not have it yet.
+    /// At least one of its deliveries is not delivered.
     open: bool,
     /// An attempt to deliver it is being made.
     under_way: bool,
@@ -257,7 +257,7 @@ fn event_state(tx: &Connection, event_id: &str) -> Result<Option<EventState>> {
 /// Finds an event's session again, and compares the event with the session.
 pub(super) fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
     let Some(state) = event_state(tx, event_id)? else { return Ok(Reconciled::default()) };
-    // A person decides about a held event.
+    // A person decides about an event that needs review.
     if state.on_hold {
         return Ok(Reconciled::default());
     }

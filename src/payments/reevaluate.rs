@@ -169,7 +169,7 @@ fn reevaluate_event(
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 impl StoreReader {
-    /// The ids of the mails whose bytes are stored: all, or those with this outcome; oldest first.
+    /// The ids of the mails whose bytes are stored, the oldest first. `outcome`: only mails with this outcome.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
         id: row.get("id")?,
         mail,
         proof: proof(row)?,
-        // The column's CHECK allows no other words.
+        // The CHECK of the column allows only the words of `Outcome`.
         outcome: outcome.parse().unwrap_or(Outcome::Quarantined),
         reason: row.get("reason")?,
         judgements: row.get("judgements")?,

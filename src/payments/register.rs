@@ -177,7 +177,7 @@ fn is_decimal(text: &str) -> bool {
     text.len() <= 80 && digits(whole) && digits(fraction)
 }
 
-/// Returns whether a value is new. Registering the same values again changes nothing.
+/// Inserts a session, or adds missing values to its row. Returns whether the row is new or has changed.
 fn insert(tx: &Connection, new: &SessionRegistration) -> Result<bool> {
     let mut statement = tx.prepare_cached(
         "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)

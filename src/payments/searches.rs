@@ -25,7 +25,7 @@ pub struct DueSearch {
     pub session: SessionId,
 }
 
-/// Whether the session of an event is searched for at Resmic.
+/// Whether the daemon searches for the event's session at Resmic.
 fn applies(settings: &StoreSettings, event: &Event) -> bool {
     settings.resmic.is_some() && event.payment.session_id.is_none() && event.payment.transaction_hash.is_some()
 }
@@ -76,8 +76,8 @@ pub(super) const DUE: &str =
     "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND +next_ask_at <= ?1
     ORDER BY since DESC, rowid DESC LIMIT 1";
 
-/// The next question of the newest search that is due. A due search without a further question is decided here. The second value
-/// is the effect of these decisions.
+/// The next question of the newest search that is due. If a due search has no further question, this function ends the search.
+/// The second value is the effect of these ended searches.
 pub(super) fn due(
     tx: &Connection,
     settings: &StoreSettings,

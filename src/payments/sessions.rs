@@ -17,9 +17,9 @@ pub(super) struct FoundSession {
     pub(super) registered: Option<RegisteredSession>,
 }
 
-/// Finds the event's session. The first of these decides: the session that the mail names, the order in the signed address, the
-/// only match. With `[resmic]`, an event with a transaction is matched only after the search at Resmic has ended without a
-/// session.
+/// Finds the event's session. The first of these decides: the session that the mail names, the order in the signed address, or
+/// the amount, if exactly one open session matches. With `[resmic]`, an event with a transaction is matched by amount only after
+/// the search at Resmic has ended without a session.
 pub(super) fn find_session(
     tx: &Connection,
     settings: &StoreSettings,

@@ -268,7 +268,7 @@ mod tests {
                 prop_assert_eq!(order_of(&address.to_lowercase()), OrderLookup::Order(order_ref));
                 let (local, _) = address.split_once('@').unwrap();
                 prop_assert!(local.len() <= 64 && local.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-' | b'_')));
-                // An address that lacks any one of its characters names no order.
+                // If one character of an address is missing, the address names no order.
                 let at = cut.index(address.len());
                 let broken = format!("{}{}", &address[..at], &address[at + 1..]);
                 prop_assert!(!matches!(order_of(&broken), OrderLookup::Order(_)));

@@ -36,7 +36,7 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
         })
     })?;
     let mut known: Vec<StoredEvent> = rows.collect::<rusqlite::Result<_>>()?;
-    // The order of the rows depends on the index that SQLite chooses.
+    // Without this sort, the order of the events would depend on the index that SQLite chooses.
     known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
     Ok(known)
 }
@@ -63,7 +63,7 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
         from_wallet_address: row.get("from_wallet_address")?,
         transaction_hash: row.get("transaction_hash")?,
         tx_time,
-        // The CHECK of the column allows no other words. `pending` is the safe default.
+        // The CHECK of the column allows only the words of `Status`. `pending` is the safe default.
         ..PaymentDetails::new(status.parse().unwrap_or(Status::Pending))
     };
     Ok(Event { payment, header_time, order_ref: row.get("order_ref")? })

@@ -1,6 +1,7 @@
 //! Rows of mails whose bytes the server did not deliver.
 //!
-//! Such a row is quarantined as `unavailable`, and its `raw` is NULL. If the bytes arrive later, they complete the same row.
+//! Such a row has the outcome `quarantined`, a reason with the code `unavailable`, and no bytes in `raw`. If the bytes arrive
+//! later, they are stored under the same row id.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
@@ -21,7 +22,7 @@ pub(super) struct RowsOfUid {
     pub(super) without_bytes: Option<i64>,
 }
 
-/// Looks for the rows of this mail's UID.
+/// Finds the rows of this mail's UID.
 pub(super) fn of_uid(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<RowsOfUid> {
     let mut found = RowsOfUid::default();
     let Some((validity, uid)) = mail.origin.uid else { return Ok(found) };

@@ -2,8 +2,8 @@
 
 use crate::model::{self, Event, PaymentDetails, Status, same_amount, same_token};
 
-/// Whether two events are the same report, although their ids may differ. An id depends on the chain or the time. One of the
-/// events may lack this value, or may have lacked it until another report filled the gap.
+/// Whether two events are the same report, although their ids may differ. The id of an event depends on its chain, or on its time
+/// if it has no hash. One of the events may lack this value, or may have lacked it until another report added it.
 pub(super) fn is_same_report(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     if a.status != b.status {
         return false;

@@ -57,21 +57,22 @@ pub enum Classification {
     New {
         /// Why it needs review before it is delivered.
         hold: Option<Reason>,
-        /// The new event is pending, and a stored event of the payment is completed. So the new event is not delivered.
+        /// The new event has the status `pending`, and a stored event of the payment is completed. So the new event is not
+        /// delivered.
         superseded: bool,
     },
     /// The same report again.
     Duplicate {
         /// The stored event's id.
         event_id: String,
-        /// The stored event with its gaps filled, if there is a gap to fill and the event may still change.
+        /// The stored event with missing values added from the new event. `None`: no value can be added.
         filled: Option<Box<Event>>,
     },
     /// It contradicts a stored event.
     Conflict(Reason),
 }
 
-/// Classifies `new`, whose id is `id`. `known` are the stored events with its id, transaction or session.
+/// Classifies `new`, whose id is `id`. `known` are the stored events with the id, the transaction or the session of `new`.
 #[must_use]
 pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification {
     if let Some(repeated) = find_repeated(id, new, known) {
@@ -97,7 +98,7 @@ pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Opt
 pub enum HoldReason {
     /// A person has to decide.
     NeedsReview(Reason),
-    /// The event is pending, and another event of its session or transaction is completed.
+    /// The event has the status `pending`, and another event of its session or transaction is completed.
     Superseded,
 }
 
@@ -129,7 +130,7 @@ pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<
 }
 
 /// The completed events whose transaction the new report claims for another session, order or amount. Each comes with the reason
-/// to hold it. One of the two reports claims the payment of the other report, and the chain cannot show which one.
+/// to hold it. Only one of the two reports can be right, and the chain cannot show which one is right.
 pub fn contested<'k>(
     id: &str,
     new: &Event,
@@ -145,9 +146,9 @@ pub fn contested<'k>(
     })
 }
 
-/// The event without its session if the session has not changed, and without its transaction if the chain has not changed. The
-/// hash of a stored event never changes. Other events with the same session or transaction were compared with the unchanged
-/// values when they arrived, and were held if they contradicted this event.
+/// A copy of the event without its session if the session is unchanged, and without its transaction if the chain is unchanged.
+/// The hash of a stored event never changes. Unchanged values were compared with each other event earlier, when the later of the
+/// two events was stored.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
     let is_unchanged = |field: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -193,8 +194,8 @@ fn same_hash_on_another_chain(new: &Event, known: &[StoredEvent]) -> Option<Reas
     Some(conflict_with(&other.event_id, "the hash of its transaction is known on another chain"))
 }
 
-/// Compares a new event with the other events of its session. A pending report is superseded if its transaction or
-/// session is completed.
+/// Compares a new event with the other events of its session. A new event with the status `pending` is superseded if a completed
+/// event has the same transaction or session.
 fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     let session = &new.payment.session_id;
     let is_pending = new.payment.status == Status::Pending;
@@ -218,7 +219,7 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     Classification::New { hold: Some(hold), superseded: false }
 }
 
-/// The stored event, with its gaps filled from the new event. `None` if no gap can be filled, or the stored event was delivered.
+/// The stored event with missing values added from the new event. `None`: no value can be added, or the event was delivered.
 ///
 /// If the handler may have the event, only its session and its order may be added. If other values changed, the handler might
 /// count the payment a second time.

@@ -172,7 +172,7 @@ fn header_times_do_not_split_a_payment() {
     a.header_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
     b.header_time = Some("2025-03-05T04:00:00Z".parse().unwrap());
     assert!(matches!(classify_new(&b, &[known(a.clone(), false)]), Classification::Duplicate { filled: None, .. }));
-    // A header time adds nothing to a payment with a stated time.
+    // A time from the Date header adds nothing to an event whose mail states the time of the payment.
     (a.payment.tx_time, a.header_time) = (a.header_time, None);
     assert!(matches!(classify_new(&b, &[known(a, false)]), Classification::Duplicate { filled: None, .. }));
 }
