@@ -1,8 +1,8 @@
 -- The database is an interface: names and meanings are public (docs/database.md). Times are ISO 8601 in UTC with
 -- milliseconds. Amounts are decimal text. Later migrations only add to the schema.
 --
--- Conditions on words are written `x = 'a' OR x = 'b'`. For `x IN (…)` with three or more values, SQLite builds a table of the
--- values at each INSERT. Building that table took a tenth of the time of storing a mail.
+-- A CHECK that allows three or more words is written `x = 'a' OR x = 'b' OR …`. For `x IN (…)`, SQLite would build a table of
+-- the words at each INSERT. Building that table took a tenth of the time of storing a mail.
 
 -- One row for each examined mail, with its bytes. A mail that the server lists and does not deliver has a row, too.
 -- AUTOINCREMENT: the id of a pruned mail is never given to another mail.
@@ -27,8 +27,8 @@ CREATE TABLE mails (
   trust             TEXT
                     CHECK (trust = 'dkim' OR trust = 'authentication-results' OR trust = 'operator' OR trust = 'none'),
   event_id          TEXT REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,   -- the event that the mail made or repeats
-  trust_domain      TEXT,                      -- the signing domain (d=)
-  trust_selector    TEXT,                      -- the selector of its key (s=)
+  trust_domain      TEXT,                      -- the signing domain (d=) of the DKIM signature that proves the mail
+  trust_selector    TEXT,                      -- the selector (s=) of that signature's key
   trust_covers      TEXT,                      -- the signed header fields, separated by spaces; '*' for all
   trust_to          TEXT,                      -- the addresses of the signed To, separated by spaces
   judged_at         TEXT NOT NULL,             -- when its outcome was last decided
@@ -37,19 +37,20 @@ CREATE TABLE mails (
   -- `raw` is the last column, so that SQLite reads the other columns without the pages that contain the mail.
   raw               BLOB                       -- the mail, byte for byte; NULL if it was pruned, or not delivered by the server
 ) STRICT;
--- A mail server that was restored from a backup may give a used UID to another mail. The two rows differ in sha256.
+-- A mail server that was restored from a backup may give a used UID to another mail. The rows of both mails differ in sha256.
 CREATE UNIQUE INDEX mails_by_uid ON mails (account, mailbox, uid_validity, uid, sha256) WHERE uid IS NOT NULL;
 CREATE UNIQUE INDEX mails_imported ON mails (account, sha256) WHERE uid IS NULL;
 CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX mails_by_outcome ON mails (outcome, id);
 CREATE INDEX mails_deferred ON mails (next_judgement_at, account) WHERE outcome = 'deferred';
 CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw IS NOT NULL;
--- An index of the mails that the mail server lists and does not deliver. Their sha256 is the SHA-256 of no bytes. The sha256 of
--- a pruned mail is different.
+-- An index of the mails that the mail server lists and does not deliver. Their sha256 is the SHA-256 of no bytes. Pruned mails
+-- have no raw, too, but each of them keeps the sha256 of the bytes that it had.
 CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
   WHERE outcome = 'quarantined' AND raw IS NULL;
 CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
--- An index of the proven mails that are quarantined. If there are many, the layout of Resmic's mails has probably changed.
+-- An index of the proven mails that are quarantined. If there are many such mails, the layout of Resmic's mails has
+-- probably changed.
 CREATE INDEX mails_proven_to_review ON mails (id)
   WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL;
 
@@ -62,15 +63,15 @@ CREATE TABLE events (
                       CHECK (session_source = 'mail' OR session_source = 'address' OR session_source = 'match'
                              OR session_source = 'operator' OR session_source = 'resmic'),
   order_ref           TEXT,                    -- the merchant's reference for what is paid
-  amount              TEXT,                    -- plain decimal digits, as written
-  currency            TEXT,                    -- 'USD', or the token that the amount names
+  amount              TEXT,                    -- plain decimal digits without thousands separators; trailing zeros are kept
+  currency            TEXT,                    -- 'USD', or the token's symbol next to the amount; NULL: the amount has neither
   blockchain          TEXT,
   token               TEXT,
   from_wallet_address TEXT,
   transaction_hash    TEXT COLLATE NOCASE,     -- COLLATE is for lookups only; the case is kept
   tx_time             TEXT,
   tx_time_source      TEXT CHECK (tx_time_source IN ('mail', 'header')),
-  webhook             TEXT NOT NULL,           -- the body that is posted
+  webhook             TEXT NOT NULL,           -- the JSON body that is delivered
   hold                TEXT,                    -- why the event needs review before it is delivered; NULL: no review is needed
   created_at          TEXT NOT NULL,
   source              TEXT NOT NULL DEFAULT 'mail'   -- the source of the report: a mail, or Resmic's API if the mail is missing
@@ -115,7 +116,8 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
 CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
 CREATE INDEX deliveries_in_streams ON deliveries (target, delivered_at) WHERE receipt IS NOT NULL;
--- Deliveries whose give_up_after may have passed. A delivery that succeeds at the first attempt is never in this index.
+-- An index of the failed deliveries whose give_up_after may have passed. A delivery that succeeds at the first attempt is never
+-- in this index.
 CREATE INDEX deliveries_failing ON deliveries (target, first_attempt_at) WHERE state = 'pending' AND last_error IS NOT NULL;
 
 -- One row for each attempt to deliver. It is inserted before the request is sent and completed afterwards.
@@ -198,7 +200,7 @@ CREATE TABLE mailboxes (
   state        TEXT NOT NULL DEFAULT 'connecting'
                CHECK (state = 'connecting' OR state = 'syncing' OR state = 'idle' OR state = 'polling'
                       OR state = 'failed'),
-  last_seen_at TEXT,                           -- the last completed round trip
+  last_seen_at TEXT,                           -- when the last round trip to the mail server was completed
   last_error   TEXT,
   -- The next two columns are set if `start` excludes mails. They also apply if the mailbox is renumbered and read again. In
   -- that case, begun_uid becomes the highest UID at the renumbering.
@@ -218,14 +220,14 @@ CREATE TABLE accounts (
   last_notification_at TEXT                    -- when its newest proven notification was received; NULL: there is none
 ) STRICT, WITHOUT ROWID;
 
--- The chain's verdict about each completed event that was to be delivered while a [[chain]] was configured. An event without
--- a row does not wait for the chain.
+-- One row for each completed event that was to be delivered while a [[chain]] was configured. It shows whether the chain confirms
+-- the payment. An event without a row does not wait for the chain.
 CREATE TABLE confirmations (
   event_id        TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   state           TEXT NOT NULL
                   CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'unproven'
                          OR state = 'operator'),
-  reason          TEXT,                        -- 'code: message'; NULL: confirmed by the chain or an operator, or not looked up
+  reason          TEXT,                        -- 'code: message'; NULL: confirmed by the chain or an operator, or no look yet
   chain_id        INTEGER,                     -- the chain (EIP-155); NULL: no [[chain]] is configured for it
   paid_block      INTEGER,                     -- the block of the transaction that the event names
   paid_block_hash TEXT,
@@ -234,7 +236,7 @@ CREATE TABLE confirmations (
   arrival_block   INTEGER,
   received        TEXT,                        -- how much arrived, decimal text
   received_token  TEXT,
-  amount_checked  INTEGER CHECK (amount_checked = 0 OR amount_checked = 1),   -- 0: the token has no dollar price to compare
+  amount_checked  INTEGER CHECK (amount_checked = 0 OR amount_checked = 1),   -- 0: the amount is in dollars, the token is not
   final           TEXT,                        -- what counted as final: 'finalized', 'safe', or a number of blocks
   nodes           TEXT,                        -- the hosts of the nodes, separated by spaces
   looks           INTEGER NOT NULL DEFAULT 0,  -- how often it was looked up or changed
@@ -248,7 +250,8 @@ CREATE INDEX confirmations_due ON confirmations (chain_id, next_look_at) WHERE n
 CREATE INDEX confirmations_by_state ON confirmations (state);
 CREATE INDEX confirmations_by_arrival ON confirmations (chain_id, arrival) WHERE arrival IS NOT NULL;
 
--- The logs and calls that moved money to the merchant and pay an event. The key keeps one arrival from paying two events.
+-- The logs and calls that moved money to the merchant and pay an event. Because of the primary key, one arrival cannot pay two
+-- events.
 CREATE TABLE arrivals (
   chain_id INTEGER NOT NULL,
   tx       TEXT NOT NULL,
@@ -264,15 +267,15 @@ CREATE TABLE chains (
   name         TEXT NOT NULL,
   nodes        TEXT NOT NULL,                  -- the hosts, separated by spaces
   head         INTEGER,                        -- the newest block at one node: the node that reports the oldest final block
-  head_age_s   INTEGER,                        -- the age of that block when the node was asked
+  head_age_s   INTEGER,                        -- the age of that block in seconds when the node was asked
   final_block  INTEGER,                        -- the last final block of the same node
-  final_lag_s  INTEGER,                        -- how much older the final block is than the newest one
+  final_lag_s  INTEGER,                        -- how many seconds the final block is older than the newest block
   asked_at     TEXT,
   last_error   TEXT,                           -- NULL: the last calls succeeded
   needs_person INTEGER NOT NULL DEFAULT 0      -- 1: the error does not pass by itself
 ) STRICT;
 
--- The registered sessions that Resmic's API is asked about, while [resmic] is configured.
+-- The registered sessions about which the daemon asks Resmic's API while [resmic] is configured.
 CREATE TABLE session_inquiries (
   session_id         TEXT PRIMARY KEY COLLATE NOCASE,
   next_ask_at        TEXT,                     -- the daemon does not ask before this time; NULL: it does not ask again
@@ -338,8 +341,8 @@ CREATE TABLE resmic_api (
 ) STRICT;
 
 -- The newest state of each session. A later payment that is pending or failed never hides a completed payment of the session.
--- An event without a session is a row by itself. With NOT EXISTS, SQLite uses the indexes of `events` for a query. With a window
--- function, it would read all sessions.
+-- An event without a session is a row by itself. With NOT EXISTS, SQLite uses the indexes of `events` to find one session.
+-- With a window function, it would read all sessions.
 CREATE VIEW payments AS
 SELECT e.session_id, e.order_ref, e.status, e.amount, e.currency, e.blockchain, e.token, e.from_wallet_address,
        e.transaction_hash, e.tx_time, e.event_id, e.session_source, e.hold, e.created_at,
@@ -357,7 +360,7 @@ WHERE NOT EXISTS (
     AND (o.status = 'completed', coalesce(o.tx_time, o.created_at), o.created_at, o.rowid)
       > (e.status = 'completed', coalesce(e.tx_time, e.created_at), e.created_at, e.rowid));
 
--- The sum that was paid for each token on each of 31 days. The last of these days is the day of the newest event. SQLite makes
+-- The sum that was paid in each token on each of 31 days. The last of these days is the day of the newest event. SQLite makes
 -- one search in an index for each day and token. LIMIT -1 keeps SQLite from repeating the search for each column.
 CREATE VIEW paid_by_day AS
 WITH RECURSIVE
@@ -378,13 +381,14 @@ WITH RECURSIVE
 SELECT day, token, json_extract(paid, '$[0]') AS payments, json_extract(paid, '$[1]') AS about
 FROM sums WHERE json_extract(paid, '$[0]') > 0;
 
--- The numbers of rows, so that `status` and the metrics need not count them. Triggers maintain this table, so the numbers are
--- right whichever program writes.
+-- The numbers of rows in other tables, so that `status` and the metrics need not count the rows. Triggers maintain the numbers,
+-- so they are right whichever program writes.
 CREATE TABLE counts (
-  name TEXT NOT NULL,                          -- 'mails', 'events', 'deliveries', 'confirmations', 'held': events with a held delivery,
-                                               -- 'reasons': mails with a reason
-  key  TEXT NOT NULL,                          -- the outcome, the status, the state; of 'held': 'conflict', 'session', 'confirmation';
-                                               -- of 'reasons': the outcome and the code of the reason, with a space between them
+  name TEXT NOT NULL,                          -- the table: 'mails', 'events', 'deliveries' or 'confirmations'. Or 'held': events
+                                               -- with a held delivery. Or 'reasons': mails with a reason
+  key  TEXT NOT NULL,                          -- of a table: the outcome, the status or the state of the counted rows.
+                                               -- Of 'held': 'conflict', 'session', or 'confirmation' (by the chain or by Resmic).
+                                               -- Of 'reasons': the outcome and the code of the reason, with a space between them
   n    INTEGER NOT NULL,
   PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
@@ -401,10 +405,10 @@ INSERT INTO counts (name, key, n) VALUES
   ('reasons', 'quarantined unreadable', 0), ('reasons', 'quarantined malformed', 0), ('reasons', 'quarantined too-large', 0),
   ('reasons', 'quarantined dns', 0), ('reasons', 'quarantined unavailable', 0);
 
--- If a statement fires a trigger and may be rolled back alone, SQLite keeps a copy of each page that the statement changes.
--- INSERT OR FAIL and UPDATE OR FAIL are not rolled back, so they need no copies. This is so only if the triggers and the indexes
--- call no function and have no ON CONFLICT clause, and if foreign keys are deferred. Copies would take a tenth of the time of
--- a backfill.
+-- If a statement fires a trigger and may be rolled back without its transaction, SQLite keeps a copy of each page that the
+-- statement changes. INSERT OR FAIL and UPDATE OR FAIL are not rolled back, so they need no copies. This is so only if the
+-- triggers and the indexes call no function and have no ON CONFLICT clause, and if foreign keys are deferred. Copies would take a
+-- tenth of the time of a backfill.
 CREATE TRIGGER mails_count_insert AFTER INSERT ON mails BEGIN
   UPDATE counts SET n = n + 1 WHERE name = 'mails' AND key = NEW.outcome;
 END;
