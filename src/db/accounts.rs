@@ -79,8 +79,9 @@ impl StoreReader {
     ///
     /// An error of SQLite.
     pub fn recent_parses(&self) -> Result<RecentParses> {
-        // Each part reads the newest rows of one outcome from an index, and skips mails that a person released. A released mail that
-        // a signature had proven, and that still cannot be parsed, keeps the domain of that signature, and counts.
+        // Each SELECT of the UNION reads the newest rows of one outcome from an index, and skips mails that a person released.
+        // But a released mail counts if it is still quarantined and has a `trust_domain`, because a signature had proven it
+        // before its release.
         let of_outcome = |outcome: &str| {
             format!(
                 "SELECT * FROM (SELECT id, 0 AS unparsed FROM mails INDEXED BY mails_by_outcome

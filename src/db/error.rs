@@ -85,7 +85,7 @@ pub enum Error {
 impl Error {
     /// Whether a retry may succeed once the machine's state has changed.
     ///
-    /// An I/O error is temporary, too: a share may come back, and a quota may be raised. SQLite has rolled back the
+    /// An I/O error is temporary, too: a network share may come back, and a quota may be raised. SQLite has rolled back the
     /// transaction, the cursor has not moved and the mails are still on the server. So a retry loses nothing, and a
     /// restart would not repair a disk.
     #[must_use]

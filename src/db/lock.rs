@@ -1,10 +1,10 @@
-//! The lock that keeps a second daemon off the same database.
+//! The lock that prevents two daemons on one database.
 
 use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
 
-/// Keeps a second daemon off the same database until this value is dropped.
+/// Prevents a second daemon on the same database until this value is dropped.
 #[derive(Debug)]
 pub struct DaemonLock(std::fs::File);
 

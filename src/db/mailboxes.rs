@@ -77,7 +77,8 @@ impl Store {
         .await
     }
 
-    /// Deletes the row of a special-use attribute, once the mailbox's real name is known.
+    /// Deletes the row that has a special-use attribute, such as `\Junk`, in place of a mailbox's name. Call this when the name
+    /// is known.
     ///
     /// # Errors
     /// [`super::Error`].

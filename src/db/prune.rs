@@ -12,7 +12,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 use super::{Error, Result, Store, StoreReader, schema};
 
 /// How long a transaction should take, with its commit. Other programs that write wait for the transaction. A transaction may
-/// take much longer, because a busy system may stop the program or the disk for some time in the middle.
+/// take much longer on a busy machine, where the program waits for a processor or for the disk.
 const AIM: Duration = Duration::from_millis(8);
 
 /// How long the first transaction works before its commit, and the limits for the next ones.
@@ -34,7 +34,7 @@ pub struct Pruned {
     pub raw: usize,
     /// Ignored mails that were deleted.
     pub mails: usize,
-    /// Attempts of successful deliveries that were deleted.
+    /// Deleted attempts of successful deliveries.
     pub attempts: usize,
     /// Pages that were returned to the file system.
     pub pages: u32,
@@ -62,8 +62,8 @@ struct Kind {
     /// Selects the candidates before a place in the index, the newest first. Parameters: `before`, `quarantined`, the place (3 to 5),
     /// and the number of candidates.
     find: &'static str,
-    /// The statements that change one candidate. The first changes nothing if the row is no longer a candidate. The others run
-    /// only after a change. Parameters: `quarantined`, the candidate's attempt, `before`, the candidate's id.
+    /// The statements that change one candidate. The first changes nothing if the row is no longer a candidate. In that case,
+    /// the others do not run. Parameters: `quarantined`, the candidate's attempt, `before`, the candidate's id.
     change: &'static [&'static str],
     count: fn(&mut Pruned) -> &mut usize,
 }
@@ -283,8 +283,8 @@ mod tests {
 
     const BEFORE: &str = "2026-01-01T00:00:00.000Z";
 
-    /// Mails of four outcomes, and the same number of events. Each event has a delivery with an attempt, and every fifth delivery
-    /// is dead.
+    /// A store with mails of four outcomes, and with as many events as mails. Each event has a delivery with an attempt, and
+    /// every fifth delivery is dead.
     async fn filled(folder: &tempfile::TempDir, mails: u32) -> Store {
         let store = testing::store(folder);
         let rows = format!(

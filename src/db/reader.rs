@@ -1,4 +1,4 @@
-//! Queries of the commands, on read-only connections.
+//! The queries of the commands, such as `events` and `status`, on read-only connections.
 
 use std::path::{Path, PathBuf};
 
@@ -40,11 +40,12 @@ pub struct EventQuery {
 /// Matches a transaction by all spellings of its hash.
 pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
 
-/// The second part is the condition of the partial index. SQLite uses that index only if the query contains this condition.
+/// The second part is the condition of the partial index `deliveries_open`. SQLite uses that index only if the query contains the
+/// condition.
 const OPEN_CONDITION: &str = "state = ? AND state <> 'delivered'";
 
-/// Most events are completed, so a scan finds them quickly. A partial index contains the others. For a query for a session or a
-/// transaction, another index is better.
+/// The condition for a status. Most events are completed, so a scan finds completed events quickly. The others are in the partial
+/// index `events_not_completed`. In a query for a session or a transaction, another index is better.
 fn status_condition(filter: &EventQuery) -> &'static str {
     let EventQuery { session, transaction, status, .. } = filter;
     let alone = session.is_none() && transaction.is_none();
@@ -137,7 +138,7 @@ impl StoreReader {
         )
     }
 
-    /// Passes mails to `on_row`, oldest first: all, or those with an outcome. Returns whether older mails were left out
+    /// Passes all mails, or only the mails with one outcome, to `on_row`, oldest first. Returns whether older mails were left out
     /// because of the limit.
     ///
     /// # Errors
@@ -179,8 +180,8 @@ impl StoreReader {
         self.query_one("SELECT raw FROM mails WHERE id = ?1", &[&id], |row| row.get(0))
     }
 
-    /// Passes deliveries to `on_row`, oldest first: all, or those in a state. Returns whether older deliveries were left out
-    /// because of the limit.
+    /// Passes all deliveries, or only the deliveries in one state, to `on_row`, oldest first. Returns whether older deliveries
+    /// were left out because of the limit.
     ///
     /// # Errors
     ///
@@ -300,7 +301,7 @@ impl StoreReader {
         Ok(())
     }
 
-    /// Changes whenever another connection has committed (sqlite.org/pragma.html#pragma_data_version).
+    /// A number that changes when another connection commits (sqlite.org/pragma.html#pragma_data_version).
     ///
     /// # Errors
     ///

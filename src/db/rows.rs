@@ -33,7 +33,8 @@ pub struct EventRow {
     /// `mail`, or `resmic` if Resmic's API reported it.
     pub source: String,
     pub confirmation: Option<ConfirmationRow>,
-    /// Whether Resmic has cleared the event for delivery; `None`: the event does not wait for Resmic.
+    /// The state in `clearances`, which shows whether Resmic has cleared the event for delivery. `None`: the event does not wait
+    /// for Resmic.
     pub clearance: Option<String>,
     pub clearance_reason: Option<String>,
 }

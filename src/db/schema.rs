@@ -12,7 +12,7 @@ use super::{Error, Result};
 /// `PRAGMA application_id`: "RmMh". file(1) and this program recognise the database by it.
 const APPLICATION_ID: i64 = 0x526d_4d68;
 
-/// The migrations in their order; the n-th brings a file to `user_version` n. Released ones never change.
+/// The migrations in their order; the n-th brings a file to `user_version` n. A released migration never changes.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001.sql")];
 
 /// The newest schema that this program knows (`PRAGMA user_version`).
@@ -44,8 +44,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// A new file or a restored copy is not in WAL mode yet. SQLite's busy timeout does not apply while another program
-/// turns on WAL mode.
+/// Turns on WAL mode, which a new file or a restored copy does not have yet. Retries while another program does the same, because
+/// SQLite's busy timeout does not apply to this change.
 fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
     let begun = Instant::now();
     loop {
@@ -76,8 +76,8 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
 }
 
 /// Opens for reading, as [`open_reader`] does, but neither checks the content nor migrates the file. The first reader creates the
-/// -wal and -shm files, but some users may not create files. For them, SQLite can read the file alone if the last program has
-/// closed it properly.
+/// -wal and -shm files, but some users may not create files. For them, SQLite can read the database without these files if
+/// the last program has closed it properly.
 pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);
@@ -143,8 +143,8 @@ pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // A statement that may use a partial index is prepared again for each new value, unless QPSG is on. That took half of
-    // the writer's time.
+    // A statement that may use a partial index is prepared again for each new value of a parameter, unless QPSG is on. The
+    // repeated preparation took half of the writer's time.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "foreign_keys", "ON")
 }

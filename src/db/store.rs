@@ -130,7 +130,7 @@ impl Store {
         StoreReader::open(&self.settings.path)
     }
 
-    /// A counter that changes after each commit that may have made a delivery, a look or a question to Resmic due.
+    /// A counter that changes after each commit that may have made a delivery, a look or a request to Resmic's API due.
     #[must_use]
     pub fn watch_outbox(&self) -> watch::Receiver<u64> {
         self.outbox.subscribe()
@@ -142,8 +142,8 @@ impl Store {
         self.deferrals.subscribe()
     }
 
-    /// Wakes the loops that watch the commits: deliveries, confirmations, questions to Resmic, the supervisor, and the reports of
-    /// the last mail to the lease.
+    /// Wakes the loops that use [`Store::watch_outbox`]. They send deliveries, look at the chains, ask Resmic's API, supervise
+    /// the daemon, and report the last mail to the lease.
     pub(crate) fn wake_outbox(&self) {
         self.outbox.send_modify(|n| *n = n.wrapping_add(1));
     }

@@ -19,7 +19,7 @@ pub(crate) fn store(folder: &tempfile::TempDir) -> Store {
     .unwrap()
 }
 
-/// The steps of SQLite's plan. Parameters are NULL.
+/// The steps of SQLite's query plan for `sql`, with NULL for each parameter.
 pub(crate) fn query_plan(connection: &Connection, sql: &str) -> Vec<String> {
     let mut statement =
         connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap_or_else(|e| panic!("{sql}: {e}"));

@@ -1,4 +1,5 @@
-//! A loop that works in turns: after each commit, and when a row becomes due.
+//! A loop that works in turns. Each turn does the work that is due. A turn begins when a commit may have made work due, and when
+//! the next row becomes due.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub trait TurnWorker {
 }
 
 impl Store {
-    /// Lets a worker take its turns. This function never returns `Ok`.
+    /// Calls [`TurnWorker::turn`] each time that work may be due. This function never returns `Ok`.
     ///
     /// # Errors
     ///

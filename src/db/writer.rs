@@ -26,22 +26,22 @@ const QUEUE: usize = 4_096;
 const CHECKPOINT: i64 = 1_000;
 
 /// A WAL with this number of pages is checkpointed even if work waits. The number is higher than [`CHECKPOINT`], because
-/// one checkpoint copies a page only once, even if the page was written several times.
+/// one checkpoint copies a page only once, even if the page was written several times. So fewer checkpoints copy fewer pages.
 const CHECKPOINT_URGENT: i64 = 4_000;
 
 /// If this number of bytes in the WAL cannot be checkpointed, the writer logs a warning: a long-running reader blocks the
 /// checkpoint. After a checkpoint the `-wal` file is cut to this size.
 pub const MAX_WAL_BACKLOG: u64 = 64 << 20;
 
-/// The same size in pages of SQLite's default size.
+/// [`MAX_WAL_BACKLOG`] in pages of SQLite's default size.
 const MAX_BACKLOG_PAGES: i64 = (MAX_WAL_BACKLOG / 4_096).cast_signed();
 
 /// The writer is idle after this time without work. Work that follows from a commit, such as claiming the deliveries of a mail,
-/// arrives sooner. It must not wait for a checkpoint.
+/// arrives sooner. Such work must not wait for a checkpoint.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The page cache in KiB; SQLite takes a negative number as KiB. The pages that a backfill transaction changes fit
-/// into it. Otherwise SQLite would write them twice.
+/// into this cache. In a smaller cache, SQLite would write such pages twice.
 const CACHE: i64 = -8_000;
 
 /// A piece of work and its reply channel.
@@ -130,12 +130,13 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> WriteJob for Task<F, T
             Some(error) => Err(Error::from_sqlite(&self.path, error.clone())),
             None => self.result.unwrap_or(Err(Error::Stopped)),
         };
-        // The caller may be gone; the work is committed all the same.
+        // The caller may no longer wait for the reply. This does not undo its work.
         let _ = self.reply.send(result);
     }
 }
 
-/// Runs work in a savepoint, so that a failure changes nothing. SQLite keeps a copy of each page that changes in the savepoint.
+/// Runs work in a savepoint, so that a failure changes nothing. A savepoint costs time: SQLite keeps a copy of each page that
+/// changes in it.
 fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     execute_cached(connection, "SAVEPOINT work")?;
     let result = work(connection);

@@ -29,10 +29,10 @@ pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Releases held deliveries. Three holds are independent, and all must be clear. First, the event needs no review, and its
-/// session is known; `?2` are the targets that do not wait for a session. Second, the chain or an operator has confirmed the
-/// event, or the event needs no confirmation; `?3` are the targets that do not wait for the chain. Third, Resmic or an operator
-/// has cleared the event, or the event does not wait for Resmic.
+/// Releases held deliveries if three independent conditions are met. First, the event needs no review, and its session is
+/// known; `?2` are the targets that do not wait for a session. Second, the chain or an operator has confirmed the event, or the
+/// event needs no confirmation; `?3` are the targets that do not wait for the chain. Third, Resmic or an operator has cleared the
+/// event, or the event does not wait for Resmic.
 const RELEASE: &str = "
     UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL
     WHERE state = 'held'

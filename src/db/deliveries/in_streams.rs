@@ -151,7 +151,7 @@ impl Store {
     }
 }
 
-/// Writes the receipt of a delivery. Counts the delivery if the stream had the message before.
+/// Writes the receipt of a delivery. Counts the delivery in `streams.there_already` if the stream had the message before.
 pub(super) fn record_receipt(tx: &Connection, target: &str, delivery_id: i64, receipt: &StreamReceipt) -> Result<()> {
     tx.prepare_cached("UPDATE OR FAIL deliveries SET receipt = ?2 WHERE id = ?1")?
         .execute(params![delivery_id, receipt.to_string()])?;

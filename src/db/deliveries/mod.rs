@@ -98,7 +98,8 @@ pub enum NextStep {
     Stored(StreamReceipt),
     /// The delivery is retried at this time; the text is the error.
     RetryAt(String, Timestamp),
-    /// The delivery is retried at this time, and `give_up_after` starts over, because the target could not be reached.
+    /// The delivery is retried at this time, and `give_up_after` starts over, because the stream could not be reached or used, or
+    /// this host had no permission to send.
     RetryUncounted(String, Timestamp),
     /// The delivery becomes `dead`; the text is the error.
     GiveUp(String),

@@ -50,7 +50,7 @@ impl Outage {
         now.checked_sub(self.lasted).unwrap_or(Timestamp::MIN)
     }
 
-    /// Selects deliveries for their last attempt. If there are none, it selects the probe.
+    /// Selects deliveries for their last attempt. If it finds no such delivery, it selects one due delivery as the probe.
     pub(super) fn select(
         &self,
         tx: &Connection,
