@@ -46,13 +46,14 @@ impl Rules {
         self.examine_with(mail, authenticity).0
     }
 
-    /// The first half: authenticates a mail. It needs DNS.
+    /// The first half of an examination: authenticates a mail. This half needs DNS.
     pub async fn authenticate(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Authenticity {
         let clock = Clock { now, received: mail.received_at };
         trust::authenticate(&mail.bytes, &self.recipients, &self.trust, resolver, clock).await
     }
 
-    /// The second half: parses a mail as if all of its header were signed. It does not depend on the first half.
+    /// The second half of an examination: parses a mail as if all of its header were signed. This half does not depend on the
+    /// first half.
     #[must_use]
     pub fn parse(&self, mail: &RawMail) -> ParsedMail {
         self.parse_with(mail, SignedFields { subject: true })

@@ -128,7 +128,7 @@ impl Ingest {
         }
     }
 
-    /// Looks up expired keys, so that the next mail need not wait for DNS.
+    /// Looks up the DKIM keys that have expired in the cache, so that the next mail need not wait for DNS.
     fn prefetch_keys(&self) {
         if !self.resolver.has_cached_keys() {
             let resolver = self.resolver.clone();

@@ -14,7 +14,7 @@ pub enum Status {
     Pending,
 }
 
-/// Implements `as_str`, `Display`, `FromStr` and `Serialize` for an enum. One table has the texts of all values.
+/// Implements `as_str`, `Display`, `FromStr` and `Serialize` for an enum. The macro call lists the text of each value.
 macro_rules! string_enum {
     ($type:ident, $what:literal, $($variant:ident => $text:literal),+ $(,)?) => {
         impl $type {
@@ -150,7 +150,8 @@ pub enum MailboxState {
     Syncing,
     /// The server announces each new mail (IDLE or NOTIFY).
     Idle,
-    /// The watcher polls, because IDLE is missing or does not work, or because there is no mailbox to open.
+    /// The watcher polls, because IDLE is missing or does not work. Or it waits, because its mailbox does not exist yet, or
+    /// another watcher reads the same mailbox.
     Polling,
     /// The last connection failed, see `last_error`. The watcher retries.
     Failed,

@@ -19,9 +19,9 @@ pub struct PaymentDetails {
     pub status: Status,
     /// The payment session, a UUID in lower case.
     pub session_id: Option<String>,
-    /// Plain decimal digits, as written, with trailing zeros.
+    /// Plain decimal digits without thousands separators; trailing zeros are kept.
     pub amount: Option<String>,
-    /// `USD`, or the token's symbol if the amount names it.
+    /// `USD`, or the token's symbol that is written next to the amount. `None`: the amount has neither.
     pub currency: Option<String>,
     /// The chain in the webhook's spelling; an unknown chain as written.
     pub blockchain: Option<String>,

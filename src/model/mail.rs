@@ -59,7 +59,7 @@ pub struct RawMail {
 /// A mail whose bytes the server has not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undelivered {
-    /// The place where the server lists or listed it; with UIDVALIDITY and UID.
+    /// The place where the server lists or listed it. Its `uid` is never `None`.
     pub origin: Origin,
     /// RFC822.SIZE; 0 if the server did not say.
     pub size: u64,
@@ -76,7 +76,8 @@ pub enum Availability {
     Listed,
     /// The server no longer lists it, or has begun another UIDVALIDITY. It is not fetched again.
     Gone,
-    /// Its header has arrived, and its sender is not allowed. Such a mail in a shared mailbox has no row.
+    /// Its header has arrived, and its sender is not allowed. The mail's row is deleted, because such mails in a shared mailbox
+    /// have no rows.
     Foreign,
 }
 
@@ -107,7 +108,8 @@ pub struct SyncPosition {
     pub last_uid: Uid,
     /// The boundary of the mails that `start` excludes; `None` if it excludes no mails.
     pub start_boundary: Option<StartBoundary>,
-    /// The newest INTERNALDATE that was read, by the server's clock. The dates of mails with low UIDs may not have been read.
+    /// The newest INTERNALDATE that the server has reported, without dates too far in the future. The dates of mails with low
+    /// UIDs may be unknown.
     pub newest_at: Option<Timestamp>,
     /// The last id in the table `mails` before the mailbox was renumbered; 0: it was not. The UIDs in rows up to this id may mean
     /// other mails now.
@@ -205,11 +207,11 @@ impl SignedHeaders {
 pub enum Judgement {
     /// A trusted notification.
     Event(Box<Event>),
-    /// No notification.
+    /// The mail is not a notification.
     Ignored(Reason),
     /// A person must decide.
     Quarantined(Reason),
-    /// Not authenticated yet.
+    /// The mail is not authenticated yet.
     Deferred(Reason),
 }
 

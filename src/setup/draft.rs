@@ -37,7 +37,7 @@ pub struct Draft {
 pub enum LoginDraft {
     /// A password.
     Password,
-    /// OAuth, with the registration of this application at the provider.
+    /// OAuth, with this application, which is registered at the provider.
     OAuth(ProviderApp),
 }
 
@@ -64,7 +64,7 @@ pub enum OrderMethod {
 /// How the configuration names a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretPlace {
-    /// A credential: the packaged unit loads it.
+    /// A systemd credential, which the packaged unit loads.
     Credential,
     /// A file in the folder of the configuration.
     File,
@@ -103,7 +103,7 @@ impl Draft {
     pub const ADDRESS_KEY: &'static str = "address-key";
     /// The file of a refresh token.
     pub const REFRESH_TOKEN: &'static str = "oauth-refresh-token";
-    /// The file of the secret of an application.
+    /// The file of the client secret of an application.
     pub const CLIENT_SECRET: &'static str = "oauth-client-secret";
 
     /// The text of the configuration file.
