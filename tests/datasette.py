@@ -1,5 +1,5 @@
 """Opens contrib/datasette in Datasette with a real browser, and checks the payments, counts, queries and the chart on the
-pages. `make test-datasette` runs it; the argument is the program.
+pages. `make test-datasette` runs it. Its argument is the path of the resmic-mailhook program.
 """
 import collections
 import html.parser
@@ -25,7 +25,7 @@ password = { env = "NOT_NEEDED" }
 [trust]
 accept = ["none"]
 """
-# One mail for each of these days, for the chart. The sample mails are all from one day.
+# One mail is created for each of these days, because the chart needs several days. The sample mails are all from one day.
 DAYS = ("Thu, 06 Mar 2025", "Fri, 07 Mar 2025", "Mon, 10 Mar 2025")
 MAIL = """From: Resmic <no-reply@resmic.com>
 To: payments@shop.example
@@ -41,7 +41,7 @@ SESSION = "591abe63-aa61-411d-a419-0b546729bbd0"
 
 
 def fill(program, folder):
-    """Creates a database from the sample mails and a copy of it as in the README. Returns the events."""
+    """Creates a database from the sample mails, and a backup of it for Datasette. Returns the events."""
     (folder / "config.toml").write_text(CONFIG)
 
     def run(*arguments):
@@ -61,7 +61,7 @@ def fill(program, folder):
 
 
 class Server:
-    """Datasette on a free port; the context begins after its first response and ends with the process."""
+    """Datasette on a free port, as a context manager: waits for the first response on entry, and ends the process on exit."""
 
     def __init__(self, database):
         with socket.socket() as free:

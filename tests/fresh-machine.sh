@@ -2,9 +2,9 @@
 # Runs the README's commands on a fresh machine: a minimal Debian with nothing but make, git, ca-certificates and Rust.
 # It needs root, mmdebstrap, a network, and a Rust from rustup.
 #
-#   fresh-machine.sh RELEASE [TARGET...]   RELEASE: 12, 13 or a code name; TARGET: of the Makefile, by default demo test
+#   fresh-machine.sh RELEASE [TARGET...]   RELEASE: 12, 13 or a code name; TARGET: of the Makefile; default: demo test
 #
-# It tests the last commit. KEEP=1 keeps the root and prints its path. FRESH_FOLDER is the folder of the root (about 8 GB).
+# It tests the last commit. FRESH_FOLDER is where the Debian is installed (about 8 GB). KEEP=1 keeps it, and prints its path.
 set -euo pipefail
 here=$(readlink -f "$0")
 project=$(readlink -f "$(dirname "$0")/..")

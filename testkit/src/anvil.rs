@@ -13,8 +13,8 @@ use super::process::Process;
 
 /// The chain id of Sepolia.
 pub const SEPOLIA: &str = "11155111";
-/// The gas limit of each transaction, which is more than any test needs. Without a limit, anvil would estimate the gas, and
-/// refuse a transaction that fails before it is mined.
+/// The gas limit of each transaction, which is more than any test needs. Without a limit, anvil would estimate the gas. The
+/// estimate fails for a transaction that reverts, and a test needs such a transaction in a block.
 const GAS: &str = "0x300000";
 
 /// A running anvil (an EVM node). Dropping it ends the process. All blocks except the last four are final.
@@ -38,7 +38,7 @@ impl Anvil {
         let process = Process::adopt(child, "anvil");
         let listening = output.find_map(|line| line.strip_prefix("Listening on ")?.rsplit(':').next()?.parse().ok());
         let port = listening.expect("anvil has ended before it listened");
-        // anvil writes a line for each call and blocks when the pipe is full.
+        // anvil writes a line for each call, and would block when the pipe is full. So a thread reads the pipe.
         std::thread::spawn(move || output.for_each(drop));
         let mut anvil = Anvil { port, accounts: Vec::new(), _process: process };
         anvil.accounts = serde_json::from_value(anvil.call("eth_accounts", json!([]))).unwrap();

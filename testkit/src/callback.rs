@@ -1,4 +1,4 @@
-//! A callback for synchronous tests. It counts the requests of each event.
+//! A fake of the merchant's handler, for tests without an async runtime. It counts the requests for each event.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,7 +44,8 @@ impl Callback {
         Callback::replying(|_, _| HandlerReply::Accept)
     }
 
-    /// Starts a callback that calls `reply` with the number of the request and the number of earlier requests of its event.
+    /// Starts a callback that calls `reply` for each request, with the request's number (from 0) and the number of earlier
+    /// requests for the same event.
     pub fn replying(reply: impl Fn(usize, usize) -> HandlerReply + Send + Sync + 'static) -> Callback {
         let posts: Arc<Mutex<BTreeMap<String, EventPosts>>> = Arc::default();
         let keep = posts.clone();

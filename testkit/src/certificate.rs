@@ -9,8 +9,9 @@ pub fn certificate(folder: &Path) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    // OpenSSL treats a certificate as self-signed if its issuer has the same name, so the CA has another name. Python 3.13 also
-    // needs the key usage and the key identifier.
+    // OpenSSL treats a certificate as self-signed if its subject and its issuer have the same name. So the CA gets a name that
+    // differs from rcgen's default, which the server's certificate has. Python 3.13 also needs the key usage and the authority
+    // key identifier.
     ca.distinguished_name.push(rcgen::DnType::CommonName, "a CA for tests");
     ca.key_usages.push(rcgen::KeyUsagePurpose::KeyCertSign);
     let ca_certificate = ca.self_signed(&key).unwrap();

@@ -1,4 +1,4 @@
-//! The maintained table `counts`, compared with the rows that it counts.
+//! Compares the table `counts`, which triggers maintain, with the rows that it counts.
 
 use rusqlite::Connection;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::process::Process;
 
-/// The binary under test: `MAILHOOK_BINARY`, or the one that cargo built into the same folder.
+/// The binary under test: the path in `MAILHOOK_BINARY`, or the binary that cargo built into the folder of this test program.
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("MAILHOOK_BINARY") {
         return path.into();
@@ -145,13 +145,14 @@ impl Daemon {
         self.says_often(text, 1, limit);
     }
 
-    /// Waits until the log contains `text` this many times. A log line may arrive after a later change of the database.
+    /// Waits until the log contains `text` this many times. Another thread reads the log from a pipe. So a test that has seen a
+    /// change in the database may have to wait for an earlier log line.
     pub fn says_often(&self, text: &str, times: usize, limit: Duration) {
         let log = self.log.0.lock().unwrap();
         let fewer = |log: &mut String| log.matches(text).count() < times;
         let (log, waited) = self.log.1.wait_timeout_while(log, limit, fewer).unwrap();
         let timed_out = waited.timed_out();
-        // A failed assertion drops the daemon, which then locks and prints the log.
+        // A failed assertion drops the daemon, and its `drop` locks the log to print it. So the lock is released first.
         drop(log);
         assert!(!timed_out, "{text:?} was not said {times} times");
     }

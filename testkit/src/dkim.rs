@@ -16,7 +16,7 @@ pub const HEADERS: [&str; 6] = ["From", "To", "Subject", "Date", "Message-ID", "
 pub enum Key {
     Rsa(Vec<u8>, Vec<u8>),
     Ed25519(Vec<u8>, Vec<u8>),
-    /// An RSA key that is too short for the library, so openssl signs with it.
+    /// An RSA key that is too short for mail-auth, so openssl signs with it.
     Weak(Vec<u8>, Vec<u8>),
 }
 

@@ -18,7 +18,8 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// Serves these records: `("s1._domainkey.resmic.com", "TXT \"v=DKIM1; …\"")`. All names are in zones of two labels.
+    /// Serves these records, such as `("s1._domainkey.resmic.com", "TXT \"v=DKIM1; …\"")`. The zone of a name is its last two
+    /// labels.
     pub fn start(records: &[(String, String)]) -> Dns {
         (0..5).find_map(|_| Dns::try_start(free_port(), records)).expect("nsd does not start")
     }

@@ -1,7 +1,7 @@
 //! A private Dovecot on loopback: Debian's package, with a throw-away certificate and all files in a temporary folder.
 //!
-//! Debian 12 has Dovecot 2.3. Debian 13 has 2.4, whose configuration has another syntax; `dovecot --version` decides
-//! which one is written.
+//! Debian 12 has Dovecot 2.3. Debian 13 has 2.4, whose configuration has another syntax. The output of `dovecot --version`
+//! decides which syntax is written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ impl Dovecot {
     }
 
     /// Starts Dovecot so that it accepts passwords over TLS only. It also listens on 127.0.0.2, because Dovecot treats a
-    /// connection from 127.0.0.1 to itself as secure.
+    /// connection as secure if the client and the server have the same address.
     pub fn start_with_tls_logins_only() -> Dovecot {
         let cleartext = if is_2_4() { "auth_allow_cleartext = no" } else { "disable_plaintext_auth = yes" };
         Dovecot::start_with(&format!("listen = 127.0.0.1, 127.0.0.2\n{cleartext}\n"))
@@ -155,7 +155,7 @@ impl Dovecot {
         self.doveadm(&["mailbox", "status", "-u", user, "messages", "INBOX"]);
     }
 
-    /// Ends the server, runs `work`, which may change its files, and starts the server again on the same ports.
+    /// Ends the server, runs `work`, which may change the server's files, and starts the server again on the same ports.
     pub fn while_down(&mut self, work: impl FnOnce(&Dovecot)) {
         self.process.end_with_children(Duration::from_secs(20));
         work(self);
@@ -204,7 +204,7 @@ fn is_2_4() -> bool {
     version.starts_with("2.4") || version.starts_with("3")
 }
 
-/// The user and group that own the mails; Dovecot refuses root.
+/// The user and the group that own the mails. They are not root, because Dovecot does not serve mails of root.
 pub fn mail_owner() -> (String, String) {
     let id = |flag: &str| {
         let output = Command::new("id").arg(flag).output().unwrap();

@@ -19,7 +19,7 @@ pub fn numbered_event(n: u32) -> Event {
     Event { payment, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
 }
 
-/// The mail of payment `n`, with the size of a published mail.
+/// The mail of payment `n`, which is as large as one of Resmic's published sample mails.
 #[must_use]
 pub fn numbered_mail(n: u32) -> ExaminedMail {
     let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(n + 1))) };

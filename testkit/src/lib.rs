@@ -1,6 +1,6 @@
 //! Servers, signers and fakes for the integration tests, the benchmarks, the demo and the soak test.
 
-#![allow(missing_docs)] // simple getters need none
+#![allow(missing_docs)] // simple getters need no documentation
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 pub mod anvil;

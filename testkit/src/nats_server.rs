@@ -17,7 +17,7 @@ pub struct NatsServer {
     pub folder: tempfile::TempDir,
     pub port: u16,
     program: PathBuf,
-    /// `None` while it is stopped.
+    /// `None` while the server is stopped.
     process: Option<Process>,
 }
 
@@ -27,8 +27,8 @@ impl NatsServer {
         NatsServer::start_with("")
     }
 
-    /// Starts Debian's server with more lines of configuration. A folder with a certificate for `localhost` and 127.0.0.1 is
-    /// its working directory: `ca.pem`, `server.pem` and `server.key`.
+    /// Starts Debian's server with more lines of configuration. The working directory of the server has a certificate for
+    /// `localhost` and 127.0.0.1: `ca.pem`, `server.pem` and `server.key`.
     pub fn start_with(settings: &str) -> NatsServer {
         let in_path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::env::split_paths(&in_path).chain([PathBuf::from("/usr/sbin")]);
@@ -90,7 +90,7 @@ impl NatsServer {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Ends the server in order. The server writes its files first.
+    /// Sends SIGTERM and waits for the end. The server writes its files before it ends.
     pub fn stop(&mut self) {
         self.end("-TERM");
     }
@@ -112,8 +112,8 @@ impl NatsServer {
         assert!(self.launch(), "the NATS server does not start again: {}", self.log());
     }
 
-    /// Restarts the server with these lines of configuration in place of those of the start. [`NatsServer::client`] cannot
-    /// connect if these lines demand a login or TLS.
+    /// Replaces the additional lines of configuration, and restarts the server. [`NatsServer::client`] cannot connect if these
+    /// lines demand a login or TLS.
     pub fn reconfigure(&mut self, settings: &str) {
         self.stop();
         self.configure(settings);
@@ -153,7 +153,7 @@ impl NatsServer {
         serde_json::from_slice(&answer.payload).unwrap()
     }
 
-    /// Creates a stream. `changes` replaces values of a stream that is fit for payments.
+    /// Creates a stream. Its configuration is right for payments, except for the values that `changes` replaces.
     pub async fn create_stream(&self, name: &str, subjects: &[&str], changes: Value) {
         let mut config = json!({
             "name": name, "subjects": subjects, "storage": "file", "retention": "limits", "discard": "new",

@@ -1,7 +1,7 @@
 /// A mail about a payment on a chain.
 #[derive(Clone)]
 pub struct Paid {
-    /// The last part of its session's id.
+    /// The last part of the session's id; 0 if the mail names no session.
     pub session: u32,
     pub hash: String,
     /// The payer's wallet.
@@ -21,7 +21,6 @@ impl Paid {
     /// The bytes of the mail, with the current time as its Date.
     pub fn mail(&self) -> String {
         let Paid { session, hash, wallet, amount, chain, token } = self;
-        // A payment without a session is number 0.
         let line =
             if *session == 0 { String::new() } else { format!("Session: 591abe63-aa61-411d-a419-{session:012x}\r\n") };
         format!(

@@ -34,7 +34,7 @@ pub fn wait_until_complete(home: &Home, callback: &Callback, payments: usize, li
 }
 
 /// Checks that the database has the payments 1 to `payments`, each once, and nothing else. The callback must have accepted each
-/// payment at least once, under one key and with one body, and nothing else.
+/// payment at least once, with one `Idempotency-Key` and one body. It must have accepted no other event.
 pub fn assert_complete(home: &Home, callback: &Callback, payments: usize) {
     let want: BTreeSet<String> = (1..=payments).map(transaction_hash).collect();
     let recorded = home.column("SELECT transaction_hash FROM events");

@@ -126,7 +126,7 @@ impl Proxy {
         self.shared.disconnect.send_replace(Some(Disconnect::Forget));
     }
 
-    /// Waits until the current fault has dropped or delayed bytes. Before that, it has had no effect.
+    /// Waits until the current fault has dropped or stalled bytes. Before that, the fault has had no effect.
     pub fn until_affected(&self, limit: Duration) {
         let mut affected = self.shared.affected.subscribe();
         let waiting = async { tokio::time::timeout(limit, affected.wait_for(|affected| *affected > 0)).await.is_ok() };
@@ -170,8 +170,8 @@ impl ProxyState {
     async fn serve(self: Arc<Self>, listener: TcpListener) {
         loop {
             let (client, _) = listener.accept().await.unwrap();
-            // Subscribe before the connection is counted. A test that has seen the count may disconnect at once, also
-            // while the connection to the server is not yet made.
+            // Subscribe before the connection is counted. A test that has seen the count may call [`Proxy::cut`] at once, even
+            // before the proxy is connected to the server.
             let disconnect = self.disconnect.subscribe();
             self.accepted.fetch_add(1, Ordering::SeqCst);
             if *self.refuses.borrow() {
@@ -229,7 +229,7 @@ impl ProxyState {
     /// Copies one direction until its end.
     ///
     /// Each piece has the time at which it was read, and is written when its delay is over. So a delay does not reduce the
-    /// throughput, and the order stays.
+    /// throughput, and the pieces stay in order.
     async fn pump(&self, direction: Direction, input: &mut OwnedReadHalf, output: &mut OwnedWriteHalf) {
         let (pieces, arriving) = mpsc::channel(PIECES);
         let link = self.links[direction as usize].subscribe();
@@ -245,7 +245,7 @@ impl ProxyState {
         let mut link = self.links[direction as usize].subscribe();
         let mut buffer = vec![0; PIECE];
         loop {
-            // A stalled direction does not read either, so that the sender's window becomes full.
+            // A stalled direction does not read either, so that the sender's TCP window becomes full.
             let _ = link.wait_for(|link| !link.stalled).await;
             let read = input.read(&mut buffer).await.unwrap_or(0);
             let swallows = link.borrow().swallows;

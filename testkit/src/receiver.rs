@@ -1,4 +1,4 @@
-//! An asynchronous callback, which records its requests and answers them by a script.
+//! A fake of the merchant's handler, for asynchronous tests. It records its requests, and a script decides the responses.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

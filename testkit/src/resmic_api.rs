@@ -14,7 +14,7 @@ use super::receiver::{Receiver, ReceiverAnswer, Request};
 pub const API_KEY: &str = "rk_live_7d3cf0a1e5b94c62";
 pub const USER_ID: &str = "9c0f3f0e-merchant-4711";
 
-/// The first session that the API creates.
+/// The id of the first session that the API creates.
 pub const CREATED: &str = "7b0c1de2-52f4-4c1a-9d0a-000000000001";
 
 /// How the API answers.

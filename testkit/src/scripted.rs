@@ -67,7 +67,7 @@ pub enum FetchFault {
     Nil,
     /// `BODY[] ""`
     Empty,
-    /// A response without that item.
+    /// A FETCH response that does not contain the requested body or header.
     NoItem,
     /// No response for this mail.
     Nothing,
@@ -129,7 +129,7 @@ pub struct ServerState {
     open: usize,
     /// The largest number of connections that were open at once.
     most_open: usize,
-    /// Every line from a client. The number of the connection stands before the line.
+    /// Every line from a client, each after the number of its connection.
     pub lines: Vec<String>,
     /// The bytes of each read, as text.
     pub reads: Vec<String>,
@@ -231,7 +231,7 @@ impl Scripted {
         server
     }
 
-    /// Locks the state. Two guards in one expression are a deadlock.
+    /// Locks the state. Two guards in one expression cause a deadlock.
     pub fn state(&self) -> MutexGuard<'_, ServerState> {
         self.state.lock().unwrap()
     }
@@ -271,7 +271,7 @@ impl Scripted {
         self.state().asked(text)
     }
 
-    /// Every line from a client. The number of the connection stands before the line.
+    /// Every line from a client, each after the number of its connection.
     pub fn lines(&self) -> Vec<String> {
         self.state().lines.clone()
     }

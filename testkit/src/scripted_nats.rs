@@ -74,7 +74,7 @@ struct Shared {
     script: NatsScript,
     published: Mutex<Vec<Published>>,
     count: watch::Sender<usize>,
-    /// The sequence number and the body of each subject.
+    /// The stored message of each subject: its sequence number and its body.
     stored: Mutex<HashMap<String, (u64, Vec<u8>)>>,
     /// How many clients have logged in.
     logins: watch::Sender<usize>,
@@ -88,7 +88,7 @@ impl ScriptedNats {
         ScriptedNats::start_with(json!({}), script).await
     }
 
-    /// Does the same as [`ScriptedNats::start`]. `changes` replaces values of the stream's configuration.
+    /// Does the same as [`ScriptedNats::start`], but `changes` replaces values of the stream's configuration.
     pub async fn start_with(
         changes: Value,
         script: impl Fn(usize, &Published) -> NatsAnswer + Send + Sync + 'static,

@@ -17,7 +17,7 @@ pub fn command_in(folder: &Path, name: &str) -> Command {
     command
 }
 
-/// Copies the programs into `to`. A server that drops root could not reach them in root's home.
+/// Copies the programs into `to`. A server that gives up its root rights could not read them in root's home directory.
 pub fn copy_programs(package: &str, to: &Path) -> PathBuf {
     let copy = to.join("programs");
     let status = Command::new("cp").arg("-r").arg(unpacked_folder(package)).arg(&copy).status().unwrap();

@@ -1,4 +1,4 @@
-//! A running watcher and the receiver of its reports, which checks the cursor rule at each report.
+//! A running watcher and the receiver of its reports, which checks at each report that the cursor has skipped no mail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,8 @@ use super::scripted::{PATIENCE, Scripted};
 /// The stored cursor: `(UIDVALIDITY, last UID)`.
 type Cursor = Arc<Mutex<Option<(u32, u32)>>>;
 
-/// The other stored facts: the last batch's cursor, and each mail with its row number.
+/// What a database would store in addition: the position after the last batch, each mail with its row number, and the mails
+/// that have a row without bytes.
 #[derive(Default)]
 struct StoredState {
     position: Option<SyncPosition>,
@@ -25,7 +26,7 @@ struct StoredState {
 }
 
 impl StoredState {
-    /// The resume point that the store would return for this cursor.
+    /// The resume point that the program would read from a database with this cursor.
     fn resume_point(&self, cursor: (u32, u32)) -> ResumePoint {
         let position = self.position.filter(|r| (r.uid_validity.0, r.last_uid.0) == cursor).unwrap_or(cursor.into());
         let is_landmark =

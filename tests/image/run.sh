@@ -16,7 +16,7 @@ within() {
     ip link set lo up
     echo 'nameserver 127.0.0.1' > "$folder/resolv.conf"
     mount --bind "$folder/resolv.conf" /etc/resolv.conf
-    # podman's lock files would otherwise be those of the machine's own podman.
+    # podman has its lock files in /dev/shm. Without this mount, the test would use those of the machine's podman.
     mount -t tmpfs -o mode=1777 shm /dev/shm
     # crun refuses a mixture of cgroup v1 and v2, so this namespace has only v2.
     mount -t cgroup2 cgroup2 /sys/fs/cgroup

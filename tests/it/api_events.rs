@@ -1,4 +1,4 @@
-//! An event that Resmic's API reported and a mail about the same session: both sources are treated alike.
+//! Resmic's API and a mail report about one session. The same rules apply to both sources.
 
 use serde_json::{Value, json};
 use testkit::daemon::Daemon;
@@ -22,7 +22,7 @@ fn open() -> (Shop, Daemon) {
 /// Lets Resmic's API report a completed session whose mail is missing, and returns the event.
 fn reported_by_api(shop: &Shop, session: u32, hash: &str) -> String {
     shop.api.set_session(&id(session), Session::completed("20", hash));
-    // An older session is no candidate for a mail without a session.
+    // A session of this age is no candidate for a mail that names no session.
     shop.register(session, 50);
     let of_session = format!("session_id = '{}'", id(session));
     shop.home.until(&format!("SELECT status FROM session_inquiries WHERE {of_session}"), "Completed", SOON);
@@ -114,7 +114,7 @@ fn another_transaction_at_resmic_needs_review() {
     let reason = format!("conflict: Resmic names another transaction for the session: \"{}\"", other_hash(1));
     assert_eq!((&checked["finding"], &checked["reason"]), (&json!("needs-review"), &json!(reason)));
     assert!(shop.attention().contains(&format!("`session check {}`", id(1))), "{}", shop.attention());
-    // Nothing is taken back, and no failed event follows a completed one.
+    // The completed event stays, and no failed event is added.
     shop.api.set_session(&id(1), Session::failed("20"));
     let reason = check()["reason"].to_string();
     assert!(reason.contains("\\\"Failed\\\" of a session that has a completed payment"), "{reason}");

@@ -46,8 +46,8 @@ fn commands_finish_their_work_when_stdout_closes() {
     // Like `import --json … | head -1`.
     assert_eq!(run_with_closed_stdout(&home, &["import", "--json", &folder]).status.code(), Some(0));
     assert_eq!(home.ask("SELECT count(*) FROM events"), "200");
-    // Now `reparse` changes the outcome of 100 mails.
     home.data(&["import", &folder]);
+    // The outcome of 100 mails is changed in the database, so that `reparse` has 100 results to print.
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
     sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id <= 100", []).unwrap();
     assert_eq!(run_with_closed_stdout(&home, &["reparse"]).status.code(), Some(0));
@@ -241,7 +241,7 @@ fn an_occupied_port_is_no_configuration_error() {
     let metrics = format!("[telemetry]\nmetrics = \"{}\"\n", taken.local_addr().unwrap());
     let home = Home::new(&account(1, &metrics));
     let output = home.run(&["run"]);
-    // The systemd unit does not restart after exit code 2.
+    // The systemd unit does not restart the daemon after exit code 2. A restart may help here, so the code is 1.
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("telemetry.metrics: 127.0.0.1:"), "{stderr}");

@@ -96,7 +96,7 @@ pub(crate) fn sepolia(nodes: &[&str], wallet: &str, token: &str, keys: &str) -> 
     )
 }
 
-/// Removes the chain from the configuration; returns the configuration with it.
+/// Removes the `[[chain]]` from the configuration file. Returns the previous text of the file.
 fn remove_chain(shop: &Shop) -> String {
     let file = shop.home.folder.path().join("config.toml");
     let config = std::fs::read_to_string(&file).unwrap();
@@ -221,7 +221,7 @@ async fn a_stolen_claim_holds_both_events() {
     assert_eq!(outcome, "quarantined");
     let hold = shop.home.ask(&format!("SELECT hold FROM events WHERE event_id = '{thief}'"));
     assert!(hold.starts_with("conflict: another mail claims the same transaction: session_id"), "{hold}");
-    // An event can have two holds: the chain and the conflict. The release of one leaves the other.
+    // The chain and a conflict both hold this event. The release of one hold leaves the other.
     let vouched = shop.home.run(&["confirm", "--vouch", "--json", &thief]);
     let vouched: Value = serde_json::from_slice(&vouched.stdout).unwrap();
     assert_eq!((&vouched["before"], &vouched["released"], &vouched["held"]), (&json!("waiting"), &json!(0), &json!(1)));
@@ -366,7 +366,7 @@ async fn a_lasting_confirmation_by_depth_stays() {
     ends_well(daemon);
 }
 
-/// A node that forwards calls to the node `honest`, and changes the answers.
+/// A node that forwards calls to `anvil`, and lets `change` alter the answers.
 fn lying(anvil: &Anvil, change: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> ScriptedNode {
     let port = anvil.port;
     ScriptedNode::start(move |call| {

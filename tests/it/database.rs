@@ -104,7 +104,7 @@ fn documented_queries_run() {
     assert!(asked > 15, "{asked}");
 }
 
-/// The queries of the documents and of Datasette, each with its place.
+/// The queries of the documents and of Datasette, each with the name of its document, query or table.
 fn documented() -> Vec<(String, String)> {
     let block = Regex::new(r"(?s)```sql\n(.*?)```").unwrap();
     let mut found = Vec::new();
@@ -127,7 +127,8 @@ fn documented() -> Vec<(String, String)> {
     found
 }
 
-/// The steps of a query plan that scan few rows: one for each mailbox, value, day or token, or those of a subquery with a LIMIT.
+/// Scans that a query plan may contain, because they read few rows: one row for each mailbox, counted value, day or token, or the
+/// rows of a subquery with a LIMIT.
 const SMALL: [&str; 6] = ["SCAN mailboxes", "SCAN counts", "SCAN (subquery-", "SCAN days", "SCAN t", "SCAN sums"];
 
 /// The steps that read more rows than the result needs, or sort them.
@@ -237,7 +238,7 @@ fn payments_answers_from_indexes() {
     }
 }
 
-/// The definition of the view by a window function, which looks at all sessions.
+/// The definition of the view `payments` by a window function, which reads all events.
 const NEWEST_BY_RANK: &str = "
     SELECT event_id FROM (SELECT event_id, row_number() OVER (
       PARTITION BY coalesce(lower(session_id), event_id)
@@ -248,7 +249,7 @@ const NEWEST_BY_RANK: &str = "
 fn payments_has_the_newest_state_of_sessions() {
     let folder = tempfile::tempdir().unwrap();
     let connection = database(folder.path());
-    // A linear congruential generator: the same history in each run.
+    // A linear congruential generator, which creates the same rows in each run.
     let mut seed = 7_u64;
     let mut below = |n: u64| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

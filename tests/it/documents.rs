@@ -248,7 +248,7 @@ fn json_keys_and_types_match_the_documentation() {
     compare("confirm --vouch --json", &printed(&["confirm", "--vouch", "--json", &event]));
     sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id = 1", []).unwrap();
     compare("reparse --json", &printed(&["reparse", "--json"]));
-    // From here on, this host stands by.
+    // From here on, this host is a standby.
     let standby = "[standby]\nnats = [\"nats://127.0.0.1:1\"]\nbucket = \"leases\"\nname = \"shop\"\nhost = \"a\"\n";
     fs::write(&file, fs::read_to_string(&file).unwrap() + standby).unwrap();
     let mut report = StandbyFile::lock(&StandbyFile::path(home.folder.path(), "shop", "a")).unwrap();

@@ -102,12 +102,12 @@ fn handler_deduplicates_by_signed_fields_only() {
     };
     let (first, second) = (body(1, "\"transaction_hash\":\"0x1\","), body(2, "\"transaction_hash\":\"0x2\","));
     for handler in [Handler::express(), Handler::python()] {
-        // The header is not signed. It may have a wrong key or the key of the next event.
+        // The signature does not cover `Idempotency-Key`, which may be wrong, missing, or the key of the next event.
         for key in ["Idempotency-Key: 1\r\n", "Idempotency-Key: 2\r\n", ""] {
             assert_eq!(handler.post_signed(&first, key), "200");
         }
         assert_eq!(handler.post_signed(&second, "Idempotency-Key: 2\r\n"), "200");
-        // A failed payment has no transaction, and Resmic's own webhook has no key.
+        // A failed payment has no transaction hash. Resmic's webhook sends no `Idempotency-Key`.
         assert_eq!(
             (handler.post_signed(&body(3, ""), ""), handler.post_signed(&body(4, ""), "")),
             ("200".into(), "200".into())

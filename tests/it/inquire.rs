@@ -1,4 +1,4 @@
-//! Resmic's API as the record to reconcile mails with: the real program, a scripted API, and a callback.
+//! The daemon compares the mails with Resmic's API: the real program, a fake API, and a callback.
 
 use std::time::Duration;
 
@@ -323,7 +323,7 @@ fn rate_is_never_exceeded() {
         shop.register(session, 41);
     }
     let daemon = shop.home.start();
-    // A third of the requests is reserved for events.
+    // A third of the five requests, rounded down, is reserved for events. So the other four ask about sessions.
     shop.home.until("SELECT count(*) FROM events WHERE source = 'resmic'", "4", SOON);
     shop.home.until("SELECT count(*) FROM sessions_to_reconcile", "0", SOON);
     assert_eq!(shop.api.requests().len(), 4);

@@ -134,7 +134,7 @@ fn questions(path: &str, sessions: impl Iterator<Item = u32>) -> Vec<(String, St
 fn thousand_candidates_are_each_asked_once() {
     let mut setup = PaceSetup::new();
     setup.register(1..=1_000, 60, "20");
-    // Resmic names the transaction for the oldest session, which is the last question.
+    // Resmic names the transaction for the oldest session, about which the program asks last.
     setup.api.set_session(&id(1), Session::completed("20", HASH));
     setup.receive(HASH);
     let began = setup.now;
@@ -168,7 +168,7 @@ fn new_events_repeat_the_questions() {
 #[test]
 fn thousand_expired_sessions_are_each_asked_once() {
     let mut setup = PaceSetup::new();
-    // The newest one expired a minute ago.
+    // The newest session expired a minute ago.
     setup.register(1..=1_000, 41 * 60, "20");
     let still_initiated = |n: u32| n.is_multiple_of(20);
     for n in 1..=1_000 {
@@ -177,7 +177,8 @@ fn thousand_expired_sessions_are_each_asked_once() {
     }
     let began = setup.now;
     let next = setup.ask_all(usize::MAX).unwrap();
-    // The session that has been due for the longest time goes first. With the newest first, an old one might never get its turn.
+    // The session that has been due for the longest time comes first. If the newest session came first, the program might never
+    // ask about an old one.
     assert_eq!(setup.asked(), questions(STATUS, 1..=1_000));
     setup.check_rate(0, BACKGROUND);
     assert_eq!(setup.now - began, MINUTE * 142);

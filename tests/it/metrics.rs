@@ -92,7 +92,7 @@ fn node_requests_survive_a_reload() {
     let dovecot = Dovecot::start();
     let node = sepolia();
     let (_home, mut daemon, port) = watching_with(&dovecot, &chain_of(&node));
-    // A start asks for the chain id, the newest block and the last final block.
+    // At its start, the daemon asks the node for the chain id, the newest block and the last final block.
     let await_calls = |daemon: &mut Daemon, calls: u32| {
         let line = format!("resmic_mailhook_node_requests_total{{chain=\"Sepolia\",outcome=\"ok\"}} {calls}\n");
         let is_served = || try_get(port, "/metrics").filter(|(_, served)| served.contains(&line)).map(drop);
@@ -141,7 +141,7 @@ fn dashboard_and_alerts_use_existing_metrics() {
         assert!(chosen.is_match(&text), "{name}");
         for c in chosen.captures_iter(&text) {
             for value in c[3].split('|') {
-                // Another label may stand before or after it.
+                // Other labels may come before and after this label.
                 let line = Regex::new(&format!(r#"(?m)^{}\{{([^}}]*,)?{}="{value}"[,}}]"#, &c[1], &c[2])).unwrap();
                 assert!(line.is_match(&served), "{name}: nothing is served as {line}:\n{served}");
             }

@@ -88,7 +88,7 @@ fn survives_fault(tls: ProxyTls, directions: &[Direction], fault: fn(&mut LinkFa
     setup.end();
 }
 
-/// Delivers mails around a momentary fault, several times.
+/// Delivers mails before and after a momentary fault, several times.
 fn survives_repeated(tls: ProxyTls, fault: impl Fn(&Proxy)) {
     let mut setup = ProxySetup::start(tls, "1s");
     for _ in 0..4 {
@@ -190,7 +190,7 @@ fn latency_does_not_reduce_throughput() {
         let began = Instant::now();
         setup.deliver(1);
         setup.wait_until_recorded(SOON);
-        // A pushed mail needs only one direction. Each command would need a round trip of 250 ms.
+        // A pushed mail passes only one direction, which takes 100 ms. A command would take a round trip of 250 ms.
         assert!(began.elapsed() >= Duration::from_millis(100), "there is no delay");
     }
     setup.proxy.cut();
@@ -207,7 +207,7 @@ fn a_half_open_connection_is_noticed() {
     let mut setup = ProxySetup::start(ProxyTls::Plain, "2s");
     setup.deliver(5);
     setup.wait_until_recorded(SOON);
-    // The open connection never receives a byte or its end again. New connections work.
+    // From now on, the open connection receives no byte and no FIN. New connections work.
     setup.proxy.forget();
     let began = Instant::now();
     setup.deliver(5);

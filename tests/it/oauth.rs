@@ -387,7 +387,7 @@ fn an_unwritable_token_file_is_survived() {
     endpoint.change(|state| (state.rotates, state.lifetime) = (true, 60));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
-    // A folder blocks the file even for root, for whom permissions do not count.
+    // A folder with the file's name prevents the write. Permissions would not prevent it if the test runs as root.
     let file = token_files(&home).remove(0);
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
@@ -437,7 +437,7 @@ fn conversation(says: &'static [&'static str]) -> (u16, std::thread::JoinHandle<
     (port, talk)
 }
 
-/// Runs `check --connect` with such a server. Returns the lines that the server read, and the output.
+/// Runs `check --connect` with a server of [`conversation`]. Returns the lines that the server read, and the output.
 fn check_with_server(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
     let endpoint = Endpoint::start();
     let (port, talk) = conversation(says);

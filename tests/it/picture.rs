@@ -14,11 +14,11 @@ use testkit::shop::{Shop, published};
 const PICTURE: &str = "docs/picture.svg";
 /// The width of the terminal.
 const COLUMNS: usize = 120;
-/// All times of the run become this one, a second after the time that the mail states.
+/// This time replaces all times of the run. It is a second after the time that the mail states.
 const TIME: &str = "2025-03-05T03:36:42.000Z";
 const SOON: Duration = Duration::from_secs(60);
 
-/// Runs a command on a terminal. Returns it with its output, as the terminal shows them.
+/// Runs a command on a terminal. Returns the command line and its output, as the terminal shows them.
 fn on_terminal(home: &Home, arguments: &[&str]) -> String {
     let command = home.command(arguments);
     let command_line = std::iter::once(command.get_program()).chain(command.get_args());

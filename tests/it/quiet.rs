@@ -1,4 +1,4 @@
-//! Silence and drift: no notification arrives, or notifications arrive and cannot be parsed.
+//! No notification arrives for a long time, or notifications arrive and cannot be parsed.
 
 use std::time::Duration;
 
@@ -141,7 +141,7 @@ async fn only_proven_notifications_count() {
     for trust in [Trust::Dkim, Trust::AuthenticationResults, Trust::None] {
         assert_eq!(last(&[(event(), Some(trust), EARLY)]).await, "2025-03-05T03:36:00Z", "{trust}");
     }
-    // A duplicate counts, and an older mail changes nothing.
+    // The second mail is a duplicate. A newer duplicate counts, and an older one changes nothing.
     let (early, late) = ((event(), Some(Trust::Dkim), EARLY), (event(), Some(Trust::Dkim), LATE));
     for order in [[early.clone(), late.clone()], [late, early]] {
         assert_eq!(last(&order).await, "2025-03-06T03:36:00Z");

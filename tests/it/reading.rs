@@ -104,7 +104,7 @@ prop_compose! {
 
 /// Writes the payment in one of the layouts. Returns whether the body is HTML, and the body.
 fn body(payment: &Payment, layout: u8) -> (bool, String) {
-    // An object has the webhook's keys.
+    // An object (JSON or JavaScript) has the keys of the webhook as labels.
     let fields = payment.fields(layout.is_multiple_of(2) && !matches!(layout / 2, 4 | 5));
     let write_each = |write: &dyn Fn(&str, &str) -> String| fields.iter().map(|(l, v)| write(l, v)).collect::<String>();
     let quoted = |mark: char| write_each(&|label, value| format!("  {mark}{label}{mark}: {mark}{value}{mark},\n"));

@@ -176,7 +176,7 @@ fn after_is_not_applied_to_other_mails() {
     setup.deliver(1..=1);
     wait_until_seen(1);
     assert_eq!(daemon.end(), Some(0));
-    // As after a restore of the server: everything is read again, and most mails have the same UIDs.
+    // Without its cursor, the daemon reads everything again, as after a restore of the server. Most mails have the same UIDs.
     rusqlite::Connection::open(setup.home.database()).unwrap().execute("DELETE FROM mailboxes", []).unwrap();
     let daemon = setup.daemon();
     setup.deliver(2..=2);

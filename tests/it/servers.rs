@@ -282,7 +282,7 @@ fn stalled_connections_lose_nothing<S: ImapServer>() {
     setup.proxy.heal();
     setup.deliver(11..=15);
     setup.wait_until_recorded(15);
-    // The program notices the lost bytes by the timeout of an answer.
+    // The program would notice the lost bytes only by the timeout of an answer. So the proxy also ends the connection.
     setup.proxy.set(Direction::ToClient, |link| link.swallows = true);
     setup.deliver(16..=20);
     setup.proxy.until_affected(SOON);

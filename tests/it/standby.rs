@@ -172,7 +172,7 @@ fn start_active(home: &Home) -> Daemon {
     daemon
 }
 
-/// Starts a host that stands by for another one.
+/// Starts a host while another host is active, and waits until it stands by.
 fn start_standby(home: &Home) -> Daemon {
     let daemon = home.start();
     daemon.says("standing by holder=", SOON);

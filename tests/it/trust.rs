@@ -412,7 +412,7 @@ async fn white_space_lines_do_not_hide_to() {
 #[tokio::test]
 async fn lines_without_a_field_prove_nothing() {
     let genuine = signed(SigningOptions::default());
-    // The signature is valid, but mail programs show everything below such a line as the text.
+    // The signature is valid, but mail programs show everything below such a line as the body.
     for end in [":\r\n \r\n", "X: y\r\n:\r\n\t\r\n", "x\n \n", "\x0b\n \r\n"] {
         let forged = format!("Date: Wed, 05 Mar 2025 03:36:41 +0000\r\n{end}Amount: $9000\r\nTransaction: 0x1\r\n");
         let authenticity = authenticate_now(&[forged.as_bytes(), &genuine].concat()).await;
@@ -453,7 +453,7 @@ async fn domains_are_checked_for_the_operator() {
     assert!(found.len() == 1 && found[0].is_err(), "{found:?}");
 }
 
-/// A server that answers a query with EDNS with an error, and any other query with this TXT record.
+/// A DNS server that returns an error for a query with EDNS, and this TXT record for any other query.
 fn without_edns(record: &str) -> std::net::SocketAddr {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();

@@ -144,7 +144,7 @@ fn an_oversized_rfc822_size_hides_no_payment() {
     }
 }
 
-/// Dovecot trusts the size in the file name, and closes each connection that fetches such a mail.
+/// Dovecot trusts the size in the file name. It closes each connection that fetches a mail with a wrong size in its file name.
 #[test]
 fn a_wrong_maildir_size_delays_no_other_mail() {
     for keys in ["dedicated = true", "dedicated = false"] {

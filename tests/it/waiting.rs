@@ -92,7 +92,7 @@ fn a_start_waits_for_disk_space() {
     let home = Home::new(&config);
     let disk = SmallDisk::over(home.folder.path(), 16);
     std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
-    // First there is no database, and then there is one that was closed.
+    // In the first run, there is no database. In the second run, the daemon has closed the database.
     for known in [0, 10] {
         disk.fill();
         deliver(&dovecot, known + 1..=known + 10);

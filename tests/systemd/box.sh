@@ -4,7 +4,7 @@
 #
 #   box.sh make                        builds the file system (about a minute; once)
 #   box.sh boot SECONDS FOLDER SCRIPT  boots a copy with FOLDER at /box, runs SCRIPT there (a path in FOLDER), prints
-#                                      its output and exits with its code; 124: it took longer
+#                                      its output and exits with its code; 124: timeout
 #   box.sh clean                       removes the file system
 set -euo pipefail
 here=$(readlink -f "$0")
@@ -67,7 +67,7 @@ boot_box() {
     printf 'export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive SYSTEMD_PAGER=cat\nexec bash /box/%s\n' "$script" \
         > "$work/box/.script"
     : > "$work/box/.output"
-    # systemd-nspawn needs the unified hierarchy, a separate cgroup and a tmpfs at /run. Without bpf(2), the unit's
+    # systemd-nspawn needs the unified cgroup hierarchy, a separate cgroup and a tmpfs at /run. Without bpf(2), the unit's
     # IPAddressDeny= would silently have no effect.
     umount -R /sys/fs/cgroup 2>/dev/null || true
     mount -t cgroup2 cgroup2 /sys/fs/cgroup

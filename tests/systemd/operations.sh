@@ -184,7 +184,7 @@ rm /var/backups/copy-*.db
 step "Retention"
 documented 'sudo resmic-mailhook prune --older-than 400d'
 says "SELECT count(*) FROM mails WHERE raw IS NOT NULL AND outcome = 'event'" 304 || fail "too much was dropped"
-sleep 1 # what is older than a second is asked for
+sleep 1 # `prune --older-than 1s` keeps mails that are younger than a second
 resmic-mailhook prune --older-than 1s
 says "SELECT count(*) FROM mails WHERE raw IS NOT NULL" 0 || fail "the bytes are still there"
 ids | cmp - /box/ids || fail "prune took events"

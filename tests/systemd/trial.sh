@@ -126,7 +126,7 @@ systemctl daemon-reload
 step "an encrypted credential"
 mkdir -p /etc/systemd/system/$unit.d
 echo correct-horse | systemd-creds encrypt --name=imap-password --with-key=host - /box/imap-password.cred 2>/dev/null
-# A drop-in for an older unit, which listed each credential and each condition.
+# A drop-in that was written for an older version of the unit, which listed each credential and each condition.
 cat > /etc/systemd/system/$unit.d/encrypted.conf <<'CONF'
 [Unit]
 ConditionPathExists=

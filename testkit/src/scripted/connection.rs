@@ -31,7 +31,7 @@ pub struct Connection {
     chatter: Option<(&'static str, tokio::time::Interval)>,
 }
 
-/// The connection ends.
+/// The error that ends a connection.
 struct Ended;
 type Result<T> = std::result::Result<T, Ended>;
 

@@ -1,4 +1,4 @@
-//! Attacks with a genuine mail. No attack is confirmed, and each one has its own reason code.
+//! Attacks with a genuine mail. No such payment is confirmed, and each test checks the reason code.
 
 use super::*;
 

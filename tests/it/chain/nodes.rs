@@ -47,7 +47,7 @@ async fn reorganisation_before_the_depth_revokes_the_payment() {
     setup.anvil.reorganise(3);
     setup.anvil.mine(10);
     assert_eq!(code(&setup.ask(&chain, &claim).await), "unseen");
-    // A payment that is mined again is found in its new block.
+    // The payer pays again after the reorganisation. This payment is confirmed in its block.
     let later_claim = paid(&setup);
     setup.anvil.mine(5);
     assert!(is_confirmed(&setup.ask(&chain, &later_claim).await));

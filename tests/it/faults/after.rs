@@ -168,7 +168,7 @@ async fn after_is_dropped_when_uids_are_renumbered() {
     once(&server, "UID MOVE", 1, &[Step::Mute]);
     let mut watching = watch(&server, &format!("{SHARED}\nafter = {{ move = \"Resmic\" }}"));
     watching.while_server("a move", |state| state.count("UID MOVE") == 1).await;
-    // The server does not answer the MOVE. It is restored from a backup with one mail.
+    // The server does not answer the MOVE, and is restored from a backup that has one mail.
     server.change(|state| {
         state.mails.truncate(1);
         state.uid_next = 2;

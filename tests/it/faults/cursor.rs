@@ -1,12 +1,12 @@
-//! The cursor passes a mail only if the mail was handed over, or if a tagged OK proved that it does not exist.
+//! The cursor passes a mail only if the mail was handed over or has a row, or if a tagged OK proved that it does not exist.
 //! `Watching` checks this rule at each report.
 
 use super::*;
 use testkit::scripted::notification;
 use testkit::watching::dedicated;
 
-/// Replaces the `nth` response to this command by each of these answers, with one mail in the mailbox. The mail must
-/// arrive each time.
+/// Replaces the `nth` response to this command with each of these answers in turn. The mailbox has one mail, which must arrive
+/// each time.
 async fn survives_answers(name: &'static str, nth: usize, answers: &[&[Step]]) {
     for keys in [DEDICATED, SHARED] {
         for steps in answers {
@@ -77,7 +77,7 @@ async fn a_mail_below_the_range_is_dropped() {
         let timing = Timing { poll: ms(100), ..quick() };
         let mut watching = watch_in(&server, "dedicated = true\nidle_renew = \"1s\"", timing);
         watching.mail("read before").await;
-        // Each sweep fetches 3:*, and the server sends mail 2.
+        // Each sweep fetches 3:*. `*` is the last mail, so the server sends mail 2 (RFC 3501, 9).
         watching.while_server("two sweeps", |state| state.asked("UID FETCH 3:* ") >= 2).await;
         server.deliver("new");
         watching.mail("new").await;

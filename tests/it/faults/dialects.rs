@@ -85,7 +85,7 @@ async fn the_cursor_does_not_pass_unnamed_mails() {
         assert!(error.contains("names no mail"), "{error}");
         watching.mail("not named").await;
         watching.mail("named").await;
-        // The same happens in the FETCH of flags after an IDLE.
+        // The same happens after an IDLE: the response for the first new mail has no valid UID.
         watching.idle().await;
         let next = server.count("UID FETCH") + 1;
         once(&server, "UID FETCH", next, &[say("* 3 FETCH (UID ?)\r\n* 4 FETCH (UID 4)\r\n"), Step::Ok]);

@@ -55,7 +55,8 @@ async fn an_early_response_is_not_requested_again() {
     let server = Scripted::start().await;
     server.change(|state| (1..=600).map(|_| state.deliver(&other("a letter"))).max());
     server.script(|seen| match (seen.name, seen.nth) {
-        // The first FETCH is the listing. Two parts follow, and the second one requests more items.
+        // The first FETCH lists the mails. The second FETCH requests mails 1 to 400. The third FETCH requests mails 401 to 600,
+        // and more items of them.
         ("UID FETCH", 2) => {
             let early =
                 (401..=600).flat_map(|n| fetch_response(n as usize, n, &other("a letter"), seen.line)).collect();

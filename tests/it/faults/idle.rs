@@ -164,7 +164,7 @@ async fn an_idle_ended_by_the_server_is_repeated() {
 #[tokio::test]
 async fn short_idles_are_repeated() {
     let server = Scripted::start().await;
-    // The IDLE lasts longer than `again`, so it does not end at once. But it is much shorter than the time until the renewal.
+    // The IDLE lasts longer than `Timing::refetch`, so the watcher does not poll instead. But it ends long before the renewal.
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(120)), Step::EndIdle]);
     let mut watching = dedicated(&server);
     watching.while_server("eight IDLEs", |state| state.count("IDLE") >= 8).await;

@@ -139,7 +139,7 @@ async fn mails_missing_in_a_burst_are_requested_again() {
     watching.idle().await;
     server.script(|seen| match (seen.name, seen.nth) {
         ("news", 1) => vec![Step::Hide(vec![100]), Step::Usual],
-        // The second FETCH lists the burst, and the third one fetches its mails.
+        // The second FETCH lists the new mails, and the third one fetches them.
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
         _ => vec![Step::Usual],
     });
@@ -245,7 +245,7 @@ async fn a_mail_removed_before_its_fetch_is_passed() {
 
 #[tokio::test]
 async fn a_mail_removed_during_fetch_is_no_mail() {
-    // Dovecot's response for such a mail, in the first sync and later.
+    // Dovecot's response for a mail that was removed during the FETCH, in the first sync and later.
     let nothing = "* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\" RFC822.SIZE 0 BODY[]<0> NIL)\r\n";
     for is_there in [true, false] {
         let server = Scripted::start().await;

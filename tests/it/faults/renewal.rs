@@ -135,7 +135,8 @@ async fn a_server_that_hangs_is_left() {
 async fn a_late_response_belongs_to_no_other_command() {
     let server = Scripted::start().await;
     server.deliver("unread");
-    // The response comes too late, when another command might be waiting.
+    // The response comes after the timeout. The watcher sends no other command on this connection, so it cannot take the late
+    // response for the response to another command.
     once(&server, "UID FETCH", 1, &[Step::Pause(ms(600)), say("{tag} OK nothing there\r\n")]);
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(200), ..quick() });
     watching.mail("unread").await;

@@ -281,7 +281,7 @@ async fn another_mail_under_a_known_uid_is_renumbering() {
         change_while_disconnected(&server, &mut watching, |state| {
             restore(state, 1);
             deliver_at(state, &notification("filed late"), BEFORE);
-            // In the shared mailbox, other people's mails leave no rows. They must not look like another renumbering.
+            // In the shared mailbox, other people's mails leave no rows. These mails must not look like a second renumbering.
             (0..3).for_each(|_| _ = deliver_at(state, &other("filed late, too"), BEFORE));
         })
         .await;
@@ -375,8 +375,8 @@ async fn a_missing_newest_date_is_read_at_once() {
     watching.end().await;
 }
 
-/// Dates are stored only for the last mails that were read. The comparison uses those, although an older mail in the
-/// mailbox has a newer date.
+/// Dates are stored only for the last mails that were read. The comparison uses these dates, although a mail with a lower UID
+/// has a newer date.
 #[tokio::test]
 async fn only_the_last_uids_are_compared() {
     let server = Scripted::start().await;

@@ -40,7 +40,8 @@ async fn most_mails_cost_only_their_from() {
     let ours = server.change(|state| fill(state, 1_500, 1));
     let mut watching = watch(&server, SHARED);
     assert_all_read(&mut watching, &ours, 1_500).await;
-    // INTERNALDATE is requested only for the last mails of a window. The comparison at the next start may need these dates.
+    // The mails are fetched in windows of 1,000. INTERNALDATE is requested only for the last 200 mails of a window, because only
+    // these dates may be compared at the next connect.
     assert_eq!(sets(&server, SENDERS), ["1:800", "1001:1300"]);
     assert_eq!(sets(&server, HEADERS), ["801:1000", "1301:1500"]);
     assert!(server.state().reads.iter().any(|read| read.contains("1:800 ") && read.contains("801:1000 ")), "one write");
@@ -92,7 +93,7 @@ async fn responses_may_come_in_any_order() {
     });
     let mut watching = watch(&server, SHARED);
     assert_all_read(&mut watching, &ours, 1_200).await;
-    // One listing, three parts, and the bodies of each: nothing was requested twice.
+    // One FETCH lists the mails, three request headers, and three request bodies. So nothing was requested twice.
     assert_eq!(server.asked("UID FETCH"), 7, "{:?}", server.lines());
     assert_eq!(server.connections(), 1);
     watching.end().await;

@@ -154,7 +154,8 @@ fn renumber(state: &mut ServerState) {
 #[tokio::test]
 async fn old_mails_stay_unread_after_renumbering() {
     for keys in [DEDICATED, SHARED] {
-        // With `after`, the connection may end at another command between the FETCH and the cursor.
+        // With `after`, the watcher sends a UID STORE between the FETCH and the report of the cursor. The connection may end at
+        // this command.
         for (after, ends_in) in
             [("leave", None), ("seen", None), ("seen", Some("UID STORE")), ("leave", Some("UID FETCH"))]
         {

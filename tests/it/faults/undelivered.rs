@@ -46,7 +46,7 @@ async fn an_undelivered_mail_gets_a_row() {
         let mut watching = watch_in(&server, keys, short_timeouts());
         watching.until(&format!("the end: {form:?}"), |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
         assert_eq!(watching.availability, [(3, Availability::Listed)], "{form:?} {keys}");
-        // A refused window is fetched again in parts, so that other mails may arrive twice.
+        // If the server refuses a FETCH, its mails are fetched again in smaller parts. So other mails may arrive twice.
         if form != FetchFault::No {
             assert_eq!(times(&watching, 1..=5), [1, 1, 0, 1, 1], "{form:?} {keys}");
         }
@@ -160,7 +160,8 @@ async fn several_undelivered_mails_do_not_stop_a_mailbox() {
     watching.until_cursor(7, 60).await;
     let rows: BTreeSet<u32> = watching.undelivered.iter().map(|(_, uid)| *uid).collect();
     assert_eq!(rows, faults.map(|(uid, _)| uid).into());
-    // While a mail holds the cursor, later mails may be read twice. The database recognises them.
+    // The cursor does not pass an undelivered mail before the mail has a row. Until then, later mails may be read twice, and the
+    // database recognises them.
     assert!((1..=60).filter(|uid| !rows.contains(uid)).all(|uid| times(&watching, uid..=uid)[0] > 0));
     watching.end().await;
 }

@@ -39,7 +39,7 @@ async fn an_event_has_the_form_of_the_webhook() {
 #[tokio::test]
 async fn events_of_a_session_keep_their_order() {
     let receiver = Receiver::new(|n, request| {
-        // The handler refuses session 1 at first. The other sessions are delivered in the meantime.
+        // The handler refuses session 1 until it has received 40 requests. The other sessions are delivered in the meantime.
         if n < 40 && request.text().contains(&session(1)) { status(503) } else { status(200) }
     });
     let events = (0..10).flat_map(|minute| (1..=5).map(move |session_number| failed(session_number, minute))).collect();

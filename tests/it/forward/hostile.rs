@@ -103,7 +103,7 @@ async fn a_status_of_2xx_counts_whatever_follows() {
         |version, length| text(&format!("HTTP/{version} 200 OK\r\nContent-Length: {length}\r\n\r\n{{\"ok\":1}}"));
     for (answer, timeout) in [
         (ReceiverAnswer::Bytes(CUT.into()), "10s"),
-        // The timeout ends before the rest of the body could arrive.
+        // The rest of the body does not arrive before the timeout.
         (ReceiverAnswer::Unended(CUT), "300ms"),
         (with_fields(&"X: y\r\n".repeat(500)), "10s"),
         (with_fields("X: y\r\n\tz\r\n"), "10s"),

@@ -46,7 +46,7 @@ async fn matching_by_amount_needs_a_unique_session() {
     setup.store.session_add(new(5, None, Some("20"))).await.unwrap();
     setup.record(vec![with_current_time(paid(None, 3))]).await;
     assert_eq!(states(&setup), ["pending", "pending", "held"]);
-    // A session that fits two payments matches neither.
+    // Session 7 fits two payments, so it matches neither of them.
     setup.store.session_add(new(6, None, Some("33"))).await.unwrap();
     let dearer = |n| {
         let mut event = with_current_time(paid(None, n));
@@ -89,7 +89,7 @@ async fn a_session_is_matched_with_one_transaction() {
     pending.payment.status = Status::Pending;
     setup.record(vec![pending, with_current_time(paid(None, 2))]).await;
     assert_eq!(events(&setup).into_iter().map(|e| e.0).collect::<Vec<_>>(), [Some(session(1)), None]);
-    // Now that there are two candidates, the first one is held as well, and an operator has to decide.
+    // Now two completed payments fit the session. So the first payment is held as well, and an operator has to decide.
     setup.record(vec![with_current_time(paid(None, 1))]).await;
     assert_eq!(states(&setup), ["held", "held"]);
 }

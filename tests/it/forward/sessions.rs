@@ -1,4 +1,4 @@
-//! Events whose session is found late. They are held, released, in conflict, or assigned by an operator.
+//! Events whose session is found late: they are held, released or in conflict, or an operator assigns the session.
 
 use std::time::Instant;
 
@@ -201,7 +201,7 @@ async fn assign_waits_for_a_running_attempt() {
     };
     setup.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
     assign(2).await.unwrap();
-    // An attempt whose end was never recorded blocks only for the longest possible duration of an attempt.
+    // An attempt without a recorded end prevents an assignment only for the longest possible duration of an attempt.
     setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap();
     setup.sql().execute("UPDATE attempts SET at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')", []).unwrap();
     assign(1).await.unwrap();
@@ -267,7 +267,7 @@ async fn a_released_delivery_is_not_held_again() {
     // The new row has not been reconciled yet.
     setup.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
     assert_eq!(setup.store.reconcile().await.unwrap(), payments::Reconciled::default());
-    // A repeated registration holds nothing.
+    // A registration that repeats the known amount does not hold the delivery.
     setup.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
     assert_eq!(states(&setup), ["pending"]);
     let settled = setup.store.session_add(new(1, Some("A"), None)).await.unwrap();

@@ -185,7 +185,7 @@ fn only_a_complete_copy_replaces_the_database() {
     refused("a", "3", "cannot fetch the copy of host a");
     fs::write(&stored, whole).unwrap();
 
-    // This program restores only a part of the file, and succeeds all the same.
+    // This program in place of Litestream restores only half of the file, and exits with 0.
     let litestream = fs::read_link(copies.program("litestream")).unwrap();
     let part = a.folder.path().join("part");
     a.data(&["backup", part.to_str().unwrap()]);
@@ -210,7 +210,7 @@ fn only_a_complete_copy_replaces_the_database() {
     // All hosts were down, and the last active host was `b` itself. But the newest copy is that of `a`.
     fs::write(a.folder.path().join("4.eml"), payment(4)).unwrap();
     a.data(&["import", a.folder.path().join("4.eml").to_str().unwrap()]);
-    // The list of the copies shows their times in whole seconds, so a new copy is stored until its time is later.
+    // The list of the copies shows their times in whole seconds. So the test stores a new copy until its time is later.
     until("a newer copy of a", || {
         Connection::open(a.database()).unwrap().execute("UPDATE mails SET size = size", []).unwrap();
         copies.store("a", &a.database());
@@ -245,7 +245,7 @@ fn litestream_begins_with_the_whole_database() {
     until("the copy of the last change", || copied("SELECT count(*) FROM b") == Some(1));
     assert_eq!(copied("SELECT count(*) FROM a"), Some(1));
     replication.end();
-    // The copies get another place, which is empty.
+    // The folder of the copy is removed, as if the configuration of Litestream named another folder.
     fs::remove_dir_all(copies.of("a")).unwrap();
     let replication = copies.replicate(&database, "");
     until("the copy in another place", || copied("SELECT count(*) FROM a") == Some(1));

@@ -84,7 +84,7 @@ fn a_missing_client_certificate_is_explained() {
     let a = hosts.a.start();
     let message = "the server refuses the client certificate, or needs one (TLS alert";
     a.says(message, SOON);
-    // The server may also close the connection before its alert arrives.
+    // The server may also close the connection before its TLS alert arrives. Then `status` has another reason for a moment.
     until("the reason in status", || is_waiting(&hosts.a, message));
     hosts.nats.reconfigure(&format!("{TLS} }}"));
     a.says("this host is active", SOON);
@@ -112,7 +112,7 @@ fn a_wrong_password_is_explained_and_not_shown() {
     let b = start_active(&hosts.b);
     hosts.deliver(1..=3);
     hosts.until_accepted(3);
-    // From now on, the password of `b` is the wrong one.
+    // From now on, the server accepts the password of `a`, and refuses that of `b`.
     hosts.nats.reconfigure(&login(WRONG));
     b.says("this host has lost the lease", SOON);
     a.says("this host is active", SOON);

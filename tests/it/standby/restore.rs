@@ -62,7 +62,7 @@ fn an_older_copy_is_refused_without_fresh() {
     std::fs::remove_file(&old).unwrap();
     b.says("does not exist, and that of host a had mail 6", SOON);
     assert_eq!(b.end(), Some(0));
-    // The host with the newest database takes over, whatever the other one did.
+    // Host `a` has the newest database, so it becomes active again, although `b` has tried to take over.
     let a = start_active(&hosts.a);
     assert_eq!(a.end(), Some(0));
     let b = Daemon::start(hosts.b.command(&["run", "--fresh"]));

@@ -64,7 +64,8 @@ fn a_release_hands_over_for_a_while() {
     let refused = hosts.b.run(&["standby", "release"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(super::text(&refused).contains("host a has the lease"), "{}", super::text(&refused));
-    // The pause of `a` ends when `b` is active, so that it can take over again.
+    // A host that has released the lease does not take it for a while. This pause ends when the other host is active. So `a` can
+    // take over again.
     assert_eq!(hosts.a.data(&["standby", "release"]), "host b has the lease now\n");
     b.says("this host is active", SOON);
     a.says("standing by holder=\"b\"", SOON);
@@ -137,7 +138,7 @@ fn a_killed_daemon_takes_its_own_lease_again() {
     let a = start_active(&hosts.a);
     assert!(!a.log().contains("restore command"), "{}", a.log());
     assert_eq!(hosts.a.ask("SELECT count(*) FROM sessions"), "1");
-    // Now the daemon ends in order, and starts again after the lease has expired in the bucket.
+    // Now SIGTERM ends the daemon, and it starts again after the lease has expired in the bucket.
     let key = format!("$KV.{BUCKET}.shop");
     assert_eq!(a.end(), Some(0));
     until("an empty bucket", || {

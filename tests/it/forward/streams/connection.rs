@@ -121,7 +121,7 @@ async fn an_endless_message_ends_the_connection() {
         assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
         stream.write_all(b"PONG\r\nMSG x 0 9999999999999\r\n").await.unwrap();
         let mut sent: u64 = 0;
-        // A slow flood: its size in a second is not remarkable.
+        // The server sends slowly, so a limit for the bytes in a second would not notice the flood.
         while stream.write_all(&[b'x'; 1 << 20]).await.is_ok() {
             sent += 1 << 20;
             tokio::time::sleep(Duration::from_millis(50)).await;

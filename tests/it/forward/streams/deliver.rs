@@ -154,7 +154,7 @@ async fn lost_messages_are_published_again_after_a_reconnect() {
     let bodies: Vec<_> = events.iter().map(|event| event.webhook().into_bytes()).collect();
     setup.record(events).await;
     setup.until_all("delivered").await;
-    // The last event was acknowledged an hour ago. The second was acknowledged four minutes before the last, and the first ten.
+    // The third event was acknowledged an hour ago, the second one four minutes earlier, and the first one ten minutes earlier.
     let ages = "UPDATE deliveries SET delivered_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now',
         CASE id WHEN 1 THEN '-70 minutes' WHEN 2 THEN '-64 minutes' ELSE '-60 minutes' END)";
     setup.sql().execute(ages, []).unwrap();

@@ -4,8 +4,8 @@ use testkit::scripted_nats::{NatsAnswer, ScriptedNats};
 
 use super::*;
 
-/// Delivers one event to a server that answers the first publish with `answer` and then stores. Returns the error and the
-/// result of the first attempt.
+/// Delivers one event to a server that answers the first publish with `answer`, and stores the messages of later publishes.
+/// Returns the error and the result of the first attempt.
 async fn first_attempt(answer: NatsAnswer) -> (String, String) {
     let first = answer.clone();
     let nats = ScriptedNats::start(move |n, _| if n == 0 { first.clone() } else { NatsAnswer::Store(9) }).await;

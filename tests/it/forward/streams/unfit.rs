@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Starts a forwarder for a stream with these changes, and returns the problems that it records. Nothing is published.
+/// Starts a forwarder for a stream whose configuration has these changes. Returns the problems that the forwarder records, and
+/// checks that it publishes nothing.
 async fn problems(name: &str, subjects: &[&str], changes: Value) -> String {
     let server = NatsServer::start();
     if !subjects.is_empty() {
