@@ -11,11 +11,11 @@ LINKS := program=$$(mktemp) && { echo 'int main(void) { return 0; }' | cc -x c -
          links=$$?; rm -f "$$program"; [ $$links = 0 ]; }
 
 # Tools that only some targets need are installed into target/tools, not into the system. The cargo commands have versions that
-# build with rust-toolchain.toml. They are built once, without optimisation (about a minute each).
+# the compiler of rust-toolchain.toml can build. They are built once, without optimisation (about a minute each).
 TOOLS = $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
-# Creates an environment for Python packages. Debian has the module for it in its own package.
+# Creates a virtual environment for Python packages. Debian has the module venv in a separate package.
 VENV = { python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }; } \
        && python3 -m venv
 
@@ -166,8 +166,8 @@ $(TOOLS)/nats-server/bin/nats-server: | deps
 
 # ---- for operators and packagers ----
 
-# Reproducible builds: no build path in the binary, and the time of the last commit. SOURCE_DATE_EPOCH is set for these targets
-# only, because each new value makes cargo compile all C code again.
+# Reproducible builds: no build path in the binary, and the time of the last commit in place of the build time. SOURCE_DATE_EPOCH
+# is set for these targets only, because each new value makes cargo compile all C code again.
 deb deb-dev static dist image image-dev sbom package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 # rustup's component rust-src would put the paths of its files into the binary.
 REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo \
@@ -208,7 +208,7 @@ static: musl
 static-dev: musl
 	cargo build --locked --bin resmic-mailhook --target $(MUSL)
 
-# A package of another architecture needs that architecture in dpkg's list.
+# dpkg installs a package of another architecture only after `dpkg --add-architecture`.
 musl:
 	@{ command -v $(MACHINE)-linux-gnu-gcc && ls /usr/lib/$(MACHINE)-linux-musl/musl-gcc.specs; } >/dev/null 2>&1 || { \
 	  $(SUDO) dpkg --add-architecture $(ARCH) && $(APT) update -qq \
@@ -260,13 +260,13 @@ $(TOOLS)/podman-compose/bin/podman-compose:
 	python3 -m venv $(TOOLS)/podman-compose
 	$(TOOLS)/podman-compose/bin/pip install --quiet podman-compose==1.5.0
 
-# Runs the program of the archive in a root directory with nothing else. Needs root.
+# Runs the program of the archive in a root directory without other programs. Needs root.
 EMULATOR = $(if $(filter arm64,$(ARCH)),qemu-aarch64-static)
 test-dist: dist
 	@command -v file >/dev/null $(if $(EMULATOR),&& command -v $(EMULATOR) >/dev/null) || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends file qemu-user-static >/dev/null; }
 	tests/archive.sh target/dist/resmic-mailhook-*-linux-$(ARCH).tar.gz $(EMULATOR)
 
-# Runs the README's two commands on fresh machines: minimal roots of these Debian releases, with make, git and Rust. Needs root.
+# Runs the README's two commands on fresh machines: minimal systems of these Debian releases, with make, git and Rust. Needs root.
 RELEASES ?= 12 13
 test-fresh:
 	@command -v mmdebstrap >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends mmdebstrap >/dev/null; }

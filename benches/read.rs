@@ -29,7 +29,7 @@ fn floor_mime_parsing(bencher: divan::Bencher<'_, '_>) {
     bencher.counter(ItemsCount::new(1_u32)).bench(|| MessageParser::default().parse(&mail).map(|m| m.parts.len()));
 }
 
-/// Parsing to a payment: MIME, views, labels, fields.
+/// The whole parser, from the bytes to the payment: MIME, the visible text, labels and fields.
 #[divan::bench]
 fn payment_parsing(bencher: divan::Bencher<'_, '_>) {
     let (mail, parser) = (published(), MailParser::new(&ExtractSettings::default()));

@@ -1,6 +1,6 @@
 //! The time from a new mail to its row, and the speed of a backfill. Each number has a floor from the same run: a minimal client,
-//! which fetches the same mails from the same Dovecot and discards them. The mails have the published layout and are signed. The
-//! program authenticates, parses and stores each one.
+//! which fetches the same mails from the same Dovecot and discards them. The mails have the layout that Resmic published, and are
+//! signed. The program authenticates, parses and stores each mail.
 //!
 //! `cargo bench --bench imap`. A number sets the size of the backfill: `-- 100000`. The words `near`, `far`, `backfill` and
 //! `idle` select parts.
@@ -17,10 +17,10 @@ use setup::{BenchSetup, CommitWatcher, Disk, PATIENCE, callback, memory, start_a
 use testkit::dovecot::Dovecot;
 use testkit::proxy::{Direction, Proxy};
 
-/// The numbers of mails that arrive one by one.
+/// The numbers of mails that arrive one by one: at a server on this machine, and at a server with a latency.
 const NEAR: usize = 100;
 const FAR: usize = 20;
-/// The number of mails in a backfill, without an argument.
+/// The number of mails in a backfill if no argument sets it.
 const BACKFILL: usize = 10_000;
 /// The bytes that a mail of the published layout, its event, its delivery and their indexes add to the WAL.
 const ROW: usize = 16 * 4_096;
@@ -30,7 +30,7 @@ const NOTIFY_DELAY: Duration = Duration::from_millis(500);
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 fn main() {
-    // cargo adds --bench.
+    // `cargo bench` adds the argument --bench.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let count = arguments.iter().find_map(|word| word.parse().ok()).unwrap_or(BACKFILL);
     let parts: Vec<_> = arguments.iter().filter(|word| word.parse::<usize>().is_err()).collect();
@@ -134,7 +134,7 @@ fn near() {
     }
 }
 
-/// Measures the round trips from the acceptance of a mail to its row, with a latency of 25 ms in each direction.
+/// Measures how many round trips pass from the acceptance of a mail to its row, with a latency of 25 ms in each direction.
 fn far() {
     let hide_2_3 = "imap_capability = IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE SORT THREAD=REFERENCES MULTIAPPEND \
                     UNSELECT CHILDREN NAMESPACE UIDPLUS LIST-EXTENDED CONDSTORE ESEARCH SPECIAL-USE MOVE\n";

@@ -50,7 +50,7 @@ impl BareClient {
     fn until(&mut self, mark: &[u8]) {
         loop {
             if self.received.windows(mark.len()).any(|w| w == mark) {
-                // The next mark may begin with the line break before its response, so a line break stays.
+                // The next mark may begin with the line break before a response, as in `\r\nzq7 OK`. So a line break is kept.
                 self.received.clear();
                 self.received.extend_from_slice(b"\r\n");
                 return;

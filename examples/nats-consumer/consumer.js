@@ -24,7 +24,8 @@ const connection = {
 };
 
 // The event's id is the key of a payment. `content` is a second key, because the signature covers the body and not the
-// subject: the body of one payment under the id of another changes nothing. `sequence` is the message's place in the stream.
+// subject. So a message with the body of one payment and the id of another changes nothing. `sequence` is the message's place
+// in the stream.
 const db = new Database(process.env.DATABASE ?? 'payments.db');
 db.exec(`
 PRAGMA journal_mode = WAL;

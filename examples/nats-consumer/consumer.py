@@ -24,7 +24,8 @@ SUBJECT = os.environ.get("SUBJECT", "resmic.events")
 CONSUMER = os.environ.get("CONSUMER", "shop")
 
 # The event's id is the key of a payment. `content` is a second key, because the signature covers the body and not the
-# subject: the body of one payment under the id of another changes nothing. `sequence` is the message's place in the stream.
+# subject. So a message with the body of one payment and the id of another changes nothing. `sequence` is the message's place
+# in the stream.
 TABLES = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;

@@ -18,7 +18,7 @@ static RULES: LazyLock<(Rules, dns::Resolver)> = LazyLock::new(|| {
     (rules, dns::Resolver::new(&unreachable).unwrap())
 });
 
-/// Aborts on a panic in this crate. A panic in a library is caught, and only affects its mail.
+/// Aborts on a panic in this crate. A panic in a library is caught, and affects only the mail that caused it.
 fn abort_on_own_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let is_own = panic.location().is_none_or(|place| !place.file().contains("/registry/src/"));

@@ -4,8 +4,8 @@
 #   build.sh ARCH PROGRAM   ARCH: amd64 or arm64; writes target/image/resmic-mailhook-VERSION-ARCH.oci.tar and .docker.tar
 #
 # It needs buildah, skopeo, jq, and Debian's ca-certificates. Only Docker's format has a health check. SOURCE_DATE_EPOCH is the
-# time of everything in the image, so that two builds of the same program are the same. No other image is used, and none
-# stays in the storage of this machine.
+# time of everything in the image, so that two builds of the same program are the same. The build uses no other
+# image, and leaves no image in the storage of this machine.
 set -euo pipefail
 arch=$1 program=$2
 cd "$(dirname "$0")/../.."
@@ -26,14 +26,14 @@ install -d -m 0700 "$context/state"
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 image() { buildah --root "$temporary/root" --runroot "$temporary/run" --storage-driver vfs "$@"; }
-# Builds the image in this format, and writes it to this place.
+# build FORMAT DESTINATION: builds the image, and writes it to a destination of `buildah push`.
 build() {
     image build --quiet --no-cache --format "$1" --arch "$arch" --timestamp "$SOURCE_DATE_EPOCH" --build-arg VERSION="$version" \
         --tag "$name" --file packaging/image/Containerfile "$context" >/dev/null
     image push --quiet "$name" "$2"
 }
 
-# buildah's own oci-archive contains the time of its files.
+# An oci-archive of buildah would contain the time at which buildah wrote its files.
 build oci "oci:$temporary/oci:$name"
 tar -c -C "$temporary/oci" --sort=name --format=ustar --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
     blobs index.json oci-layout > "$archive.oci.tar"

@@ -16,7 +16,7 @@ use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
 use testkit::payments::payment;
 
-/// The memory limits in KiB for one mailbox, and for each further one over TLS.
+/// The memory limits in KiB for the first mailbox, and for each further mailbox over TLS.
 const ONE_KIB: u64 = 16 * 1024;
 const FURTHER_KIB: u64 = 100;
 /// The longest wait: on a small machine, Dovecot creates the homes of a thousand users at their first logins.

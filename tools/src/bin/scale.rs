@@ -145,9 +145,10 @@ fn sdbox() -> String {
     if is_old { "mail_location = sdbox:~/sdbox\n".into() } else { "mail_driver = sdbox\nmail_path = ~/sdbox\n".into() }
 }
 
-/// Fills the database with events over three years. Each event has a mail, a delivery and an attempt, and nothing is open.
+/// Fills the database with events over three years. Each event has a mail, a delivery and an attempt. No delivery is
+/// pending, and no mail needs review.
 fn build(home: &Home, events: usize) {
-    // The program makes the file.
+    // This command creates the database file with its tables.
     drop(home.run(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]));
     let connection = Connection::open(home.database()).unwrap();
     connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -200000").unwrap();

@@ -121,7 +121,7 @@ fn kill(shop: &Shop, daemon: Daemon) -> Daemon {
     let stored = format!("SELECT transaction_hash FROM events WHERE transaction_hash BETWEEN '{first}' AND '{last}'");
     let stored = shop.home.column(&format!("{stored} ORDER BY transaction_hash"));
     fact(stored == want, &format!("each of the {} payments is stored, once", want.len()));
-    // The handler's first payment was the late one.
+    // The first payment that the handler accepted is [`LATE`], which is not one of these.
     let bodies = shop.handler.accepted(1 + want.len()).split_off(1);
     let mut accepted: Vec<_> = bodies.iter().map(|body| transaction(body)).collect();
     accepted.sort();

@@ -15,7 +15,7 @@ use crate::load::{EndOnDrop, Load};
 const LEADER_KILLS: usize = 5;
 /// The second daemon replaces the first one before this kill.
 const HANDOVER: usize = 3;
-/// How many payments must arrive after a failure before the next one.
+/// How many payments must arrive after a failure before the next failure.
 const RECOVERED: usize = 50;
 /// The figure to reach: the longest time in which no payment reaches a consumer.
 const OUTAGE: Duration = Duration::from_secs(10);
