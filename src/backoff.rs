@@ -57,7 +57,7 @@ impl Backoff {
     }
 }
 
-/// A random number from 0 to below 1; 1 if the system has no random numbers.
+/// A random number that is at least 0 and below 1; 1 if the system has no random numbers.
 fn fraction() -> f64 {
     let mut bytes = [0; 4];
     // The result 1 leads to the longest pause, which is safe.

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The clock of a lease. Linux stops the monotonic clock during a suspend, but not this clock (clock_gettime(2)).
+/// The clock that measures the time of a lease. Linux stops the monotonic clock during a suspend, but not this clock
+/// (clock_gettime(2)).
 #[cfg(target_os = "linux")]
 const CLOCK: ClockId = ClockId::Boottime;
 #[cfg(not(target_os = "linux"))]
 const CLOCK: ClockId = ClockId::Monotonic;
 
-/// A point in time since the start of the machine.
+/// A point in time, as the time since the start of the machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BootInstant(Duration);
 

@@ -1,7 +1,7 @@
 //! Heartbeats: each loop reports its progress, and when its next report is due.
 //!
-//! The supervisor resets systemd's watchdog only while no heartbeat is late. So a loop that hangs ends the process, and
-//! systemd restarts it.
+//! The supervisor resets systemd's watchdog only while no heartbeat is late. So if a loop hangs, systemd kills the process and
+//! starts it again.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};

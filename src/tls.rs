@@ -40,7 +40,7 @@ pub enum Error {
     /// The system has no root certificates, and none are configured.
     #[error("the system has no root certificates; install ca-certificates, or set ca_file")]
     NoRoots,
-    /// rustls rejects its default protocol versions.
+    /// rustls cannot use TLS 1.2 and 1.3 with the crypto provider.
     #[error("TLS: {0}")]
     Library(#[from] rustls::Error),
     /// rustls cannot use the root certificates.
@@ -110,7 +110,7 @@ pub fn client_config(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     client_config_with(extra, None)
 }
 
-/// Does the same as [`client_config`], for a client that presents a certificate.
+/// Does the same as [`client_config`]. If `certificate` is given, the client presents it to servers that ask for one.
 ///
 /// # Errors
 /// [`Error`].
@@ -152,8 +152,8 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<Vec<CertificateDer
     if configured.is_empty() { Err(error("it has no certificate; PEM is expected".into())) } else { Ok(configured) }
 }
 
-/// Verifies by the standard rules, with one exception: a server may present a certificate of the `ca_file` itself, even if it is
-/// a CA certificate. `openssl req -x509` creates such certificates for servers.
+/// Verifies a server's certificate by the standard rules, with one exception. A server may present a CA certificate if the
+/// `ca_file` contains exactly this certificate. `openssl req -x509` creates such certificates for servers.
 #[derive(Debug)]
 struct ServerVerifier {
     standard: Arc<WebPkiServerVerifier>,
@@ -170,7 +170,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match self.standard.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The standard verifier has checked the validity period before this error.
+            // The standard verifier checks the validity period before it returns this error, but not the name.
             Err(error) if is_ca_certificate(&error) && self.configured.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -202,8 +202,8 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Whether the only error is that the server's certificate is a CA certificate. rustls has no variant for this error, only the
-/// name of webpki's error. The test below fails if that name changes.
+/// Whether the verifier rejected the server's certificate because it is a CA certificate. rustls has no variant for this error,
+/// so the name of webpki's error is compared. The test below fails if that name changes.
 fn is_ca_certificate(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::InvalidCertificate(CertificateError::Other(other))
         if other.to_string() == "CaUsedAsEndEntity")
@@ -214,8 +214,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// The result for a server that presents `presented` as `name`, if `configured` is trusted. The time of the check is `later`
-    /// after now.
+    /// Verifies the certificate `presented` for the server `name`, with `configured` in the `ca_file`. The check happens `later`
+    /// after the current time.
     fn verify(configured: &rcgen::Certificate, presented: &rcgen::Certificate, name: &str, later: Duration) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
