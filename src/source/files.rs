@@ -19,7 +19,8 @@ pub struct FileMail {
     pub size: u64,
 }
 
-/// A file or folder that cannot be read, and why. Its name is made printable, because a name may contain terminal sequences.
+/// A file or folder that cannot be read, and why. The text has no control characters, because a file name may contain escape
+/// sequences for a terminal.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", printable(&path.to_string_lossy(), 500))]
 pub struct Error {
@@ -86,8 +87,8 @@ fn read_folder(folder: &Path, max_size: u64, outer: &mut Vec<(u64, u64)>, on_mai
     Continue(())
 }
 
-/// The device and inode of a folder, and the sorted paths in it. Names in a Maildir begin with the time of delivery, so its mails
-/// come in that order.
+/// The device and inode of a folder, and the sorted paths in it. Names in a Maildir begin with the time of delivery, so the mails
+/// of a Maildir are read in the order of delivery.
 fn list_folder(folder: &Path) -> io::Result<((u64, u64), Vec<PathBuf>)> {
     let metadata = fs::metadata(folder)?;
     let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
@@ -113,7 +114,7 @@ fn read_stream(
     if start.starts_with(b"From ") {
         return mbox::read_mbox(input, path, max_size, on_mail);
     }
-    // An mbox may be empty.
+    // An empty `.mbox` file contains no mail. Every other empty file is one mail of zero bytes.
     if start.is_empty() && emlx_size.is_none() && has_extension(path, &["mbox"]) {
         return Ok(Continue(()));
     }
@@ -144,8 +145,8 @@ fn parse_emlx_size(start: &[u8]) -> Option<(u64, &[u8])> {
     Some((line.parse().ok()?, start.get(end + 1..)?))
 }
 
-/// Checks that the mail in an `.emlx` file has the size that the first line states, and that only a property list follows. An
-/// incomplete mail must not be parsed.
+/// Checks that the mail in an `.emlx` file has the size that the first line states, and that nothing except a property list
+/// follows. An incomplete mail must not be parsed.
 fn check_emlx_end(input: impl Read, read: u64, size: u64) -> io::Result<()> {
     let mut rest = Vec::new();
     input.take(PREFIX).read_to_end(&mut rest)?;

@@ -19,12 +19,12 @@ pub(super) fn read_mbox(
     on_mail: OnMail<'_>,
 ) -> io::Result<ControlFlow<()>> {
     let mut mail = PartialMail { bytes: Vec::new(), size: 0, max_size };
-    // `after_empty`: the last line was empty. `after_line`: the last piece ended its line.
+    // `after_empty`: the line before was empty. `after_line`: the piece before contained the end of its line.
     let (mut number, mut after_empty, mut after_line) = (0, true, true);
     let (mut line, mut postmark) = (Vec::new(), Vec::new());
     loop {
         line.clear();
-        // A line without an end must not fill the memory, so long lines come in pieces.
+        // A line without an end must not fill the memory, so a long line is read in pieces.
         let read = input.by_ref().take(MAX_PIECE).read_until(b'\n', &mut line)?;
         let is_separator = after_empty && line.starts_with(b"From ");
         let is_first_field = !postmark.is_empty() && is_field(&line);
@@ -83,7 +83,7 @@ fn is_quoted(line: &[u8]) -> bool {
 /// The most bytes of a line that are read at once.
 const MAX_PIECE: u64 = 64 * 1024;
 
-/// A mail that more lines may be added to.
+/// A mail whose lines are still being read.
 struct PartialMail {
     bytes: Vec<u8>,
     size: u64,
