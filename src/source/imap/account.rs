@@ -50,7 +50,7 @@ impl Quirks {
 
 /// A report of a watcher.
 pub enum WatcherReport {
-    /// Mails, and the cursor after them.
+    /// Mails, and the cursor that is valid after their commit.
     Mails(Batch),
     /// The mailbox with this special-use attribute is found. Later reports contain the name of the mailbox.
     Found {
@@ -72,7 +72,7 @@ pub enum WatcherReport {
 
 /// Mails in the order in which they must be committed.
 pub struct Batch {
-    /// The mailbox's name on the server.
+    /// The mailbox's real name, even if a special-use attribute is configured.
     pub mailbox: String,
     /// The mails.
     pub mails: Vec<RawMail>,
@@ -89,7 +89,7 @@ pub struct Batch {
 pub struct ResumePoint {
     /// The stored cursor.
     pub position: SyncPosition,
-    /// UID and INTERNALDATE of the stored mails among the last [`super::FINGERPRINT_UIDS`] UIDs.
+    /// UID and INTERNALDATE of the stored mails among the last [`super::FINGERPRINT_UIDS`] UIDs up to the cursor.
     pub uid_fingerprints: Vec<(u32, Timestamp)>,
     /// The highest id in the table `mails`; see [`SyncPosition::renumbered_after`].
     pub last_row: i64,

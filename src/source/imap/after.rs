@@ -49,8 +49,8 @@ impl SelectedMailbox {
         self.run("UID STORE", &format!("UID STORE {uids} +FLAGS.SILENT ({flag})")).await
     }
 
-    /// Moves these mails with MOVE (RFC 6851), if the server has it. Otherwise it copies the mails, marks the originals with
-    /// `\Deleted`, and removes them with UID EXPUNGE (RFC 4315). Without UIDPLUS, the originals stay marked: a plain EXPUNGE
+    /// Moves these mails with MOVE (RFC 6851), if the server has it. For other servers, copies the mails, marks the originals
+    /// with `\Deleted`, and removes them with UID EXPUNGE (RFC 4315). Without UIDPLUS, the originals stay marked: a plain EXPUNGE
     /// would also remove mails that other programs have marked.
     async fn move_to(&mut self, uids: &str, target: &str) -> Result<()> {
         let target = quoted(&utf7::encode(target)).ok_or_else(|| Error::Refused {

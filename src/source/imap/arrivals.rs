@@ -14,7 +14,7 @@ const MAX_PUSHED_BYTES: usize = 8 << 20;
 pub(super) struct PushedMails(Vec<FetchedMail>);
 
 impl PushedMails {
-    /// Keeps a mail if it has content and there is room. A change of flags has no content.
+    /// Keeps a mail if it has content and the limits are not reached. A change of flags has no content.
     pub(super) fn keep(&mut self, mail: FetchedMail) {
         let bytes: usize = self.0.iter().map(FetchedMail::bytes).sum();
         if !mail.is_listing() && bytes < MAX_PUSHED_BYTES && self.0.len() < MAX_PUSHED {
@@ -64,7 +64,7 @@ impl Outstanding {
         std::mem::take(&mut self.announced)
     }
 
-    /// Whether a mail is missing.
+    /// Whether a mail may be missing.
     pub(super) fn is_incomplete(&self) -> bool {
         self.announced > 0 || self.below_uid_next
     }
@@ -74,7 +74,8 @@ impl Outstanding {
         self.below_uid_next
     }
 
-    /// Subtracts the mails that have arrived. `mails` are sorted by UID; `uid_next` is the highest UIDNEXT known.
+    /// Subtracts the mails that have arrived from the number of announced mails. `mails` are sorted by UID; `uid_next` is the
+    /// highest UIDNEXT known.
     pub(super) fn settle(&mut self, mails: &[FetchedMail], uid_next: Option<u32>) {
         let new = mails.iter().filter(|mail| !self.ahead.contains(&mail.uid)).count();
         self.announced = self.announced.saturating_sub(new);

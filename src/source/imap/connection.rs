@@ -28,11 +28,11 @@ const LINE: usize = 64 * 1024;
 /// The most bytes of one response in addition to the literal of a mail: its lines and header fields.
 const OVERHEAD: usize = 256 * 1024;
 
-/// The most responses from one command to the next, in addition to the expected ones. A server that sends more keeps the daemon
-/// busy without a result.
+/// The most responses that are accepted between two commands, in addition to the expected responses. A server that sends more
+/// keeps the daemon busy without a result.
 const MAX_RESPONSES: usize = 100_000;
 
-/// A command without its tagged response, and its name for errors.
+/// A command whose tagged response has not arrived, and its name for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PendingCommand {
     tag: RequestId,
@@ -120,7 +120,7 @@ impl Connection {
         }
     }
 
-    /// Starts TLS. Bytes that arrived in the clear after the OK of STARTTLS are dropped (RFC 9051, 6.2.1).
+    /// Starts TLS. Unencrypted bytes that arrived after the OK of STARTTLS are dropped (RFC 9051, 6.2.1).
     pub(super) async fn secure(self, host: &str, config: Arc<ClientConfig>) -> Result<Self> {
         Ok(Connection {
             transport: self.transport.secure(host, config).await?,
@@ -149,7 +149,7 @@ impl Connection {
         format!("A{:04}", self.commands)
     }
 
-    /// Writes this command together with the next one, so that it costs no round trip. Its result is ignored.
+    /// Writes this command together with the next command, so that it adds no round trip. Its result is ignored.
     pub(super) fn send_with_next(&mut self, command: &str) {
         let tag = self.next_tag();
         self.prepended = format!("{tag} {command}\r\n");
@@ -222,7 +222,7 @@ impl Connection {
         }
     }
 
-    /// Reads the next response while `pending` is open. `extract` converts untagged data.
+    /// Reads the next response while `pending` waits for its tagged response. `extract` converts untagged data.
     ///
     /// This is cancel safe: received bytes stay in the buffer.
     ///
@@ -277,7 +277,7 @@ impl Connection {
         }
     }
 
-    /// Reads up to the tagged OK of `pending`. Untagged data goes to `on_response`.
+    /// Reads up to the tagged OK of `pending`. Untagged data and that OK are passed to `on_response`.
     pub(super) async fn finish(
         &mut self,
         pending: &PendingCommand,
@@ -295,7 +295,7 @@ impl Connection {
         }
     }
 
-    /// Sends a command and reads up to its tagged OK. Untagged data goes to `on_response`.
+    /// Sends a command and reads up to its tagged OK. Untagged data and that OK are passed to `on_response`.
     pub(super) async fn command(
         &mut self,
         name: &'static str,
@@ -334,7 +334,7 @@ impl Connection {
     }
 }
 
-/// The meaning of a response while `pending` is open.
+/// The meaning of a response while `pending` waits for its tagged response.
 fn interpret<R>(
     response: &Response<'_>,
     pending: &PendingCommand,

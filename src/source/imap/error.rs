@@ -17,7 +17,7 @@ pub enum Error {
     Connect(String, std::io::Error),
     /// The TLS handshake failed, or the certificate is invalid.
     Tls(String, std::io::Error),
-    /// The server refused the credentials, or cannot accept them. The operator must act.
+    /// The server refused the credentials, or they contain a line break or a NUL. The operator must act.
     Login(String),
     /// The server refused the login and did not say that the credentials are wrong.
     LoginDeferred {
@@ -26,7 +26,7 @@ pub enum Error {
         /// The server's words.
         message: String,
     },
-    /// The server offers no login that the account can use.
+    /// The server offers no login mechanism that the account can use.
     NoLogin(&'static str),
     /// The token endpoint refused the request for a token permanently. The operator must act.
     TokenRefused(String),

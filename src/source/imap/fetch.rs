@@ -9,9 +9,9 @@ use super::settings::ImapSettings;
 
 /// The items for a shared mailbox, where the From field decides which mails are fetched.
 ///
-/// The field is limited to 16 KiB, so that a From field of megabytes does not stop a mailbox.
+/// The field is limited to 16 KiB. A From field of megabytes could exceed the limit of a response, and end each connection.
 const SENDERS: &str = "UID BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
-/// The same items and the date, for UIDs whose date is a fingerprint.
+/// The same items and the date, for UIDs whose date is a fingerprint (see [`renumbering`](super::renumbering)).
 const HEADERS: &str = "UID INTERNALDATE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 
 /// Which data items a FETCH requests.
@@ -76,7 +76,7 @@ impl FetchedMail {
         self.body = other.body.or(self.body.take());
     }
 
-    /// The data of an untagged FETCH; `None` for other responses, and without a UID (as for a changed flag).
+    /// The data of an untagged FETCH; `None` for other responses, and for a FETCH without a UID, such as a change of flags.
     pub(super) fn from_response(response: &Response<'_>) -> Option<FetchedMail> {
         let Response::Fetch(_, attributes) = response else { return None };
         let mut mail = FetchedMail { uid: 0, size: None, received_at: None, header: None, body: None };

@@ -10,7 +10,7 @@ use super::error::Error;
 
 /// After this number of failures, a mail gets a row without bytes.
 const STRIKES: u8 = 3;
-/// The most mails of one round. A round fetches mails again that have a row without bytes.
+/// The most mails of one round. In a round, mails that have a row without bytes are fetched again.
 const ROUND: usize = 20;
 /// The factor by which the limit of a FETCH grows after each complete window.
 const GROWTH: usize = 8;
@@ -45,7 +45,8 @@ pub(super) struct FetchHistory {
 }
 
 impl FetchHistory {
-    /// Begins a connection. `rows`: the undelivered mails of the database, loaded once for each UIDVALIDITY.
+    /// Must be called for each connection. `rows`: the undelivered mails in the database. If the UIDVALIDITY is that of the last
+    /// connection, the history is kept, and `rows` is ignored.
     pub(super) fn begin(&mut self, uid_validity: u32, rows: Vec<(u32, Option<Timestamp>)>) {
         if self.uid_validity == Some(uid_validity) {
             return;
@@ -55,7 +56,7 @@ impl FetchHistory {
         *self = FetchHistory { uid_validity: Some(uid_validity), rows, due: Some(Instant::now()), ..Self::default() };
     }
 
-    /// Whether the rows must be fetched now. `renewed`: the IDLE was just renewed.
+    /// Whether the mails of the rows must be fetched now. `renewed`: the IDLE was just renewed.
     pub(super) fn is_due(&self, renewed: bool) -> bool {
         !self.rows.is_empty() && (renewed || self.due.is_none_or(|due| due <= Instant::now()))
     }
@@ -93,12 +94,12 @@ impl FetchHistory {
         self.rows.len()
     }
 
-    /// All due rows were fetched.
+    /// The mails of all due rows were fetched, and the connection still works.
     pub(super) fn end_fetching(&mut self) {
         self.fetching = false;
     }
 
-    /// Whether the connection ended while mails with a row were fetched.
+    /// Whether the connection ended while the mails of the rows were fetched.
     pub(super) fn take_fetching(&mut self) -> bool {
         std::mem::take(&mut self.fetching)
     }
@@ -114,7 +115,7 @@ impl FetchHistory {
         self.progress = true;
     }
 
-    /// Removes a mail whose row is closed. Returns the INTERNALDATE of the mail.
+    /// Removes a mail that has arrived, is gone or is not Resmic's. Returns its INTERNALDATE.
     pub(super) fn remove(&mut self, uid: u32) -> Option<Timestamp> {
         self.rows.remove(&uid).and_then(|row| row.received_at)
     }

@@ -11,7 +11,7 @@ use super::renumbering::credible_date;
 use super::utf7;
 
 /// When a mailbox is opened, the dates of this number of UIDs, up to the cursor, are compared with the stored dates. After a
-/// restore of the server, new mails get the UIDs just below the cursor. Each UID costs about seventy bytes of the answer.
+/// restore of the server, new mails get the UIDs just below the cursor. Each UID adds about seventy bytes to the answer.
 pub const FINGERPRINT_UIDS: u32 = 200;
 
 /// The state of the selected mailbox, as the server reports it.
@@ -48,7 +48,7 @@ impl MailboxStatus {
                 self.exists = *n;
             }
             (_, Some(ResponseCode::UidValidity(n))) => self.is_renumbered |= *n != self.uid_validity,
-            // imap-proto parses `UID ?` as an unknown item.
+            // imap-proto returns `Unknown` for a UID that it cannot parse.
             (Response::Fetch(_, items), _) if items.is_empty() || items.contains(&AttributeValue::Unknown) => {
                 self.unparsed_fetches += 1;
             }
@@ -190,7 +190,7 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
     })
 }
 
-/// A UIDNEXT. Some servers report 0 if they do not know it. No mail has the UID 0 (RFC 3501, 2.3.1.1).
+/// The reported UIDNEXT; `None` for 0, which some servers report if they do not know it. UIDs begin at 1 (RFC 3501, 2.3.1.1).
 fn valid_uid_next(reported: u32) -> Option<u32> {
     Some(reported).filter(|next| *next > 0)
 }

@@ -5,10 +5,11 @@
 //! | bytes | `transport`: TCP and TLS. `response_buffer`: bytes → responses, with limits |
 //! | commands | `connection`: a command and its OK, with a timeout. `throttling`: the pause that a server asks for |
 //! | login | `login`: from the settings to a connection that is logged in. `oauth`: access tokens. `probe`: `check --connect` |
-//! | mailbox | `mailbox`: finds and selects it. `renumbering`: do the UIDs mean the same mails? `fetch`: FETCH items and responses |
+//! | mailbox | `mailbox`: finds and selects it. `renumbering`: do UIDs mean the same mails? `fetch`: FETCH items and responses |
 //! | state | `reader`: everything known about an open mailbox: `progress`, `arrivals`, `fetch_history`, `after_queue` |
-//! | work | `selected`: an open mailbox. `sync` and `sync_queue`: the cursor rule. `refetch`: undelivered mails. `after`. `idle`: waiting |
-//! | whole | `watcher`: connects, reads, waits, and starts over after an error. `account`: its inputs and reports |
+//! | work | `selected`: an open mailbox on its connection. `sync` and `sync_queue`: fetch new mails by the cursor rule |
+//! | work | `refetch`: fetches undelivered mails again. `after`: marks or moves notifications. `idle`: waits for new mail |
+//! | whole | `watcher`: connects, reads, waits, and starts over after an error. `account`: the watcher's inputs and reports |
 
 mod account;
 mod after;

@@ -1,4 +1,4 @@
-//! `check --connect`: tests whether the settings of an account lead to its mailboxes.
+//! `check --connect`: tests whether the daemon can log in and open the mailboxes with the settings of an account.
 
 use super::error::{Error, Result};
 use super::login::{Login, connect};

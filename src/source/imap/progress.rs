@@ -58,12 +58,12 @@ impl SyncProgress {
         self.reported = None;
     }
 
-    /// Whether the position was reported since [`Self::require_report`].
+    /// Whether the position was reported. If not, the next report is necessary even if the cursor does not move.
     pub(super) fn is_reported(&self) -> bool {
         self.reported.is_some()
     }
 
-    /// Whether a report of the cursor would repeat the last one.
+    /// Whether a report of the cursor would repeat the last report.
     pub(super) fn is_unchanged(&self) -> bool {
         self.reported == Some(self.cursor)
     }

@@ -73,7 +73,7 @@ impl MailboxReader {
         }
     }
 
-    /// The highest UID that was handed over.
+    /// The highest UID that the cursor has passed, or whose mail was handed over.
     pub(super) fn highest_uid(&self) -> u32 {
         self.outstanding.highest_ahead().max(self.progress.cursor())
     }

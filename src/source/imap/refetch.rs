@@ -1,4 +1,4 @@
-//! Fetches mails again that the server lists and has not delivered.
+//! Repeats the FETCH of mails that the server lists but has not delivered. Such a mail has a row without bytes in the database.
 //!
 //! Each FETCH of such a mail may end the connection. So the number of mails in one FETCH is limited, and a mail that has ended a
 //! connection is fetched last and alone.
@@ -13,7 +13,7 @@ use super::selected::{SelectedMailbox, uid_set};
 use super::timing::Timing;
 use crate::model::Availability;
 
-/// The most rounds in a row. A round that neither completes nor closes a row is the last round.
+/// The most rounds in a row. A round that leaves the number of rows unchanged is the last round.
 const MAX_ROUNDS: usize = 25;
 /// For a mail that has ended a connection, the usual timeout is divided by this number. No IDLE is open during the FETCH, so new
 /// mails have to wait.

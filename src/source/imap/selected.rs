@@ -64,8 +64,8 @@ impl SelectedMailbox {
         if status.exists == 0 || !(is_announced || is_below_uid_next) {
             return Ok(true);
         }
-        // UIDNEXT does not fall when a mail is removed, so a high UIDNEXT proves nothing. All servers answer a SEARCH without
-        // hits with OK.
+        // UIDNEXT does not fall when a mail is removed, so a high UIDNEXT does not prove that there is a mail above the cursor.
+        // All servers answer a SEARCH without hits with OK.
         let mut highest = None;
         let command = format!("UID SEARCH UID {}:*", cursor.saturating_add(1));
         let pending = self.connection.send("UID SEARCH", &command).await?;
@@ -83,7 +83,7 @@ impl SelectedMailbox {
         }
     }
 
-    /// Sends a STATUS for the UIDVALIDITY, if the server answers it for the selected mailbox. Courier does not report that an
+    /// Sends a STATUS for the UIDVALIDITY, if the server answers STATUS for the selected mailbox. Courier does not report that an
     /// open mailbox was deleted and created again. In the new mailbox, the old UIDs mean new mails.
     pub(super) async fn send_uid_validity_check(&mut self) -> Result<Option<PendingCommand>> {
         if !self.reader.facts.reports_uid_validity {

@@ -24,7 +24,7 @@ pub struct ImapSettings {
     /// The protection of the connection.
     #[serde(default)]
     pub tls: Tls,
-    /// Certificates that are trusted in addition to the system's.
+    /// A PEM file of certificates that are trusted in addition to the system's root certificates.
     pub ca_file: Option<PathBuf>,
     /// The user name for the login.
     pub user: String,
@@ -47,7 +47,7 @@ pub struct ImapSettings {
     /// The time between IDLE renewals. Each renewal also syncs the mailbox.
     #[serde(default = "default_idle_renew")]
     pub idle_renew: HumanDuration,
-    /// A longer time without a proven notification needs attention. `None`: silence is normal.
+    /// If no trusted notification arrives for longer than this, `status` reports a problem. `None`: silence is normal.
     pub quiet: Option<HumanDuration>,
     /// The change to a stored notification on the server.
     #[serde(default)]
@@ -69,7 +69,7 @@ impl ImapSettings {
 }
 
 impl ImapSettings {
-    /// Checks the values, and the rules between keys.
+    /// Checks each value, and the rules that concern several keys.
     ///
     /// # Errors
     /// The key and the problem.
@@ -132,7 +132,8 @@ impl ImapSettings {
         if self.mailboxes.is_empty() || !self.mailboxes.iter().all(|name| is_name(name)) {
             return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
         }
-        // Two equal names would share one row in the database, so one of the mailboxes would seem never to be reached.
+        // Two watchers of one mailbox would fetch each mail twice. With equal names, they would also share one row in the
+        // database, and `status` would report that one of the two mailboxes was never reached.
         let is_repeated =
             |(n, name): &(usize, &String)| self.mailboxes.iter().take(*n).any(|other| same_mailbox(other, name));
         if let Some((_, name)) = self.mailboxes.iter().enumerate().find(is_repeated) {
@@ -160,7 +161,8 @@ pub fn is_host(text: &str) -> bool {
     is_name || text.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// Whether this is a bare address, which can equal an address in a mail's To. A display name or brackets would never match.
+/// Whether this is a bare address, which can equal an address in a mail's To. Text with a display name or angle brackets would
+/// never equal such an address.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
     let is_complete = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();

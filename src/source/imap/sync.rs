@@ -17,16 +17,17 @@ use super::settings::Start;
 use super::sync_queue::{FetchCommand, FetchRequest, FollowUps, SHARED_WINDOW, SyncQueue, WINDOW};
 use crate::model::{Availability, RawMail, StartBoundary, Uid};
 
-/// Another window is requested while fewer FETCHes than this are open, so that the server never waits for a command.
+/// Another window (a range of UIDs) is requested while fewer FETCHes than this are open. So the server never waits for a command.
 const OPEN_COMMANDS: usize = 2;
 /// Mails are handed over as soon as this number of mails, or of bytes, has arrived.
 const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 /// The most mails that a mailbox may list. Each takes four bytes of memory here.
 const MAX_LISTED: usize = 10_000_000;
-/// A server that delivers nothing and withholds more mails than this is faulty itself. The mails of such a server get no rows.
+/// If a server lists more mails than this without delivering them, and delivers nothing else, the server is faulty, not a mail.
+/// Then these mails get no rows without bytes.
 const MAX_WITHHELD: usize = 50;
-/// In [`StartBoundary::uid`]: the server has not reported its last UID, so the first listing has to show it.
+/// In [`StartBoundary::uid`]: the server has not reported UIDNEXT, so the highest UID is taken from the first listing.
 pub(super) const UNKNOWN_UID: u32 = u32::MAX;
 
 /// The mails above the cursor.
@@ -45,7 +46,8 @@ impl SelectedMailbox {
             // the same renumbering again.
             self.reader.hand_over_with_cursor(Vec::new()).await?;
         }
-        // If an operator changes `start` to "all", the stored boundary does not apply when a renumbered mailbox is read again.
+        // An operator may have changed `start` to "all" after a boundary was stored. Then a renumbered mailbox is read again from
+        // its oldest mail.
         let start = self.reader.facts.account.settings.start;
         let boundary = self.reader.progress.start_boundary().filter(|_| start != Start::All);
         let mut listing = self.list_new(boundary).await?;
@@ -53,7 +55,7 @@ impl SelectedMailbox {
         listing.uids.retain(|uid| !self.reader.outstanding.is_ahead(*uid));
         self.fetch_all(&listing.uids).await?;
         self.apply_after().await?;
-        // The cursor also passes listed mails that are not wanted. It does not pass the UIDs between the last listed mail and
+        // The cursor also passes listed mails that `start` excludes. It does not pass the UIDs between the last listed mail and
         // UIDNEXT: a server may list an announced mail a moment later.
         let reader = &mut self.reader;
         reader.progress.advance(listing.highest);
@@ -143,8 +145,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Sends the FETCHes of the next windows. If a connection broke before the cursor moved, only one window is fetched at a
-    /// time. So the mail that breaks the next connection is known.
+    /// Sends the FETCHes of the next windows. If a connection broke before the cursor moved, the next windows are small, and only
+    /// one of them is fetched at a time. So the mail that breaks the next connection can be found.
     async fn send_windows(&mut self, queue: &mut SyncQueue<'_>) -> Result<()> {
         let is_dedicated = self.reader.facts.account.settings.dedicated;
         let (most, open) = match self.reader.history.limit() {
@@ -261,7 +263,7 @@ impl MailboxReader {
         self.hand_over_undelivered(undelivered, true).await
     }
 
-    /// The connection broke, and the first missing mail may be the cause. If that mail was requested alone and has broken
+    /// The connection broke, and the first missing mail may be the cause. If no other mail is missing and that mail has broken
     /// several connections, it is given up. `start`: the cursor before the sync.
     async fn give_up_after_break(&mut self, queue: &mut SyncQueue<'_>, error: &Error, start: u32) -> Result<()> {
         let is_break = matches!(error, Error::Bye(_) | Error::Lost(_) | Error::Timeout { .. } | Error::Protocol(_));
@@ -278,8 +280,8 @@ impl MailboxReader {
         Ok(())
     }
 
-    /// Gives up mails that the server refused one by one over several connections. A server that refuses several mails and
-    /// delivers no body is faulty itself, so no mail is given up.
+    /// Gives up mails that the server refused on several connections, although each was requested alone. If the server refuses
+    /// several mails and delivers no body, the server is faulty, so no mail is given up.
     async fn give_up_refused(&mut self, queue: &mut SyncQueue<'_>) -> Result<()> {
         let Some((refused, error)) = queue.take_refusals() else { return Ok(()) };
         if !queue.has_body() && refused.len() > 1 {

@@ -10,7 +10,8 @@ use super::error::Error;
 use super::fetch::{FetchKind, FetchedMail};
 use super::mailbox::FINGERPRINT_UIDS;
 
-/// The most mails of one FETCH of bodies, and the most numbers in any FETCH command. Servers limit the length of a line.
+/// The most mails of one FETCH of bodies, and the most numbers in the sequence set of any FETCH. Servers limit the length of a
+/// line.
 pub(super) const WINDOW: usize = 500;
 /// The most mails of one window in a shared mailbox, where most answers are short headers.
 pub(super) const SHARED_WINDOW: usize = 1000;
@@ -82,7 +83,7 @@ impl FetchCommand {
         FetchCommand { pending, window, kind, missing, candidates: Vec::new(), attempt, sent_at }
     }
 
-    /// Marks a mail as a candidate for a FETCH of its body; for a listing, as listed.
+    /// Adds a mail whose body must be fetched. In a listing, adds a mail that the server lists.
     pub(super) fn add_candidate(&mut self, uid: u32) {
         self.candidates.push(uid);
     }
@@ -157,7 +158,7 @@ impl<'a> SyncQueue<'a> {
         self.commands.front()
     }
 
-    /// The FETCH that was waiting for this data. Without such a FETCH, records the size and date if a FETCH waits for the mail.
+    /// The FETCH that was waiting for this data. If a FETCH waits only for other data of the mail, records the size and the date.
     pub(super) fn accept(&mut self, mail: &FetchedMail) -> Option<&mut FetchCommand> {
         let Some(index) = self.commands.iter_mut().position(|command| command.accept(mail)) else {
             self.record(mail);
@@ -226,7 +227,7 @@ impl<'a> SyncQueue<'a> {
         self.has_content
     }
 
-    /// The mails that the server refused one by one, and its last refusal.
+    /// The mails that the server refused although each was requested alone, and the last of these refusals.
     pub(super) fn take_refusals(&mut self) -> Option<(Vec<u32>, Error)> {
         let error = self.refusal.take()?;
         Some((std::mem::take(&mut self.refused), error))
@@ -280,7 +281,7 @@ fn remove(uids: &mut VecDeque<u32>, uid: u32) -> bool {
     uids.binary_search(&uid).ok().and_then(|index| uids.remove(index)).is_some()
 }
 
-/// How many of these mails fit into one FETCH: at most `most` mails, and at most [`WINDOW`] numbers in its command.
+/// How many of these mails fit into one window: at most `most` mails, and at most [`WINDOW`] numbers in a sequence set.
 fn window_length(uids: &[u32], most: usize) -> usize {
     let mut numbers = 0;
     let fits = |&(n, &uid): &(usize, &u32)| {

@@ -25,7 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const TLS_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// TCP keepalive: the idle time before the first probe, the time between probes, and the number of unanswered probes. Together
-/// they take two minutes. Then a dead connection is closed, even if the machine was suspended.
+/// they take two minutes, and then a dead connection is closed. This also closes connections that died during a suspend of this
+/// machine.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_RETRIES: u32 = 3;

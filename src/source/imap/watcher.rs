@@ -102,9 +102,9 @@ struct ReadingStart {
 /// Recent failures in a row.
 #[derive(Debug, Default)]
 struct FailureCounts {
-    /// Attempts without a complete sync.
+    /// Failed connections since the last complete sync, or since the cursor moved.
     attempts: u32,
-    /// Refused logins.
+    /// Refused logins since the last complete sync.
     logins: u32,
     /// Connections that ended soon after their sync. The pauses grow for a server that always ends connections so soon.
     brief: u32,
@@ -187,7 +187,7 @@ impl Watcher {
 
     /// Runs one connection until it fails. Returns Ok if the mailbox does not exist yet, or if another watcher reads it.
     async fn run_connection(&mut self) -> Result<()> {
-        // A failure stays visible until a sync is complete.
+        // After a failure, `status` shows the error until a sync is complete.
         if !self.failures.is_failing {
             self.report(MailboxState::Connecting, false, None).await?;
         }
@@ -210,7 +210,7 @@ impl Watcher {
 
     /// Connects and opens the mailbox. Returns the reason if there is no mailbox to open.
     async fn open(&mut self) -> Result<Option<String>> {
-        // The permit is returned when the mailbox is open, so that a thousand watchers connect in turns.
+        // The permit is returned when the mailbox is open. So of a thousand watchers, only a few connect at the same time.
         let _permit = self.account.pace.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
         let settings = &self.account.settings;
         let (mut connection, capabilities) = connect(settings, &self.account.login, &self.account.timing).await?;
@@ -343,9 +343,9 @@ fn last_uid(status: &MailboxStatus) -> u32 {
     status.uid_next.map_or(UNKNOWN_UID, |next| next.saturating_sub(1))
 }
 
-/// A time, in whole seconds, that is not later than the server's date of any mail that arrives after `now`. It is one minute
-/// before `now`, because the server's clock may be behind. After a renumbering, mails from this minute may be read, which is
-/// better than missing later mails.
+/// The date from which mails count as new if `start` is "now", in whole seconds. It is one minute before `now`: if the server's
+/// clock is behind, a mail that arrives after `now` can have an older date. After a renumbering, mails that arrived in this
+/// minute may be read, too, which is better than to miss later mails.
 fn before_server_clock(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now - SERVER_CLOCK_LAG).as_second()).unwrap_or(Timestamp::MIN)
 }

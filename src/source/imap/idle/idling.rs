@@ -8,10 +8,10 @@ use super::super::selected::SelectedMailbox;
 
 /// The most mails that one interruption fetches. If there are more, a sync fetches them.
 pub(super) const MAX_MAILS: usize = 50;
-/// The most bytes of mails that one interruption holds. If there are more, a sync fetches the mails.
+/// The most bytes of mails that one interruption keeps in memory. If there are more, a sync fetches the mails.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Whether an interruption could hold all mails of the answer.
+/// Whether an interruption could keep all mails of the answer in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completeness {
     Complete,
@@ -69,7 +69,7 @@ impl<'a> Idling<'a> {
     }
 
     /// Ends the IDLE, sends a FETCH and starts the next IDLE, all in one write: no round trip is added. Returns the mails
-    /// above the cursor, as many as can be held.
+    /// above the cursor, up to a limit of their number and size.
     ///
     /// Stalwart before 0.10 drops commands that arrive together with a DONE. If the server answers a DONE and not the commands
     /// after it, the next DONEs are written alone.

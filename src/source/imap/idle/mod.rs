@@ -152,7 +152,7 @@ impl SelectedMailbox {
             tokio::time::sleep(account.timing.poll.min(account.settings.idle_renew.0)).await;
             let check = self.send_uid_validity_check().await?;
             self.read_uid_validity_check(check).await?;
-            // The sync fetches these mails.
+            // The sync fetches the pushed mails again.
             drop(self.reader.pushed.take_all());
             self.sync().await?;
             if self.reader.history.is_due(false) {
@@ -191,7 +191,7 @@ impl Idling<'_> {
     }
 
     /// Fetches the mails above the cursor. Announced mails are fetched at once. If the server announced none, the UIDs are listed
-    /// first, so that an idle mailbox costs no bytes of mails.
+    /// first: `n:*` always contains the last mail (RFC 3501, 6.4.8), whose body is not needed again.
     ///
     /// `may_retry`: a missing mail can be fetched again later. If this is false, a sync decides whether the mail exists.
     async fn fetch_new(mut self, reason: WakeReason, may_retry: bool) -> Result<(Self, Coverage)> {
@@ -280,7 +280,8 @@ impl Idling<'_> {
         Ok(self)
     }
 
-    /// Fetches the missing parts of mails without a body: in a shared mailbox the header, then the body of candidates.
+    /// Fetches the missing bodies. In a shared mailbox, first fetches missing headers, and then only the bodies of mails whose
+    /// sender may be Resmic.
     async fn complete_bodies(&mut self, mails: &mut [FetchedMail]) -> Result<Completeness> {
         let is_dedicated = self.reader().facts.account.settings.dedicated;
         if !is_dedicated {
@@ -336,7 +337,7 @@ impl MailboxReader {
     }
 
     /// Hands mails over, and moves the cursor as far as the rule of [`sync`](super::sync) allows. Up to `listed`, a tagged OK has
-    /// proved that there are no other mails. Above `listed`, the cursor moves only to the UID that is one higher.
+    /// proved that there are no other mails. Above `listed`, the cursor moves only from one UID to the next, and skips none.
     async fn hand_over_new(&mut self, mails: Vec<FetchedMail>, listed: u32) -> Result<Coverage> {
         let mut coverage = Coverage::Complete;
         for mail in mails {

@@ -29,7 +29,7 @@ enum Mechanism {
     XOAuth2,
 }
 
-/// The capabilities of the server for the login.
+/// The capabilities of the server that matter for the login.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LoginCapabilities {
     /// LOGIN must not be used (RFC 3501, 6.2.3).
@@ -86,8 +86,8 @@ impl LoginCapabilities {
 
 /// Logs in with a password. `offered`: the capabilities of the greeting, if it lists them.
 ///
-/// LOGIN works on most servers, so it is tried without a request for the capabilities. If the greeting lists no capabilities,
-/// they are requested for a user or password that is not ASCII, and after a refusal.
+/// LOGIN works on most servers. So if the greeting lists no capabilities, LOGIN is tried without them. They are requested only if
+/// the user or the password is not ASCII, or after a refused LOGIN.
 pub(super) async fn with_password(
     connection: &mut Connection,
     user: &str,
@@ -137,7 +137,7 @@ async fn login(
 ) -> Result<()> {
     let quoted_password = quoted(password).unwrap_or_default();
     let secrets = [quoted_password.as_str(), password];
-    // A literal that needs the server's `+` begins a new part.
+    // A literal that must wait for the server's `+` begins a new part.
     let mut parts = vec!["LOGIN".to_owned()];
     for text in [user, password] {
         let at_once = offered.literal_plus || (offered.literal_minus && text.len() <= LITERAL_MINUS);

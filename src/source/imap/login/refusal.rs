@@ -2,7 +2,7 @@
 //!
 //! A login with wrong credentials is retried rarely, because the operator must act first. All other refusals are retried soon.
 //! A known response code decides (RFC 5530). Without a known code, the text of the server decides. Only this module and
-//! `throttling` read such text.
+//! `throttling` interpret such text.
 
 /// Codes of wrong credentials.
 const CREDENTIAL_CODES: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
@@ -22,7 +22,7 @@ const OTHER_CODES: [&str; 11] = [
     "sys/temp",
 ];
 
-/// Text of temporary causes, which outweighs the table below: QQ names a wrong password and a busy system in one sentence.
+/// Text of temporary causes, which outweighs the table below: QQ Mail names a wrong password and a busy system in one sentence.
 const TEMPORARY_TEXTS: [&str; 12] = [
     "temporar",
     "try again",

@@ -13,7 +13,7 @@ use crate::http::{self, Destination, FormAnswer, Url};
 use crate::model::printable;
 use crate::secret;
 
-/// The most characters of the endpoint's words in an error.
+/// The most characters of the endpoint's message in an error.
 const MAX_MESSAGE: usize = 200;
 /// The error code of an invalid or expired refresh token.
 const ENDED: &str = "invalid_grant";
@@ -143,7 +143,7 @@ impl TokenFailure {
         }
     }
 
-    /// Puts the URL before the words.
+    /// Puts the URL before the message.
     fn with_url(mut self, url: &Url) -> Self {
         *self.message_mut() = format!("{url}: {}", self.message_mut());
         self

@@ -26,7 +26,8 @@ use rotation::RefreshTokens;
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 /// The lifetime of a token if the answer has no `expires_in`. RFC 6749 (5.1) recommends this field, but does not require it.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// How long the end of the program waits for an open token request. It is shorter than the time that the loops have to close.
+/// How long the program waits for an open token request before it ends. Without `[standby]`, this is shorter than the time that
+/// its loops have to end.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `[[account]] oauth2`.
@@ -50,7 +51,7 @@ pub struct OAuthSettings {
 }
 
 impl OAuthSettings {
-    /// Whether the values can be used.
+    /// Checks whether the values can be used.
     ///
     /// # Errors
     /// The key and the problem.

@@ -16,7 +16,7 @@ pub(super) const TRIES: u32 = 5;
 pub(super) struct RefreshTokens {
     /// The token of the configuration.
     configured: SecretString,
-    /// The file with the newest successor of the configured token, for later starts and other processes.
+    /// The file with the newest replacement of the configured token, for later starts and other processes.
     file: TokenFile,
     /// The newest token that this process received.
     newest: Option<SecretString>,
@@ -43,7 +43,7 @@ impl RefreshTokens {
         // The file is read before each try: another process may have replaced the token meanwhile.
         while let Some(token) = self.next_candidate(&tried).await {
             match endpoint.request(&token).await {
-                // The error about the newest token helps the operator most.
+                // The best token is tried first. The error about that token helps the operator most.
                 Err(failure @ TokenFailure::Ended(_)) => first = first.or(Some(failure)),
                 answer => {
                     if answer.is_ok() && !tried.is_empty() {

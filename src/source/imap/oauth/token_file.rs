@@ -27,8 +27,8 @@ static PART_NUMBER: AtomicU64 = AtomicU64::new(0);
 pub(super) struct TokenFile(Arc<Path>);
 
 impl TokenFile {
-    /// The file in `folder` for the newest successor of a configured token. Another token, endpoint or client gives another file.
-    /// The name is a hash, so no configured text becomes a path.
+    /// The file in `folder` for the newest replacement of a configured token. Another configured token, endpoint or client has
+    /// another file. The name is a hash, so no configured text becomes a path.
     pub(super) fn new(folder: &Path, configured: &SecretString, settings: &OAuthSettings) -> Self {
         let mut hash = digest::Context::new(&digest::SHA256);
         for input in [configured.expose_secret(), &settings.token_url.to_string(), &settings.client_id] {

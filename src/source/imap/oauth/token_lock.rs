@@ -14,7 +14,7 @@ use crate::http::FORM_TIMEOUT;
 /// The timeout of the lock. It is longer than all token requests of one holder can take. After the timeout, a waiting process
 /// continues without the lock, so that a stopped process cannot block it.
 const LOCK_TIMEOUT: Duration = FORM_TIMEOUT.saturating_mul(TRIES + 1);
-/// The pause between two attempts.
+/// The pause between two attempts to lock the file.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// The lock. It is released when this value is dropped, or when the process ends.
@@ -24,7 +24,7 @@ pub(super) struct TokenLock {
     _file: Option<File>,
 }
 
-/// The result of an attempt.
+/// The result of an attempt to lock the file.
 enum LockAttempt {
     Acquired(TokenLock),
     /// The file was replaced before it was locked.

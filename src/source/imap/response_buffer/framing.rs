@@ -27,7 +27,7 @@ pub(in crate::source::imap) struct Framing {
     brackets: usize,
     /// The first bytes of the response, at most [`HEAD`].
     head: Vec<u8>,
-    /// The end of the received line, which may announce a literal.
+    /// How much of the announcement of a literal is at the end of the received bytes.
     ending: Ending,
 }
 
@@ -43,8 +43,8 @@ enum Ending {
 
 /// The length of the first response, including its literals; `None` if it is incomplete.
 ///
-/// `continues` decides whether the response continues in the line after a literal and a line break; `None` if too few bytes have
-/// arrived. Literals are skipped, not scanned.
+/// Some servers write a line break after a literal. `continues` decides whether the response continues in the next line; `None`
+/// if too few bytes have arrived. Literals are skipped, not scanned.
 pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) -> Option<usize> {
     let (mut at, mut behind_literal) = (0, false);
     loop {
@@ -131,7 +131,7 @@ fn is_text(head: &[u8]) -> bool {
     const STATUS: [&[u8]; 5] = [b"OK", b"NO", b"BAD", b"BYE", b"PREAUTH"];
     let word = head.split(|byte| *byte == b' ').nth(1).map(<[u8]>::trim_ascii);
     head.starts_with(b"+")
-        // This program sends no tag of this length.
+        // This program sends no tag of this length, so no literal is expected.
         || word.is_none() && head.len() == HEAD
         || word.is_some_and(|word| STATUS.iter().any(|status| word.eq_ignore_ascii_case(status)))
 }

@@ -3,8 +3,9 @@
 //! Some servers write double spaces, a second pair of parentheses, or a line break after a literal. If such a response were an
 //! error, each new connection would end at the same response, and the mailbox would never be read. So this parser has four
 //! outcomes: it parses the response, it waits for the rest of the response, it skips an untagged response that has no clear
-//! meaning, or it gives up.
-//! A FETCH without a clear meaning keeps its UID. So its mail is listed but not delivered, and the cursor rule applies.
+//! meaning, or it returns an error.
+//! A FETCH without a clear meaning keeps its UID. So its mail counts as listed but not delivered, and the cursor rule of `sync`
+//! applies.
 
 mod input;
 #[cfg(test)]
@@ -43,7 +44,7 @@ pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, 
     Ok(Some((response, length)))
 }
 
-/// A response without content: FLAGS without flags.
+/// The result for a skipped response: FLAGS without flags, which has no effect.
 fn empty_response() -> Response<'static> {
     tracing::debug!("skipped an untagged response that cannot be parsed");
     Response::MailboxData(MailboxDatum::Flags(Vec::new()))
@@ -67,8 +68,8 @@ fn without_content(sequence_number: u32, items: &[u8]) -> Response<'static> {
     }
 }
 
-/// Whether a FETCH continues in this line, which follows a literal and a line break (Domino); `None` if too few bytes have
-/// arrived.
+/// Whether a FETCH continues in this line. Domino writes a line break after a literal, and this line follows that line break.
+/// `None` if too few bytes have arrived.
 fn continues(line: &[u8]) -> Option<bool> {
     let line = line.trim_ascii_start();
     let is_item = |name: &&[u8]| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
