@@ -1,4 +1,5 @@
-//! The values that were found, with their places. Only `parse --explain` formats and prints them.
+//! The values that were found, with their places. `parse --explain` prints them. The reason of a quarantined mail can
+//! also name such a place.
 
 use std::fmt;
 
@@ -7,7 +8,7 @@ use crate::model::printable;
 /// A value in a mail, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ValueNote {
-    /// The webhook's key of the field.
+    /// The name of the field in the webhook's JSON.
     pub field: &'static str,
     /// The text of the value, before it is parsed.
     pub value: String,

@@ -16,7 +16,7 @@ pub(crate) enum PaymentField {
 }
 
 impl PaymentField {
-    /// The webhook's key.
+    /// The name of the field in the webhook's JSON.
     pub(crate) const fn key(self) -> &'static str {
         match self {
             PaymentField::SessionId => "session_id",
@@ -35,7 +35,7 @@ impl PaymentField {
 #[derive(Debug, Clone)]
 pub(crate) struct FoundValue {
     pub(crate) field: PaymentField,
-    /// The folded label of the value. It is empty for a link.
+    /// The label of the value, folded by `fold_label`. It is empty for a link.
     pub(crate) label: String,
     pub(crate) value: String,
     pub(crate) place: ValuePlace,

@@ -57,7 +57,8 @@ impl MailParser {
         MailParser { table: LabelTable::new(&settings.labels) }
     }
 
-    /// Parses a mail, the bytes of an RFC 5322 message. If a parser panics, only this mail is affected.
+    /// Parses a mail, the bytes of an RFC 5322 message. If the parsing panics, the result is [`Parsed::Unreadable`] with the code
+    /// `malformed`.
     #[must_use]
     pub fn parse(&self, mail: &[u8], signed: SignedFields) -> ParseReport {
         self.parse_and_inspect(mail, signed, |_| ()).0
@@ -149,13 +150,14 @@ fn classify_other_mail(
     meanings: &[(TitleMeaning, &String)],
 ) -> Option<Parsed> {
     let not_a_payment = |message: String| Some(Parsed::NotAPayment(Reason::new(ReasonCode::NotAPayment, message)));
-    // A complete list of the published layout is a sign of a payment, even if it is hidden or commented out.
+    // If the HTML contains the complete list of Resmic's payment mail, the caller must check the mail like a payment. This is
+    // also true if the list is hidden or commented out.
     if content.template == TemplateList::Complete
         || meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
     {
         return None;
     }
-    // Only payment mails contain a transaction hash. The table lacks the labels of this mail: they have other words, or
+    // Only payment mails contain a transaction hash. So the label table lacks the labels of this mail: they have other words, or
     // are in another language.
     if content.views.iter().flat_map(|view| &view.lines).any(has_transaction_hash) {
         return Some(unreadable("it contains a transaction hash without a known label"));

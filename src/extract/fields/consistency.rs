@@ -1,5 +1,7 @@
-//! Compares all values that were found for a field. If all of them agree, the field has this value. If two of them differ,
+//! Compares all values that were found for a field. If all of them agree, the field gets their value. If two of them differ,
 //! the mail is quarantined.
+//!
+//! The published list is the list in the payment mail of Resmic's published code; see `resmic_template`.
 
 use jiff::Timestamp;
 
@@ -9,8 +11,8 @@ use crate::extract::labels::LabelTable;
 use crate::extract::values::{self, Amount};
 use crate::model::{self, Reason, ReasonCode, Status, same_amount, same_token};
 
-/// The fields, each with its first value. They are valid only if `ConsistencyCheck::problem` is `None`. The status is from
-/// the status field alone, without the titles.
+/// The fields, each with its first value. They are valid only if `ConsistencyCheck::problem` is `None`. The status comes from
+/// the status field alone, not from the subject or the headings.
 #[derive(Debug, Default)]
 pub(crate) struct AgreedFields {
     pub(crate) status: Option<Status>,
@@ -163,9 +165,9 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A session id in a mail with the published list is a conflict, because that list contains no session id. A payer may have
-    /// added a list item with the id of another session, to settle an expensive order with a cheap payment. If a new layout
-    /// of Resmic contains a session id, a merchant can allow its label in `[extract.labels]`.
+    /// A session id in a mail with the published list, or with a part of it, is a conflict, because that list contains no session
+    /// id. A payer may have added a list item with the id of another session, to settle an expensive order with a cheap payment.
+    /// If a new layout of Resmic contains a session id, a merchant can allow its label in `[extract.labels]`.
     pub(crate) fn check_session_in_template(&mut self, table: &LabelTable, published: bool) {
         if !published {
             return;
@@ -178,8 +180,8 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// Each item of the published list that can be parsed, visible or hidden, must equal the parsed field. A field without a
-    /// value is not compared.
+    /// Each item of the published list that can be parsed, visible or hidden, must equal the value of its field. A field
+    /// without a value is not compared.
     pub(crate) fn check_template_items(&mut self, items: &[(PaymentField, String)], fields: &AgreedFields) {
         for (field, item) in items {
             let differs = match field {
@@ -215,7 +217,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A dollar amount in one of these titles must equal the amount, unless the amount is in another currency.
+    /// A dollar amount in one of these titles must equal `amount`, unless `amount` is in another currency.
     pub(crate) fn check_titles(&mut self, titles: &[&String], amount: Option<&Amount>) {
         let dollars = amount.filter(|a| a.currency.as_deref().is_none_or(|c| c == "USD"));
         for title in titles {
@@ -327,7 +329,7 @@ fn looks_like_value(value: &str) -> bool {
 }
 
 /// Whether the value of a chain or token field looks like a name; true for all other fields. This is checked only for a text
-/// below a label, where any text can stand.
+/// below a label, because such a text can be unrelated to the label.
 fn is_plausible_name(found: &FoundValue) -> bool {
     let text = found.value.trim();
     match found.field {
@@ -350,7 +352,7 @@ fn is_shortened(field: PaymentField, value: &str) -> bool {
     matches!(field, PaymentField::Hash | PaymentField::Wallet) && shortened_ends(value).is_some()
 }
 
-/// The parts before and after the dots.
+/// The parts of a shortened value before and after its dots.
 fn shortened_ends(value: &str) -> Option<(&str, &str)> {
     let (start, end) = value.split_once('…').or_else(|| value.split_once("..."))?;
     let is_part = |text: &str| text.len() >= 3 && text.chars().all(|c| c.is_ascii_alphanumeric());

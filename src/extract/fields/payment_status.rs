@@ -33,7 +33,8 @@ pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) ->
 }
 
 impl StatusStatements<'_> {
-    /// The titles that may name the payment's amount. Returns all titles if only the published list states the status.
+    /// The titles that may name the payment's amount: the titles that mention a payment. If only the published list states the
+    /// status, all titles are returned.
     pub(crate) fn payment_titles(&self) -> Vec<&String> {
         if self.list_line.is_some() && self.only_list_states_status() {
             return self.titles.iter().collect();

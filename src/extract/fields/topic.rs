@@ -15,7 +15,8 @@ pub(crate) enum TitleMeaning {
     States(Status),
     /// The title mentions a payment without a clear status.
     Unclear,
-    /// The title mentions a payment that is not a plain payment: refunded, partial, or in a forwarded mail.
+    /// The title mentions a payment that is not a plain payment, for example a refund or a partial payment. Or the title begins
+    /// like the subject of a reply or a forwarded mail.
     Contradicts,
 }
 
@@ -66,12 +67,12 @@ fn is_relayed(text: &str) -> bool {
     ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins)
 }
 
-/// Whether a text has no sign for another status. `❌ Payment received` has such a sign.
+/// Whether every sign in a text, such as `✅`, agrees with `status`. In `❌ Payment received`, the sign contradicts the words.
 fn has_no_other_sign(status: Status, text: &str) -> bool {
     values::status_of_signs(text).is_ok_and(|sign| sign.is_none_or(|sign| sign == status))
 }
 
-/// Words of open payments. Headings of completed payments do not have them.
+/// Words of payments that are not finished. Headings of completed payments do not have them.
 static UNFINISHED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(on hold|held|review|blocked|frozen|suspended|delayed|waiting|due|requested|reminder|initiated|expected|problem|error|issue|required|missing|returned)\b").ok()
 });
@@ -86,7 +87,8 @@ pub(crate) fn contradicts_payment(text: &str) -> bool {
         || [&NOT_PLAIN, &FAILED, &PENDING, &EXAMPLE].into_iter().any(|pattern| matches(pattern, text))
 }
 
-/// Whether a subject or heading contradicts a completed payment or leaves it open: `When will it arrive?`
+/// Whether a subject or heading contradicts a completed payment, or suggests that the payment is not completed yet:
+/// `When will it arrive?`
 pub(crate) fn title_contradicts_payment(title: &str) -> bool {
     contradicts_payment(title) || matches(&NOT_HAPPENED, title) || matches(&UNFINISHED, title)
 }
@@ -103,7 +105,7 @@ pub(crate) fn headings(view: &View) -> Vec<String> {
     }
 }
 
-/// Words in subjects or headings of Resmic's other mails and of similar mails.
+/// The kinds of mails that are not notifications, each with words of its subjects or headings.
 const OTHER_MAILS: [(&str, &[&str]); 5] = [
     (
         "a login code",

@@ -232,7 +232,7 @@ impl LabelTable {
         self.configured.contains(label)
     }
 
-    /// The field of this label. `None` if the text is not exactly a known label.
+    /// The field of this label. `None` if the folded text is not a known label.
     pub(crate) fn field_of(&self, text: &str) -> Option<PaymentField> {
         // Labels are short. Folding prose would cost time.
         if text.len() > 120 {
@@ -243,7 +243,7 @@ impl LabelTable {
     }
 }
 
-/// Folds a label for comparing: letters and digits in lower case. Spacing, punctuation and emoji do not matter.
+/// Folds a label for comparing: keeps only its letters and digits, in lower case. Spacing, punctuation and emoji do not matter.
 pub(crate) fn fold_label(text: &str) -> String {
     fold_up_to(text, usize::MAX).unwrap_or_default()
 }

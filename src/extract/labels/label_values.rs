@@ -34,7 +34,7 @@ pub(crate) fn find_values(view: &View, table: &LabelTable) -> Vec<FoundValue> {
     found
 }
 
-/// Removes the cells that contain only the mark between a label and its value. A row keeps at least two cells.
+/// Removes the cells that contain only the mark between a label and its value, such as `:`. A row keeps at least two cells.
 fn without_mark_cells(lines: &[ViewLine]) -> Cow<'_, [ViewLine]> {
     let has_marks = |line: &ViewLine| line.cells.len() > 1 && line.cells.iter().any(|cell| is_mark(cell));
     if !lines.iter().any(has_marks) {

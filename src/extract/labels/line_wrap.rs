@@ -7,8 +7,8 @@ use crate::extract::field::PaymentField;
 use crate::extract::values;
 use crate::extract::views::ViewLine;
 
-/// Returns the value. If the value continues on the next line, returns it joined with that line. The joined text cannot
-/// be parsed, on purpose, because the end of the value is unknown.
+/// Returns the value. If the value continues on the next line, returns it joined with that line by a space. The end of
+/// the value is unknown, so the joined text must not be parsed as a value. The space prevents that.
 pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&ViewLine>) -> String {
     let next = next.map(ViewLine::joined).unwrap_or_default();
     // Ignore the bar at the end of a table row and a mail program's quote mark.
@@ -35,7 +35,7 @@ pub(crate) fn only_text_line(below: Option<&ViewLine>) -> Option<&ViewLine> {
     below.filter(|next| next.cells.iter().filter(|cell| !cell.is_empty()).count() == 1)
 }
 
-/// Whether a line begins like a number: `.50`, `250.50 USD`, `$30`.
+/// Whether a line looks like an amount or the end of an amount: `$30`, `250.50 USD`, `.50`.
 fn looks_like_amount(next: &str) -> bool {
     next.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '.' | ',' | '$'))
         && next.len() <= 40

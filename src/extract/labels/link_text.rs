@@ -8,7 +8,7 @@ use regex::Regex;
 use crate::extract::field::PaymentField;
 use crate::extract::values;
 
-/// Words of link text. Each has a letter that is not a hexadecimal digit, so that no piece of a hash is removed. Words
+/// Words of link text. Each word has a letter that is not a hexadecimal digit, so that no piece of a hash is removed. Words
 /// that put a transaction in doubt (`pending`, `failed`, `check`) are left out.
 const LINK_WORDS: [&str; 50] = [
     "view",

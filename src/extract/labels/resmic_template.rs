@@ -48,7 +48,8 @@ pub(crate) fn find_template_list(html: &str) -> TemplateList {
     }
 }
 
-/// The items of the list, and of a table with the same first label.
+/// The values after the labels of the list, also outside of list items, for example in a table. The result is empty if no
+/// element's text begins with the first label.
 pub(crate) fn template_items(html: &str) -> Vec<(PaymentField, String)> {
     let [(received, _), ..] = LABELS;
     if label_positions(html, received).next().is_none() {

@@ -41,7 +41,7 @@ pub(crate) fn check_bytes(mail: &[u8]) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Whether a text begins with a word, in any case.
+/// Whether a text begins with a word, in upper or lower case.
 fn begins_with(text: &[u8], word: &[u8]) -> bool {
     text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
 }

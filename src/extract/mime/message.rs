@@ -97,7 +97,7 @@ fn is_attachment(part: &MessagePart<'_>) -> bool {
 }
 
 /// Whether a part is in UTF-7. The parser drops the character that ends an encoded run, unless this character is a
-/// hyphen. The dropped character could be the point of an amount.
+/// hyphen. The dropped character could be the decimal point of an amount.
 fn is_utf_7(part: &MessagePart<'_>) -> bool {
     let charset = part.content_type().and_then(|kind| kind.attribute("charset")).unwrap_or_default();
     ["utf-7", "utf_7", "csutf7"].iter().any(|name| charset.eq_ignore_ascii_case(name))

@@ -53,7 +53,7 @@ pub(crate) enum ChainFamily {
     Unknown,
 }
 
-/// The family of a chain in the webhook's spelling.
+/// The family of a chain. `chain` is its name in the webhook's spelling.
 pub(crate) fn chain_family(chain: Option<&str>) -> ChainFamily {
     match chain {
         Some("Starknet") => ChainFamily::Starknet,

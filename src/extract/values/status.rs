@@ -1,4 +1,4 @@
-//! Parses the status of a payment: a word, a sign, or both.
+//! Parses the status of a payment: a word, a sign such as `✅`, or both.
 
 use crate::model::{Status, fold_name};
 

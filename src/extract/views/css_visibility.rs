@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// The effect of a declaration block on visibility.
+/// The effect of a declaration block on visibility and layout.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Appearance {
     /// Whether the element is removed with all its content.
@@ -13,7 +13,7 @@ pub(crate) struct Appearance {
     pub(crate) visibility: Option<bool>,
     /// Whether the font is large enough to read. An inner element can change this.
     pub(crate) has_font_size: Option<bool>,
-    /// The layout, if it differs from the element's default.
+    /// The layout, if a `display` declaration sets it.
     pub(crate) display: Option<Display>,
     /// Whether the element has space or a border around it, or is raised or lowered. The text of such an element does not
     /// touch the text of its neighbours.
@@ -99,8 +99,8 @@ impl Colour {
     }
 }
 
-/// Properties that are combined after all declarations: an element without size hides its text only if it is also
-/// clipped.
+/// Properties that are evaluated together, after all declarations were parsed. For example, an element without size hides its
+/// text only if it is also clipped.
 #[derive(Default)]
 struct CombinedHiding {
     no_size: bool,

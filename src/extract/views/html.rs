@@ -44,7 +44,7 @@ pub(crate) fn style_sheets(html: &str) -> Vec<String> {
     let mut collector = StyleCollector::default();
     match parse_fast(beginning, &mut collector) {
         Some(()) => collector.sheets,
-        // The beginning is not plain, or it ends inside a comment or a tag. So the whole text is parsed.
+        // `html_fast` refuses the beginning, for example because it ends inside a comment or a tag. So the whole text is parsed.
         None => feed(html, StyleCollector::default).0.sheets,
     }
 }

@@ -11,7 +11,7 @@ pub(crate) struct OpenElement<'a> {
     removed: bool,
     invisible: bool,
     without_font_size: bool,
-    /// Whether visible text looks different from its characters.
+    /// Whether visible text looks different from its characters, for example because it is struck out or reversed.
     pub(crate) odd: bool,
     pub(crate) quoted: bool,
     colour: Colour,
@@ -23,7 +23,7 @@ pub(crate) struct OpenElement<'a> {
     pub(crate) starts_line: bool,
     /// Whether the element changes the font size.
     pub(crate) resized: bool,
-    /// Whether the search for an open paragraph ends at this element.
+    /// Whether the search for an open paragraph, in `HtmlLines::close_implied`, ends at this element.
     pub(crate) is_edge: bool,
 }
 
@@ -37,7 +37,8 @@ pub(crate) struct ElementPosition {
 }
 
 impl<'a> OpenElement<'a> {
-    /// Opens an element inside `outer`. If `outer` is hidden, odd or quoted, so is the new element.
+    /// Opens an element inside `outer`. If `outer` is removed, odd or quoted, so is the new element. `appearance` can override
+    /// the visibility, the font size and the colours of `outer`.
     pub(crate) fn new(
         outer: Option<&OpenElement<'a>>,
         name: Cow<'a, str>,
@@ -122,7 +123,7 @@ pub(crate) const FORMATTING: [&str; 13] =
 pub(crate) const VOID_ELEMENTS: [&str; 11] =
     ["area", "base", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"];
 
-/// Elements that start a new line, unless a style changes that.
+/// Whether an element with this name starts a new line, unless a style changes that.
 pub(crate) fn is_block(name: &str) -> bool {
     matches!(
         name,

@@ -27,7 +27,7 @@ pub(crate) struct Attribute<'a> {
     pub(crate) value: Cow<'a, str>,
 }
 
-/// A tag with more attributes is not plain. Each attribute is compared with the others, which takes quadratic time.
+/// A tag with more attributes than this is not plain. Each attribute is compared with the others, which takes quadratic time.
 const MAX_ATTRIBUTES: usize = 64;
 
 /// Parses all of the text, or returns `None`. After `None` the sink's state must not be used.
@@ -116,7 +116,7 @@ impl<'a> FastParser<'a> {
         }
         self.skip("<!--")?;
         let comment = self.advance(memmem::find(self.rest.as_bytes(), b"-->")?);
-        // These sequences end a comment, too.
+        // `<!-->`, `<!--->` and `--!>` also end a comment. HTML with such a comment is not plain.
         let ended = comment.starts_with('>') || comment.starts_with("->") || comment.contains("--!>");
         if ended { None } else { self.skip("-->") }
     }
@@ -139,7 +139,7 @@ impl<'a> FastParser<'a> {
                 return None;
             }
         }
-        // Elements with raw text.
+        // The content of these elements is raw text, without tags. Of these elements, only `style` and `title` are plain.
         let raw = match &*name {
             "style" => Some("style"),
             "title" => Some("title"),
@@ -272,7 +272,8 @@ mod tests {
         }
     }
 
-    /// Parses plain HTML. Asserts that html5ever finds the same, and that both give the same view.
+    /// Parses HTML with `parse_fast`. If `parse_fast` accepts it, asserts that html5ever finds the same texts and tags, and that
+    /// both parsers give the same view.
     fn parse_both(html: &str) -> Option<CallLog> {
         let mut log = CallLog::default();
         parse_fast(html, &mut log)?;

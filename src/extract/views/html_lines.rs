@@ -45,7 +45,7 @@ struct LineBuffer {
     text: String,
     /// Whether the text has more than white space. With this flag, long white space is not scanned again at each tag.
     has_text: bool,
-    /// Whether the next text has another font size.
+    /// Whether the font size changes between `text` and the text that is appended next.
     size_changed: bool,
 }
 
@@ -87,7 +87,7 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
             }
         }
         // Each piece of odd text gets marks, so the result depends on how the text is split. html5ever splits text in
-        // more places than html_fast, for example at line ends.
+        // more places than html_fast, for example at line ends. After `None`, html5ever parses the HTML from its start.
         if odd { None } else { Some(()) }
     }
 
@@ -272,7 +272,8 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         }
     }
 
-    /// A row of simple cells becomes one line. A row that is used for layout becomes the lines of its cells.
+    /// A row becomes one line if each of its cells has at most one line of text. A row that is used for layout becomes the lines
+    /// of its cells.
     fn finish_row(&mut self) {
         self.break_line(LineKind::Text);
         let (Some(cells), Some(buffer)) = (self.rows.pop(), self.buffers.last_mut()) else { return };

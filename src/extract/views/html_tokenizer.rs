@@ -26,8 +26,8 @@ impl<'a, S: HtmlSink<'a>> TokenSink for TokenizerSink<S> {
     fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
         let mut sink = self.0.borrow_mut();
         match token {
-            // `HtmlLines` returns `None` if its result depends on how the text is split. This parser's pieces are used
-            // in any case, so `None` is ignored.
+            // `HtmlLines` returns `None` if its result depends on how the text is split. The pieces of html5ever are always
+            // accepted, so `None` is ignored.
             Token::CharacterTokens(text) => sink.on_text(&text).unwrap_or(()),
             Token::TagToken(tag) if tag.kind == TagKind::EndTag => sink.on_end_tag(&tag.name),
             Token::TagToken(tag) => {

@@ -53,7 +53,7 @@ impl StyleSheet {
         }
     }
 
-    /// The effect of an element's tag, attributes and matching rules.
+    /// The effect of an element's tag, attributes and matching rules on its visibility and layout.
     pub(crate) fn appearance(&self, tag: &str, attributes: &[Attribute<'_>]) -> Appearance {
         let mut appearance = Appearance::default();
         let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();

@@ -55,7 +55,7 @@ pub struct ViewLine {
 /// The kind of a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LineKind {
-    /// Any other line.
+    /// A line to which no other kind applies.
     #[default]
     Text,
     /// A heading.
@@ -109,7 +109,7 @@ pub(crate) fn normalize_space(text: &str) -> String {
         let mut chars = after.chars();
         match chars.next() {
             // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
-            // JavaScript writes the left-to-right mark into dates, where it reverses nothing.
+            // The left-to-right mark U+200E is removed too, because JavaScript writes it into dates. It reverses no text.
             Some(
                 '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}',
             ) => {}
