@@ -65,7 +65,7 @@ fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature
 }
 
 /// Whether this result may be about a DKIM signature of `from`'s organisation. A result without a domain may be about any
-/// signature, except `dkim=none`.
+/// signature, unless the result is `dkim=none`.
 fn is_about(result: &MethodResult, from: &str) -> bool {
     let aligned = result.domain().map_or(result.value != "none", |domain| is_aligned(domain, from));
     result.method == "dkim" && aligned
@@ -119,7 +119,7 @@ fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: 
 mod tests {
     use super::*;
 
-    /// The number of signatures of resmic.com that the server found valid, by these header fields.
+    /// The number of signatures of resmic.com that the server found valid, according to these header fields.
     fn count_passed(fields: &str) -> Result<usize, String> {
         let ids = ["mx.shop.example".to_owned()];
         let header = format!("{fields}\r\nFrom: no-reply@resmic.com\r\n\r\n");

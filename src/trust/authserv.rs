@@ -22,9 +22,10 @@ pub(super) fn is_valid(id: &str) -> bool {
 /// The topmost consecutive Authentication-Results fields of the servers in `ids`.
 ///
 /// Header fields with other names in between are ignored. Authentication-Results fields of other servers above these fields are
-/// also ignored, because they were added later. Below these fields, the first field of another server ends the search. If
-/// Microsoft's servers received the mail, `ids` allows them, and the topmost field names no server, the result is this field
-/// alone.
+/// also ignored, because they were added later. Below these fields, the first field of another server ends the search.
+///
+/// Microsoft's fields name no server. If `ids` contains [`MICROSOFT`] and Microsoft's servers received the mail, a topmost field
+/// without a server's name is the only result.
 ///
 /// # Errors
 /// The reason, if there is no such field, or if one of these fields cannot be parsed.

@@ -234,7 +234,7 @@ fn fully_signed_names(signed: &[String], header: &Header<'_>) -> Vec<String> {
     for name in &names {
         *times.entry(name).or_default() += 1;
     }
-    // `remove` returns a number only once, so the result has each name once.
+    // `remove` returns the count of a name only once, so the result has each name once.
     let is_fully_signed = |name: &&String| {
         times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.count_signable(name)))
     };

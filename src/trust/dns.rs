@@ -64,7 +64,7 @@ pub struct Resolver {
     cache: KeyCache,
     /// The names of the keys that verified recent mails, the latest first.
     recent_keys: Mutex<VecDeque<String>>,
-    /// Locked while keys are prefetched. If DNS does not answer, only one task waits, not each watcher.
+    /// Locked while a task prefetches keys. Another such task ends at once, so that only one task waits if DNS does not answer.
     prefetching: tokio::sync::Mutex<()>,
 }
 
@@ -89,7 +89,6 @@ impl Resolver {
         })
     }
 
-    /// The name servers.
     pub(super) fn name_servers(&self) -> &NameServers {
         &self.name_servers
     }
@@ -128,7 +127,7 @@ impl Resolver {
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let checking = async {
             // All lookups run at once, so that four keys take no longer than one, even if DNS does not answer. mail-auth then
-            // takes the found keys from the cache. It repeats each failed lookup over the way that worked last.
+            // takes the found keys from the cache. mail-auth repeats each failed lookup through `NameServers::preferred`.
             let names: BTreeSet<_> = message.dkim_headers.iter().map(|s| key_name(&s.header.d, &s.header.s)).collect();
             join_all(names.into_iter().map(|name| self.look_up_key(name))).await;
             self.name_servers.preferred().verify_dkim(Parameters::new(message).with_txt_cache(&self.cache)).await
@@ -262,7 +261,7 @@ impl ResolverCache<Box<str>, Txt> for KeyCache {
         }
         let Ok(mut keys) = self.0.lock() else { return };
         if keys.len() >= MAX_KEYS {
-            // Many mails with a different selector each must not fill the memory.
+            // Many mails, each with another selector, must not fill the memory.
             let now = Instant::now();
             keys.retain(|_, (_, until)| *until > now);
             if keys.len() >= MAX_KEYS {

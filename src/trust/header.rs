@@ -1,7 +1,7 @@
 //! Parses the raw header of a mail, and finds its sender and its recipients.
 //!
 //! Parsers disagree about malformed headers, and forgers use that. mail-parser, for example, takes the last of two From fields,
-//! and treats `Fr om:` as From. So this module counts the fields on the raw bytes, and rejects every ambiguous From.
+//! and treats `Fr om:` as From. So this module counts the fields in the raw bytes, and rejects every ambiguous From.
 
 use mail_parser::{Address, MessageParser};
 
@@ -27,8 +27,8 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The mail without a byte order mark in front of its first field.
 ///
 /// Some proxies put a byte order mark before the mail, for example email-oauth2-proxy in front of Microsoft 365. No signature
-/// includes this mark, because the name of a field is ASCII (RFC 5322, 2.2). The mark would be a part of the first field's name.
-/// A mark at any other place stays, because it may be signed.
+/// includes this mark, because the name of a field is ASCII (RFC 5322, 2.2). If the mark stayed, parsers would take it as a part
+/// of the first field's name. A mark at any other place stays, because it may be signed.
 pub(super) fn without_byte_order_mark(mail: &[u8]) -> &[u8] {
     mail.strip_prefix(BYTE_ORDER_MARK).unwrap_or(mail)
 }
@@ -186,8 +186,8 @@ pub(super) fn addresses(value: &[u8]) -> Vec<String> {
     addresses_or_group(value).map(|(list, _)| list).unwrap_or_default()
 }
 
-/// The addresses in a field's value, except those that contain a quoted string, a domain literal or a comment. These addresses
-/// decide whether a mail is addressed to the account.
+/// The addresses in a field's value. Addresses that contain a quoted string, a domain literal or a comment are left out.
+/// `addressed_to` compares the result with the account's addresses.
 ///
 /// The value is parsed strictly by RFC 5322: `<"x>, payments@shop.example, <y"@evil.tld>` is one address at evil.tld, although
 /// lenient parsers find three addresses.

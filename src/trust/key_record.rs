@@ -19,7 +19,7 @@ const NOT_FOR_SHA256: u64 = 1 << 61;
 pub(super) struct KeyRecord(Arc<DomainKey>);
 
 impl KeyRecord {
-    /// The reason why signatures with this key prove nothing.
+    /// The reason why signatures with this key prove nothing; `None` if they can prove a mail.
     pub(super) fn rejection(&self) -> Option<&'static str> {
         [
             (TESTING, "is in test mode (t=y)"),

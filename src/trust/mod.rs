@@ -1,9 +1,9 @@
 //! Decides whether a mail is Resmic's. Its From must be allowed, a proof must hold, and the mail must be addressed to the
 //! account.
 //!
-//! The result depends on the bytes of the mail, on DNS, on the settings and on the clock. The bytes are unchanged, except that a
-//! byte order mark before the first field is left out. A mail that is not Resmic's is a result, not an error. The room `extract`
-//! parses the text of the mail.
+//! The result depends on the bytes of the mail, on DNS, on the settings and on the clock. The caller passes the bytes as they
+//! were received. A byte order mark before the first field is ignored. A mail that is not Resmic's is a result, not an error. The
+//! room `extract` parses the text of the mail.
 //!
 //! - `header` parses the raw header, and finds the sender and the recipients.
 //! - `dkim` verifies signatures. `clock` compares their times.
@@ -71,7 +71,7 @@ impl TrustSettings {
     /// Checks the values.
     ///
     /// # Errors
-    /// The wrong key and an explanation.
+    /// The name of the setting whose value is wrong, and an explanation.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, message: String| Err((key.to_owned(), message));
         if self.from.is_empty() {
@@ -158,7 +158,7 @@ pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
     header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
 }
 
-/// Whether the header may contain this domain, in upper or lower case, and also split by other characters.
+/// Whether the header may contain this domain, in upper or lower case. Other characters, such as a comment, may split the domain.
 fn may_contain(header: &[u8], domain: &str) -> bool {
     header.windows(domain.len().max(1)).any(|window| window.eq_ignore_ascii_case(domain.as_bytes()))
         || may_split_address(header)
@@ -174,8 +174,8 @@ fn may_split_address(header: &[u8]) -> bool {
 
 /// Decides whether a mail is Resmic's, and which header fields are signed.
 ///
-/// The times in a signature are compared with `clock`. The duration is limited by the resolver's timeouts. A panic in a
-/// library rejects the mail.
+/// The times in a signature are compared with `clock`. The timeouts of `resolver` limit how long this function takes. A panic in
+/// a library rejects the mail.
 pub async fn authenticate(
     mail: &[u8],
     recipients: &Recipients,
@@ -214,7 +214,7 @@ async fn authenticate_inner(
         };
         match result {
             Authenticity::Trusted(proof) => return addressed_to(recipients, &header, proof),
-            // The next kind of proof may hold. If no proof holds, a temporary error takes precedence over a rejection.
+            // The next kind of proof may still hold. If no proof holds, a temporary error takes precedence over a rejection.
             Authenticity::TempError(reason) => rejection = Some(Authenticity::TempError(reason)),
             Authenticity::Rejected(reason) => rejection = rejection.or(Some(Authenticity::Rejected(reason))),
         }

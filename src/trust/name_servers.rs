@@ -45,7 +45,7 @@ struct LoadedConfig {
 type ResolverResult = Result<Arc<MessageAuthenticator>, DnsError>;
 type LazyResolver = LazyLock<ResolverResult, Box<dyn FnOnce() -> ResolverResult + Send>>;
 
-/// The same servers, with three ways to query them: UDP with EDNS, UDP without EDNS, and TCP without EDNS. Old servers and some
+/// Three ways to query the same servers: UDP with EDNS, UDP without EDNS, and TCP without EDNS. Old servers and some
 /// routers reject or drop queries with EDNS (RFC 6891), and some firewalls drop DNS over UDP.
 #[derive(Clone)]
 struct QueryWays {
@@ -111,7 +111,8 @@ impl NameServers {
         Ok(NameServers { system: Some(system), options, current: Mutex::new(current) })
     }
 
-    /// Makes a lookup in each way until a server answers. If no server answers, the error of the first way is returned.
+    /// Makes the lookup in one way after the other, until a server answers. If no server answers, the error of the first way is
+    /// returned.
     pub(super) async fn query<T, F>(&self, lookup: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
     where
         F: Future<Output = mail_auth::Result<T>>,
