@@ -31,14 +31,15 @@ pub(super) struct Failure {
     pub(super) retry: RetryRule,
 }
 
-/// When a failed delivery is retried, and whether the time of `give_up_after` goes on.
+/// When a failed delivery is retried, and whether the period of `give_up_after` continues or starts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryRule {
-    /// The delivery is retried after a pause, or after `Retry-After` if that is longer. The time of `give_up_after` goes on.
+    /// The delivery is retried after a pause, or after `Retry-After` if that is longer. The period of `give_up_after` continues.
     Counted(Option<Duration>),
-    /// The delivery is retried after a pause. The time of `give_up_after` starts over.
+    /// The delivery is retried after a pause. The period of `give_up_after` starts again.
     Uncounted,
-    /// The delivery is retried as soon as the target can be reached again. The time of `give_up_after` starts over.
+    /// The delivery is due again at once. It is retried when the target can be reached and this host may send. The period of
+    /// `give_up_after` starts again.
     WhenReachable,
 }
 
@@ -99,7 +100,7 @@ pub(super) fn after_panic(target: &CommonTarget, claimed: &Claimed, sent: bool) 
 }
 
 fn log_attempt(target: &CommonTarget, claimed: &Claimed, status: Option<u16>, took: Duration, next_step: &NextStep) {
-    // Names of journal fields are an interface.
+    // The names of journal fields are an interface, so the target's name is logged as `callback`.
     let (callback, attempt) = (target.name.as_str(), claimed.attempt);
     let (event_id, session_id) = (claimed.event.event_id.as_str(), claimed.event.session_id.as_deref());
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);

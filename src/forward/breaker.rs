@@ -23,8 +23,8 @@ const FAILURES: u32 = 32;
 /// The pauses between probes. They stay short, because all deliveries wait for the probe that succeeds.
 const PROBES: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(30) };
 
-/// If a commit may have stored an event, the next probe is made this long after the last failure. So the event does not wait for
-/// a longer pause.
+/// If a commit may have stored an event, the next probe is made at most this long after the last failure. So the event does not
+/// wait for a longer pause.
 const AFTER_COMMIT: Duration = Duration::from_secs(1);
 
 /// Decides how many deliveries of one target may be attempted.
@@ -68,8 +68,8 @@ impl Breaker {
         }
     }
 
-    /// When to claim again if nothing happens. `now` must be the time that was passed to [`Breaker::limit`]. `next_due`: when a
-    /// delivery becomes due.
+    /// When to claim again if nothing wakes the worker earlier. `now` must be the time that was passed to [`Breaker::limit`].
+    /// `next_due`: when a delivery becomes due.
     pub(super) fn wake_at(&self, now: Instant, in_flight: usize, next_due: Option<Instant>) -> Option<Instant> {
         match &self.state {
             // The end of a running attempt wakes the worker.

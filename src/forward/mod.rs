@@ -27,7 +27,7 @@ use worker::{DeliveryWorker, STORE_PAUSE};
 use crate::backoff::Backoff;
 use crate::db::{self, Store};
 
-/// The pauses between failed tries to hold and release deliveries.
+/// The pause after each failed try to hold and release deliveries.
 const RETRY: Backoff = Backoff { base: STORE_PAUSE, cap: STORE_PAUSE };
 
 /// Delivers until `shutdown` is true or its sender is dropped. It then waits a few seconds for the responses of open requests.
@@ -48,8 +48,8 @@ pub async fn run_permitted(
     sending: Sending,
     shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
-    // No worker starts before the holds of the current configuration apply. Otherwise, an event could be sent that must wait for a
-    // chain that was added since the last start.
+    // No worker starts before the deliveries are held as the current configuration requires. Otherwise, a worker could send an
+    // event that must now be held, for example because a `[[chain]]` was added since the last start.
     apply_holds(&store, shutdown.clone()).await?;
     let mut workers = JoinSet::new();
     // Without a target there is no worker. This task keeps the loop running until `shutdown`, because the end of the loop would

@@ -43,8 +43,8 @@ impl HandlerResponse {
     }
 }
 
-/// Posts an event to a handler, if `permit` is valid after the connection was opened. `sent` is set before the first byte of the
-/// request is written.
+/// Posts an event to a handler, if `permit` is still valid when the connection is open. `sent` is set before the first byte of
+/// the request is written.
 pub(super) async fn post(
     target: &CommonTarget,
     handler: &HandlerTarget,

@@ -1,4 +1,4 @@
-//! When a failed delivery is retried. Pure except for the random number in [`pause`].
+//! When a failed delivery is retried. The functions are pure, except for the random number in [`pause`].
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub(super) fn pause(attempt: i64) -> Duration {
 /// When the next attempt is made; `None` if the time `last` has passed.
 ///
 /// The next attempt is `pause` after `now`, or `retry_after` after `now` if that is longer. It is never later than `last`, the
-/// latest time for an attempt. `retry_after` counts for at most one day.
+/// latest time for an attempt. A `retry_after` of more than one day counts as one day.
 pub(super) fn next(
     now: Timestamp,
     pause: Duration,
@@ -29,8 +29,8 @@ pub(super) fn next(
     (now < last).then(|| later(now, wait).min(last))
 }
 
-/// The end of an attempt that began at `at`. If the clock was set forward during the attempt, the measured time counts, so that
-/// the delivery is not given up too early.
+/// The end of an attempt that began at `at`. If the clock was set forward during the attempt, the end is `at` plus `took`, so
+/// that the delivery is not given up too early.
 pub(super) fn ended(at: Timestamp, took: Duration, clock: Timestamp) -> Timestamp {
     later(at, took).min(clock)
 }

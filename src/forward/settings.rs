@@ -63,7 +63,7 @@ pub struct ForwardSettings {
     /// The handling of events without a session.
     #[serde(default)]
     pub unresolved: Unresolved,
-    /// The handling of completed events that their chain has not confirmed. It needs a `[[chain]]`.
+    /// The handling of completed events that their chain has not confirmed. This setting needs a `[[chain]]`.
     pub confirm: Option<Confirm>,
 }
 
@@ -89,7 +89,7 @@ pub enum Unresolved {
     Send,
 }
 
-/// The result of a check: an error has the key and the problem.
+/// The result of a check. An error contains the name of the setting whose value is wrong, and the problem.
 type Checked = Result<(), (String, String)>;
 
 fn wrong(key: &str, message: impl Into<String>) -> Checked {
@@ -177,7 +177,7 @@ impl ForwardSettings {
     /// Checks the rules that deserialization does not check, such as rules that concern several values.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The name of the setting whose value is wrong, and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         if self.name.is_empty() || self.name.len() > 64 || self.name.chars().any(char::is_control) {
             return wrong("name", "expected 1 to 64 characters; the database has the target under this name");

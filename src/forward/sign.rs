@@ -63,7 +63,7 @@ impl std::fmt::Debug for Signer {
     }
 }
 
-/// The ASCII characters that are encoded in a header field.
+/// The ASCII characters that [`header_text`] percent-encodes.
 const INVISIBLE: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
 /// Text for a header field: visible ASCII except `%` is unchanged, everything else is percent-encoded UTF-8 (RFC 3986, 2.1).

@@ -65,7 +65,7 @@ impl Target {
     /// and the system's root certificates for `https` and `tls`. It does not connect.
     ///
     /// # Errors
-    /// [`TargetError`], with the wrong key.
+    /// [`TargetError`], which names the setting whose value is wrong.
     pub async fn load(settings: ForwardSettings, secret: SecretString) -> Result<Self, TargetError> {
         settings.check().map_err(|(key, message)| wrong(&key, message))?;
         let signer = Signer::new(&secret).map_err(|message| wrong("secret", message))?;

@@ -1,7 +1,7 @@
 //! The delivery worker of one target.
 //!
 //! A worker sleeps until a commit wakes it, an attempt ends, or the next delivery is due. It claims a few due deliveries at a
-//! time from the table, so a long outbox needs no memory.
+//! time from the database, so a long outbox needs no memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,7 +31,8 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// The pause after a failed call of the store.
 pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest sleep until a due time. After that, the worker reads the clock again, because the clock may have been set.
+/// The longest sleep before a delivery is due. After this sleep, the worker reads the wall clock again, because the clock may
+/// have been set.
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
 /// When attempts may begin, how long they may take after `shutdown`, and where the durations of publishes are counted.
@@ -186,7 +187,7 @@ impl DeliveryWorker {
 
     async fn record_and_claim(&mut self, limit: ClaimLimit) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
-        // This also runs at the start, because the clock may have been set back while no daemon ran.
+        // The first call also requeues deliveries, because the clock may have been set back while no daemon ran.
         if self.clock.is_none_or(|before| clock < before) {
             self.store.requeue_after_clock_change(&self.target.name).await?;
         }

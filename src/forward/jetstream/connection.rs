@@ -1,5 +1,5 @@
-//! One connection to a stream that was found fit. It publishes events until the connection is lost, or an answer shows that the
-//! stream cannot be relied on.
+//! One connection to a stream that `inspect` found fit. It publishes events until the connection is lost, or an answer shows that
+//! the stream cannot be relied on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,7 +85,7 @@ impl StreamConnection {
         }
     }
 
-    /// Returns when the stream has answered, or nothing was to be published.
+    /// Returns when the stream has answered, or when there was nothing to publish.
     pub(super) async fn proven(&self) {
         let _ = self.is_proven.subscribe().wait_for(|proven| *proven).await;
     }

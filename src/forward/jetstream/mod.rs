@@ -1,9 +1,9 @@
 //! A target that is a JetStream stream: each event becomes a message whose subject ends with the event's id.
 //!
 //! The server creates the message only if the subject has none. So a message can be published any number of times, and the stream
-//! has it once. `inspect` reads the configuration of the stream. `connection` is one connection to a stream that was found fit.
-//! `run` keeps such a connection open and lets the worker deliver. `republish` publishes the last events again after each
-//! connect. `verify` compares the stream with the database.
+//! has it once. `inspect` reads the configuration of the stream and decides whether the stream is fit. `connection` is one
+//! connection to a fit stream. `run` keeps such a connection open and lets the worker deliver. `republish` publishes the last
+//! events again after each connect. `verify` compares the stream with the database.
 
 mod connection;
 mod inspect;

@@ -16,12 +16,12 @@ use crate::nats::{PublishAnswer, StoredMessage};
 /// How many events are read at once.
 const PAGE: u32 = 500;
 
-/// An event that the stream does not have as it was delivered.
+/// An event that the stream has lost, or has with another body than the delivered one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamFinding {
     /// The event's id.
     pub event_id: String,
-    /// The receipt that the delivery had.
+    /// The receipt of the delivery, as it was before the comparison.
     pub receipt: String,
     /// The problem.
     pub kind: FindingKind,
@@ -32,7 +32,7 @@ pub struct StreamFinding {
 pub enum FindingKind {
     /// The stream has no message for the event.
     Missing,
-    /// The stream has another body under this sequence number.
+    /// The stream has the event with another body, in the message with this sequence number.
     Different(u64),
     /// The stream had lost the event, and has stored it again under this receipt.
     Refilled(String),
@@ -63,7 +63,7 @@ impl Verification {
 /// gets each difference. With `refill`, missing events are published again. `None`: the target is no stream.
 ///
 /// # Errors
-/// A text for the operator: the stream cannot be reached, must not be used, or the database cannot be read.
+/// A text for the operator, if the stream cannot be reached or must not be refilled, or if the database cannot be used.
 pub async fn verify(
     target: &Target,
     store: &Store,
