@@ -18,8 +18,7 @@ const FOLDER_ID: &str = "resmic-mailhook";
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The place of a secret: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or
-/// `{ command = ["program", "argument"] }`. The value is the whole content without the last
-/// line break.
+/// `{ command = ["program", "argument"] }`. The secret is the whole content of this place, without the last line break.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecretSource {
@@ -33,7 +32,8 @@ pub enum SecretSource {
     Command(Vec<String>),
 }
 
-/// Parses the place of a secret. The library's error would quote a secret that was written here by mistake.
+/// Parses the place of a secret. By mistake, an operator may write the secret itself instead of its place. The error of `serde`
+/// would quote that secret, but the error of this function does not.
 ///
 /// # Errors
 /// The error of the deserializer, without the value.
@@ -116,7 +116,8 @@ impl SecretSource {
         }
     }
 
-    /// Resolves a relative path against the folder `base`. The name of a program without a slash stays, and `$PATH` is searched.
+    /// Resolves a relative path against the folder `base`. A program's name without a slash stays unchanged, because the program
+    /// is searched in `$PATH`.
     pub fn resolve_path(&mut self, base: &Path) {
         match self {
             SecretSource::File(path) => *path = base.join(&*path),
@@ -181,7 +182,7 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
             ))
         });
     }
-    // An operator runs commands without systemd. These commands use the files of the packaged unit.
+    // If an operator runs this program in a shell, systemd has not set the variable. Then the unit's files are used.
     find_credential(Path::new("/"), name).ok_or_else(|| {
         SecretError(format!(
             "credential {name:?}: there is no {}/{name}, and $CREDENTIALS_DIRECTORY, which systemd sets for a unit, is not \
@@ -191,7 +192,8 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
     })
 }
 
-/// The file of a credential in systemd's folder. A drop-in loads a credential under its name. The packaged unit adds a prefix.
+/// The file of a credential in systemd's folder. A drop-in loads the credential under its own name. A file of
+/// `/etc/resmic-mailhook` gets the prefix [`FOLDER_ID`] and `_`.
 fn loaded(folder: &Path, name: &str) -> Option<PathBuf> {
     [folder.join(name), folder.join(format!("{FOLDER_ID}_{name}"))].into_iter().find(|path| path.exists())
 }

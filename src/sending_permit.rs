@@ -29,7 +29,8 @@ impl SendingPermit {
         self.until.as_ref().is_none_or(|until| BootInstant::now() < *until.borrow())
     }
 
-    /// Returns when the end has changed since the last call. If the permission never ends, this function never returns.
+    /// Returns when the end of the permission has changed since the last call of this function. If the permission never ends,
+    /// this function never returns.
     pub async fn changed(&mut self) {
         let changed = match &mut self.until {
             Some(until) => until.changed().await,
