@@ -1,4 +1,5 @@
-//! Holds or watches the lease for as long as the process runs. The [`Driver`] does the work; the handles send it commands.
+//! The agent: a task that gets, renews or watches the lease for as long as the process runs. The [`Driver`] is this task. A
+//! [`LeaseAgent`] is a handle, which sends commands to the task.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl LeaseAgent {
         let (sends_until, permit) = watch::channel(BootInstant::default());
         let (send, commands) = mpsc::unbounded_channel();
         let (known_bucket, known) = file.known();
-        // A command may read the file before the first server has answered.
+        // A command such as `status` may read the file before the first NATS server has answered.
         file.write(&Report::new(&LeaseView::default(), &known_bucket, &known));
         let machine = LeaseMachine::new(member, known);
         let place = Arc::new(place);
@@ -67,8 +68,8 @@ impl LeaseAgent {
         SendingPermit::until(self.sends_until.clone())
     }
 
-    /// Reports that the database was opened in this term, so that this host becomes active. `last_mail_id`: the last `mails.id`
-    /// of the database.
+    /// Reports that the database was opened in `term` ([`LeaseView::term`]), so that this host becomes active. `last_mail_id`:
+    /// the last `mails.id` of the database.
     pub fn report_opened(&self, term: u64, last_mail_id: i64) {
         self.send(LeaseCommand::Opened { term, last_mail_id });
     }
@@ -83,8 +84,8 @@ impl LeaseAgent {
         self.send(LeaseCommand::Configuration(hashes));
     }
 
-    /// Releases the lease, and returns when the release is stored or the lease has ended. This host does not take the lease again
-    /// before `pause` is over or another host was active. `failure`: why this host could not take over.
+    /// Releases the lease, and returns when the release is stored or the lease has ended. This host then leaves the lease to
+    /// others until `pause` is over, or until another host becomes active. `failure`: why this host could not take over.
     pub async fn release(&self, pause: Duration, failure: Option<String>) {
         let (done, released) = oneshot::channel();
         self.send(LeaseCommand::Release { pause, failure, done });
@@ -103,8 +104,8 @@ impl LeaseAgent {
         while view.changed().await.is_ok() {}
     }
 
-    /// Returns when this host no longer has the lease of this term, also if this host has got the lease again in a later term.
-    /// This function reads the clock at least once a second, because timers do not run while the machine sleeps.
+    /// Returns when this host no longer has the lease of `term`, also if this host has got the lease again in a later term. This
+    /// function reads the clock at least once a second, because timers do not run while the machine sleeps.
     pub async fn lost(&self, term: u64) {
         let mut view = self.view.clone();
         loop {
@@ -148,7 +149,7 @@ mod tests {
     use crate::standby::{LeaseState, StandbySettings};
 
     const BUCKET: &str = "leases";
-    /// A time that does not pass during a test.
+    /// A duration that is longer than any test.
     const LONG: Duration = Duration::from_secs(600);
 
     #[tokio::test]

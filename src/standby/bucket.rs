@@ -30,7 +30,7 @@ const MARKER: &str = "Nats-Marker-Reason";
 /// The longest error message of a server, in characters.
 const MAX_ERROR_LENGTH: usize = 200;
 
-/// The key of one database in the bucket.
+/// Access to one key of the bucket. The value of this key is the lease of one database.
 pub(super) struct LeaseBucket {
     context: Context,
     stream: Stream,

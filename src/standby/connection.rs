@@ -35,8 +35,8 @@ pub(super) async fn open_connection(place: Arc<LeasePlace>) -> Result<LeaseConne
     Ok(LeaseConnection { nats, bucket, announcements })
 }
 
-/// Adds the last error of the connection to `error`. A server that does not permit a request sends no answer, only an error of
-/// the connection.
+/// Adds the last error of the connection to `error`. If the server does not permit a request, it does not answer the request. It
+/// only sends an error (`-ERR`) on the connection.
 fn explain(connection: &NatsConnection, error: String) -> String {
     match connection.last_error() {
         Some(reported) => format!("{error}; the server reports: {reported}"),

@@ -27,7 +27,7 @@ const FAILURES: u32 = 2;
 const HOLDER_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
 const STANDBY_RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(5) };
 
-/// A command of a handle.
+/// A command that a handle (`LeaseAgent`) sends to the driver.
 #[derive(Debug)]
 pub(crate) enum LeaseCommand {
     Opened { term: u64, last_mail_id: i64 },

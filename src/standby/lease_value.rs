@@ -18,13 +18,13 @@ pub struct LeaseValue {
     pub host: String,
     /// Random; it identifies the holder's process.
     pub process: String,
-    /// Identifies the holder's state folder, which one daemon at a time locks.
+    /// Identifies the standby file in the holder's state folder. One daemon at a time has the lock of this file.
     pub home: String,
     /// The number of this write. Each process counts its attempts to write, from 1.
     pub count: u64,
     /// The stage of the holder.
     pub stage: LeaseStage,
-    /// Set by `standby release`: the holder is to hand over.
+    /// `standby release` sets this: the holder must release the lease.
     #[serde(default)]
     pub release: bool,
     /// The length of the lease in milliseconds.
@@ -67,7 +67,7 @@ pub struct ConfigurationHashes {
 pub struct DataOwner {
     /// The host.
     pub host: String,
-    /// Identifies the host's state folder, as in [`LeaseValue::home`].
+    /// Identifies the host's standby file, as [`LeaseValue::home`] does.
     pub home: String,
     /// The last `mails.id` in the host's database when the host wrote this value.
     pub last_mail_id: i64,

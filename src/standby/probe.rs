@@ -31,7 +31,7 @@ pub enum LeaseHolder {
     None,
 }
 
-/// How a handover ended.
+/// How a request to release the lease ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Handover {
     /// The host with this name has the lease now.
@@ -58,7 +58,7 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
         }),
         Err(error) => Err(error.to_string()),
     });
-    // If the server does not permit the subscription, it reports that only as the last error of the connection.
+    // If the server does not permit the subscription, only `last_error` shows it.
     lines.extend(connection.nats.last_error().map(|error| Err(format!("the server reports: {error}"))));
     lines
 }
@@ -80,8 +80,8 @@ fn holder(entry: &Entry) -> LeaseHolder {
     }
 }
 
-/// Asks the daemon of `host` to hand over, and waits until that daemon has released the lease. Then this function waits up
-/// to three seconds for the next holder.
+/// Asks the daemon of `host` to release the lease, and waits until that daemon has done so. Then this function waits up to three
+/// seconds for the next holder.
 ///
 /// # Errors
 /// The daemon of `host` does not have the lease or does not release it in time, the content of the key is unknown, or the server

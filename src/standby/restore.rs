@@ -10,7 +10,8 @@ use tokio::time::timeout;
 
 use crate::model::printable;
 
-/// The limits of the program's output in the log: the length of a line in characters, and the number of lines.
+/// The limits of the program's output in the log: the length of a line in characters, and the number of lines of each
+/// stream (standard output, standard error).
 const MAX_LINE: usize = 300;
 const MAX_LINES: usize = 100;
 /// How long the output may go on after the end of the program, and how long the program may take to end after SIGTERM.
@@ -56,7 +57,7 @@ pub async fn run_restore(
         output.abort();
         return Err(failed("ended before it was complete, because this host no longer takes over".into()));
     };
-    // A child of the program may keep the output open.
+    // A child of the program may keep the output open, so this wait has a limit.
     let _ = timeout(GRACE, output).await;
     if status.success() { Ok(()) } else { Err(failed(format!("{status}; the log has its output"))) }
 }
@@ -84,7 +85,7 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// Logs the first lines of an output, and reads the rest.
+/// Logs the first lines of an output. Reads the further lines without logging them, so that the program does not block.
 async fn log_lines(output: Option<impl AsyncRead + Unpin>) {
     let Some(mut output) = output else { return };
     let (mut line, mut lines, mut buffer) = (Vec::new(), 0_usize, [0; 4096]);

@@ -65,18 +65,18 @@ impl From<StandbyTable> for StandbySettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreSettings {
-    /// The program and its arguments. No shell reads them.
+    /// The program and its arguments. They are not passed to a shell.
     pub command: Vec<String>,
 }
 
-/// The wrong key, and the problem.
+/// The configuration key with the wrong value, and the problem.
 type KeyProblem = (String, String);
 
 impl StandbySettings {
     /// Checks the values.
     ///
     /// # Errors
-    /// The name of the setting whose value is wrong, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), KeyProblem> {
         self.servers.check()?;
         for (key, value) in [("bucket", &self.bucket), ("name", &self.name)] {
@@ -108,7 +108,7 @@ impl StandbySettings {
     /// This host's name in the lease: the key `host`, or the name of the machine.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub fn host(&self) -> Result<String, KeyProblem> {
         if let Some(host) = &self.host {
             return Ok(host.clone());
@@ -126,7 +126,7 @@ impl StandbySettings {
     /// Reads the secrets and certificates for the servers. It does not connect.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub async fn load_servers(&self) -> Result<NatsServers, KeyProblem> {
         self.servers.load().await
     }

@@ -1,8 +1,8 @@
-//! The file with the state of the daemon and the last lease. The commands on this host read the state, and the daemon reads the
-//! lease after a restart.
+//! The standby file, with the state of the daemon and the [`KnownData`]: the last revision and the newest database. The commands
+//! on this host read the state. The daemon reads the `KnownData` after a restart.
 //!
 //! The daemon keeps the file locked. It overwrites the content in place at each change, without fsync. After a power failure the
-//! content may be old or missing, which only makes the daemon more careful.
+//! content may be old or missing. Then the daemon may wait longer for the lease, and may fetch the database again.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -53,7 +53,7 @@ pub struct Report {
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StandbyFileError {
-    /// Another daemon of this host and this database runs.
+    /// Another daemon of this host is already running for this database.
     #[error("{0}: another resmic-mailhook daemon of this host is running; stop that daemon first")]
     Busy(PathBuf),
     /// The file cannot be opened, locked or read.
@@ -110,7 +110,7 @@ impl StandbyFile {
         data_encoding::HEXLOWER.encode(digest.as_ref().get(..16).unwrap_or_default())
     }
 
-    /// The bucket and the last lease that this host knew before the daemon started.
+    /// The knowledge of this host before the daemon started: the creation time of the bucket, and the [`KnownData`].
     #[must_use]
     pub fn known(&self) -> (String, KnownData) {
         self.before.as_ref().map(|report| (report.bucket.clone(), report.known.clone())).unwrap_or_default()
@@ -158,7 +158,7 @@ impl StandbyFile {
 }
 
 impl Report {
-    /// The content for a view of the lease. `bucket`: the bucket of the revision in `known`.
+    /// The content for a view of the lease. `bucket`: the creation time of the bucket that gave the revision in `known`.
     #[must_use]
     pub fn new(view: &LeaseView, bucket: &str, known: &KnownData) -> Self {
         Report {

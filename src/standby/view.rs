@@ -21,7 +21,7 @@ pub enum LeaseState {
 }
 
 impl LeaseState {
-    /// The word for JSON and the log.
+    /// The name of the state in JSON and in the log.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -42,7 +42,7 @@ pub struct LeaseView {
     pub holder: Option<LeaseValue>,
     /// When the holder's lease ends, unless it is renewed.
     pub ends: Option<BootInstant>,
-    /// This host has the lease, and an operator wants this host to hand over.
+    /// This host has the lease, and an operator wants this host to release it.
     pub is_asked_to_release: bool,
     /// This host no longer works with the database, and the release of the lease is being written.
     pub is_releasing: bool,
@@ -89,7 +89,7 @@ impl LeaseView {
 /// The knowledge of a host about the database when it takes the lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Takeover {
-    /// The newest database that is known.
+    /// The host with the newest database; `None` if no such host is known.
     pub data: Option<DataOwner>,
     /// The database on this host is certainly the newest.
     pub is_newest_here: bool,

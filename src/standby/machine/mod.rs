@@ -13,7 +13,7 @@
 //!   write names its database as the newest.
 //! - A released lease can be taken at once.
 //! - If a daemon is killed, the next process on its host takes the lease again after a third of L without a new write. The lock
-//!   in the state folder proves that no other process of this host has the lease.
+//!   of the standby file proves that no other process of this host has the lease.
 
 mod lease_view;
 mod standing_by;
@@ -218,7 +218,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The result of a write that was sent at `sent`.
+    /// Processes the result of a write of `value` that was sent at `sent`.
     pub(super) fn on_write(&mut self, now: BootInstant, sent: BootInstant, value: &LeaseValue, result: WriteResult) {
         match result {
             WriteResult::Stored(revision) => self.stored(now, sent, value, revision),
@@ -307,8 +307,8 @@ impl LeaseMachine {
         }
     }
 
-    /// The database was opened in this term, so this host becomes active. The call has no effect if this host no longer takes
-    /// over in this term. `last_mail_id`: the id of the last mail in the database.
+    /// The database was opened in `term`, so this host becomes active. The call has no effect if this host no longer takes over
+    /// in that term. `last_mail_id`: the id of the last mail in the database.
     pub(super) fn opened(&mut self, now: BootInstant, term: u64, last_mail_id: i64) {
         if let Place::Holder(holder) = &mut self.place
             && holder.stage == HolderStage::TakingOver
@@ -335,8 +335,8 @@ impl LeaseMachine {
         }
     }
 
-    /// This host has stopped, and releases the lease. It does not take the lease again before `pause` is over or another host was
-    /// active. `failure`: why this host could not take over.
+    /// This host has stopped its work, and releases the lease. It then leaves the lease to others until `pause` is over, or until
+    /// another host becomes active. `failure`: why this host could not take over.
     pub(super) fn release(&mut self, now: BootInstant, pause: Duration, failure: Option<String>) {
         if let Place::Holder(holder) = &mut self.place {
             (holder.stage, holder.next_at) = (HolderStage::Releasing { pause, failure }, now);

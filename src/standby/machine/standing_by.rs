@@ -56,8 +56,8 @@ impl LeaseMachine {
         since.plus(theirs.max(self.lease)).plus(self.lease / 40)
     }
 
-    /// Whether an earlier process of this host wrote the value. That process no longer runs, because this one has the lock in the
-    /// state folder.
+    /// Whether an earlier process of this host wrote the value. That process no longer runs, because this process has the
+    /// lock of the standby file.
     fn is_predecessor(&self, value: &LeaseValue) -> bool {
         value.host == self.me.host && value.home == self.me.home && value.process != self.me.process
     }

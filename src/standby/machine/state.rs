@@ -1,4 +1,4 @@
-//! The key in the bucket, this host, and the place of this host: standby or holder.
+//! The types for the key in the bucket, for this host, and for its place: standby or holder.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub struct Member {
     pub host: String,
     /// Random; it identifies this process.
     pub process: String,
-    /// Identifies the state folder, which this process has locked.
+    /// Identifies the standby file in the state folder. This process has the lock of that file.
     pub home: String,
     /// The version of this program.
     pub version: String,
@@ -43,13 +43,13 @@ pub(in crate::standby) enum EntryContent {
     },
     /// An operator deleted the key.
     Deleted,
-    /// A value of this program.
+    /// A lease value that this version can parse.
     Value(LeaseValue),
     /// A content that this version cannot parse. It counts as the lease of another host.
     Unreadable,
 }
 
-/// The next step.
+/// The next step that the driver carries out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(in crate::standby) enum Step {
@@ -77,7 +77,7 @@ pub(in crate::standby) enum WriteResult {
     Unknown,
 }
 
-/// The last revision and the newest database that this host knows. They are kept in the file of the daemon, for the next start.
+/// The last revision and the newest database that this host knows. The standby file keeps them for the next start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KnownData {
     /// The revision of the last value that this host read or wrote.
@@ -145,7 +145,8 @@ pub(super) struct Holder {
 pub(super) enum HolderStage {
     TakingOver,
     Active,
-    /// This host has stopped. It does not take the lease again before the pause is over or another host was active.
+    /// This host has stopped its work. It leaves the lease to others until the pause is over, or until another host becomes
+    /// active.
     Releasing {
         pause: Duration,
         failure: Option<String>,

@@ -82,7 +82,7 @@ struct World {
     /// Writes that arrive after their sender has stopped waiting.
     late: Vec<(u64, u64, LeaseValue)>,
     faults: Faults,
-    /// How long each host was active.
+    /// For how many milliseconds each host was permitted to send.
     active: Vec<u64>,
     trace: Vec<String>,
 }
@@ -176,8 +176,8 @@ impl World {
         }
     }
 
-    /// One host does what it can at this moment. Returns the value of a write that has reached the server, also if the
-    /// server refused the write.
+    /// Lets host `n` run at the present time: it gets announcements and an answer, and sends its next request. Returns the value
+    /// of a write that has reached the server, also if the server refused the write.
     fn turn(&mut self, n: usize) -> Option<LeaseValue> {
         let (now, host) = (self.now, &mut self.hosts[n]);
         if host.paused_until > now {
@@ -280,7 +280,7 @@ impl World {
         self.hosts[n].request = Some(request);
     }
 
-    /// At most one host may send at any time.
+    /// Checks that at most one host may send now, and counts this time for that host.
     fn check(&mut self) {
         let sends: Vec<_> = (0..3).filter(|n| self.hosts[*n].machine.sends_until() > at(self.now)).collect();
         let tail = self.trace.len().saturating_sub(60);
