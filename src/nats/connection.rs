@@ -1,6 +1,6 @@
 //! One connection to a NATS server.
 //!
-//! The library connects again by itself after a connection was lost, and then sends the messages that it had not sent before. But
+//! async-nats connects again by itself after a connection was lost, and then sends the messages that it had not sent before. But
 //! a [`NatsConnection`] that is lost stays lost. The caller drops it, calls [`NatsServers::connect`], and knows that nothing was
 //! sent in between.
 
@@ -26,10 +26,10 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for its answer, if it names no other timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// The size of the library's buffers. The defaults are for thousands of messages at once.
+/// The sizes of the buffers of async-nats. The defaults are for thousands of messages at once.
 const QUEUED_COMMANDS: usize = 256;
 const READ_BUFFER: u16 = 16 * 1024;
-/// The largest message that a server may send, in bytes. The library has no limit.
+/// The largest message that a server may send, in bytes. async-nats has no limit.
 const MAX_MESSAGE: u64 = 16 << 20;
 /// How many messages of one subscription may wait. Further messages are dropped.
 const QUEUED_MESSAGES: usize = 64;
@@ -109,8 +109,8 @@ impl NatsServers {
         let shared = Arc::<Shared>::default();
         let (ended, lost) = watch::channel(false);
         let seen = shared.clone();
-        // The library may try each server once. After the connection is lost, it tries each server once more. These logins fail,
-        // and then the library's task ends.
+        // async-nats tries each server at most once. After the connection is lost, it tries to log in again, at most once for
+        // each server. The callback refuses these logins, and then the task of async-nats ends.
         let options = self.options(shared.clone()).max_reconnects(addresses.len()).event_callback(move |event| {
             seen.note(&event);
             if matches!(event, Event::Disconnected | Event::Closed) {
@@ -133,7 +133,7 @@ impl NatsServers {
             }
             NatsLogin::Token(token) => auth.token = Some(token.expose_secret().to_owned()),
         }
-        // The library calls this for each login.
+        // async-nats calls this function for each login.
         let options = ConnectOptions::with_auth_callback(move |_| {
             let is_reconnect = shared.is_used.load(Ordering::Relaxed);
             std::future::ready(if is_reconnect {
@@ -150,7 +150,7 @@ impl NatsServers {
             .client_capacity(QUEUED_COMMANDS)
             .subscription_capacity(QUEUED_MESSAGES)
             .read_buffer_capacity(READ_BUFFER)
-            // A server announces the other addresses of its cluster. The library would send the login to these addresses without
+            // A server announces the other addresses of its cluster. async-nats would send the login to these addresses without
             // TLS.
             .ignore_discovered_servers();
         match &self.tls {
@@ -159,7 +159,7 @@ impl NatsServers {
         }
     }
 
-    /// The addresses for the library. Without `allow_remote`, the host of an unencrypted server is resolved here, and only its
+    /// The addresses for async-nats. Without `allow_remote`, the host of an unencrypted server is resolved here, and only its
     /// loopback addresses are used.
     async fn addresses(&self) -> Result<Vec<ServerAddr>, NatsError> {
         let (mut addresses, mut problem) = (Vec::new(), None);
@@ -213,7 +213,7 @@ impl NatsLogin {
     }
 }
 
-/// The error of the TLS handshake, if the handshake has failed. The library returns it inside an I/O error.
+/// The error of the TLS handshake, if the handshake has failed. async-nats returns it inside an I/O error.
 fn tls_error(error: &async_nats::ConnectError) -> Option<&rustls::Error> {
     let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
     io.get_ref()?.downcast_ref()
@@ -250,10 +250,10 @@ async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
     }
 }
 
-/// The state that the library's callbacks share with the connection.
+/// The state that the callbacks of async-nats share with the connection.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Whether the connection was opened. After that, the library must not log in again.
+    /// Whether the connection was opened. After that, async-nats must not log in again.
     is_used: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
@@ -277,7 +277,7 @@ pub struct NatsConnection {
 }
 
 impl NatsConnection {
-    /// The client, for requests and for the library's JetStream and key-value store. A clone of it keeps the connection open
+    /// The client, for requests and for the JetStream context of async-nats. A clone of it keeps the connection open
     /// after this value is dropped.
     #[must_use]
     pub fn client(&self) -> &Client {
@@ -287,7 +287,7 @@ impl NatsConnection {
     /// Whether the connection was lost.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        // The sender is dropped when the library's task ends.
+        // The sender is dropped when the task of async-nats ends.
         let has_ended = self.lost.has_changed().is_err();
         has_ended || *self.lost.borrow() || self.client.connection_state() != State::Connected
     }
@@ -310,7 +310,7 @@ impl NatsConnection {
     }
 }
 
-/// Returns when the server sends a message that is too large. The library collects a whole message in memory.
+/// Returns when the server sends a message that is too large. async-nats collects a whole message in memory.
 async fn too_large_message(statistics: Arc<Statistics>) {
     let counts = || (statistics.in_messages.load(Ordering::Relaxed), statistics.in_bytes.load(Ordering::Relaxed));
     let mut complete = counts();

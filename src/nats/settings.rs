@@ -16,7 +16,7 @@ pub struct NatsSettings {
     pub servers: Vec<NatsUrl>,
     /// Whether the host of a `nats://` URL may be another machine. The host of a `tls://` URL may always be another machine.
     pub allow_remote: bool,
-    /// The user's name, with `password`.
+    /// The user's name. It needs `password`.
     pub user: Option<String>,
     /// The user's password.
     pub password: Option<SecretSource>,
@@ -26,11 +26,11 @@ pub struct NatsSettings {
     pub client_certificate: Option<PathBuf>,
     /// The private key of `client_certificate`, as PEM.
     pub client_key: Option<SecretSource>,
-    /// A PEM file with certificates that are trusted besides the system's roots.
+    /// A PEM file with certificates that are trusted in addition to the system's roots.
     pub ca_file: Option<PathBuf>,
 }
 
-/// The wrong key, and the problem.
+/// The configuration key with the wrong value, and the problem.
 type KeyProblem = (String, String);
 
 fn wrong(key: &str, message: impl Into<String>) -> KeyProblem {
@@ -41,7 +41,7 @@ impl NatsSettings {
     /// Checks the servers, and the keys that belong together.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), KeyProblem> {
         if self.servers.is_empty() {
             return Err(wrong("nats", "expected at least one URL, for example [\"tls://n1.example:4222\"]"));
@@ -97,7 +97,7 @@ impl NatsSettings {
     /// Reads the secrets and the certificates. It does not connect.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub async fn load(&self) -> Result<NatsServers, KeyProblem> {
         let login = match (&self.user, &self.password, &self.token) {
             (Some(user), Some(password), _) => {

@@ -9,8 +9,8 @@ use crate::model::printable;
 
 /// The subject has a message already (nats-server, `JSStreamWrongLastSequenceErrF`).
 const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// The stream is full, or its files cannot be written (`JSStreamStoreFailedF`). This error has the code 503, too, but does not
-/// pass by itself.
+/// The stream is full, or its files cannot be written (`JSStreamStoreFailedF`). This error also has the code
+/// [`UNAVAILABLE`], but it does not pass by itself.
 const STORE_FAILED: u64 = 10077;
 /// The code of errors that pass by themselves: no leader, no quorum, no resources.
 const UNAVAILABLE: u64 = 503;

@@ -35,7 +35,7 @@ pub enum JetStreamError {
     /// No stream has this name.
     #[error("the stream does not exist")]
     NoStream,
-    /// The NATS server refuses the request, or its answer cannot be read.
+    /// The NATS server refuses the request, or its answer cannot be parsed.
     #[error("{0}")]
     Refused(String),
     /// There was no answer in time, the connection was lost, or the NATS server is not available now.

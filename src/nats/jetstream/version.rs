@@ -1,10 +1,10 @@
-//! Which servers keep every message that they acknowledge. Pure.
+//! Judges the version of a NATS server: whether this program can use it. Pure.
 
 use crate::model::printable;
 
 /// The first version whose Direct Get API (`allow_direct`) this program can use.
 const OLDEST: ServerVersion = ServerVersion(2, 9, 0);
-/// The first version that is accepted in a cluster. Clusters of older servers lose or duplicate messages by themselves.
+/// The first version that is accepted in a cluster. Clusters of older servers lose or duplicate messages.
 const OLDEST_IN_CLUSTER: ServerVersion = ServerVersion(2, 10, 23);
 /// The first version that is recommended.
 const RECOMMENDED: ServerVersion = ServerVersion(2, 12, 0);
