@@ -269,7 +269,7 @@ pub(super) struct InitArguments {
     pub(super) yes: bool,
 }
 
-/// Converts one of the three words that the parser accepts.
+/// Converts one of the three values of `--tls`.
 fn tls(word: String) -> Tls {
     match word.as_str() {
         "starttls" => Tls::Starttls,

@@ -64,7 +64,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-/// Prints a line. A closed pipe is ignored, because the exit code has the result.
+/// Prints a line. A closed pipe is ignored, because the exit code shows the result.
 fn line(text: &str) -> anyhow::Result<()> {
     ignore_closed_pipe(super::output::line(text))
 }

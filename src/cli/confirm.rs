@@ -1,4 +1,4 @@
-//! `confirm`: looks at an event's chain immediately, or records the decision of an operator.
+//! `confirm`: checks an event at the nodes of its chain immediately, or records the decision of an operator.
 
 use anyhow::Context;
 use serde::Serialize;
@@ -39,7 +39,7 @@ struct StepLine {
     answered: String,
 }
 
-/// Looks at an event immediately, and prints the result.
+/// Checks an event at the nodes of its chain immediately, and prints the result.
 pub(super) async fn look(config: &Config, event_id: &str, explain: bool, json: bool) -> anyhow::Result<()> {
     let event_id = event_id.trim().to_ascii_lowercase();
     let event = StoreReader::open(&config.database())?.event(&event_id)?;

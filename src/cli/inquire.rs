@@ -129,7 +129,8 @@ fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Optio
     Ok(None)
 }
 
-/// Each hold of an event whose session is known, with its reason. The holds are independent.
+/// The reasons why the deliveries of an event with a known session are held. The event's `hold`, Resmic and the chain can each
+/// hold them independently.
 fn reasons_to_hold(event: &EventRow) -> String {
     let is_open =
         |state: &str| ![ConfirmationState::Confirmed, ConfirmationState::Operator].iter().any(|s| s.as_str() == state);

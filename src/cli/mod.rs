@@ -99,12 +99,12 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Man { out } => return packaging::man(out.as_deref()).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
-    // `parse` also runs without a configuration. It then uses the defaults.
     let path = path.or_else(|| std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from));
     if let Command::Init(arguments) = &command {
         return init::run(path.as_deref(), arguments).await.map(|()| ExitCode::SUCCESS);
     }
     let config = match Config::find(path.as_deref()) {
+        // `parse` also runs without a configuration. It then uses the defaults.
         Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
         found => found?,
     };
@@ -169,7 +169,7 @@ enum DatabaseUse {
     /// The command writes the database. With `[standby]`, only the active host may run it.
     Writes,
     Reads,
-    /// The command does not open the database, or checks by itself whether it may.
+    /// The command does not open the database, or checks by itself whether it may open the database.
     Other,
 }
 

@@ -26,7 +26,7 @@ pub(super) fn message(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Whether the error is a closed pipe. `| head` is not a failure.
+/// Whether the cause of the error is a closed pipe, as with `| head`. Such an error is not a failure.
 pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
@@ -40,7 +40,7 @@ pub(super) fn is_closed() -> bool {
     polled && fds.iter().any(|out| out.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
-/// Ignores a closed pipe. A command uses this if its work goes on without a reader and its exit code has the result.
+/// Ignores a closed pipe, for commands that finish their work without a reader. Their exit code shows the result.
 pub(super) fn ignore_closed_pipe(printed: anyhow::Result<()>) -> anyhow::Result<()> {
     match printed {
         Err(error) if !is_closed_pipe(&error) => Err(error),

@@ -41,7 +41,7 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
             ));
             continue;
         };
-        // The daemon authenticates deferred mails again.
+        // The daemon authenticates deferred mails again, so this command skips them.
         if stored.outcome == Outcome::Deferred {
             continue;
         }

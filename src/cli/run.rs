@@ -1,6 +1,6 @@
-//! `run`: runs the daemon until SIGTERM or SIGINT. SIGHUP reads the configuration again and restarts the loops. Meanwhile, the
-//! process keeps its lock on the database, and its lease with `[standby]`. If the new configuration is invalid, the daemon goes
-//! on with the old one.
+//! `run`: runs the daemon until SIGTERM or SIGINT. After SIGHUP, it reads the configuration again and restarts the loops.
+//! Meanwhile, the process keeps its lock on the database and, with `[standby]`, its lease. If the new configuration is invalid,
+//! the daemon goes on with the old one.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use crate::telemetry::{self, PushLatency, RequestCounters};
 
 use super::UsageError;
 
-/// A request by signal.
+/// A request that arrives as a signal.
 enum SignalRequest {
     Shutdown,
     Reload,

@@ -41,8 +41,8 @@ pub(super) fn list(config: &Config, requested: Option<u32>, json: bool) -> anyho
     let left_out = reader.sessions::<anyhow::Error>(limit, |s| {
         let [order, amount, chain, token, status] =
             [&s.order_ref, &s.amount, &s.blockchain, &s.token, &s.status].map(|v| cell(v.as_deref()));
-        // Other programs insert rows, and the schema checks only the length of an id. So control characters are removed, as from
-        // other text.
+        // Other programs insert rows into `sessions`, and the schema checks only the length of an id. So `cell` replaces control
+        // characters in the id, too.
         table.add_row([cell(Some(&s.session_id)), order, amount, chain, token, s.created_at, status])
     })?;
     table.finish()?;

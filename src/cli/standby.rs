@@ -9,9 +9,8 @@ use crate::config::Config;
 use crate::db;
 use crate::standby::{Handover, LeaseHolder, LeaseState, LeaseView, StandbySettings, find_holder, request_release};
 
-/// With `[standby]`, refuses a command that writes the database, unless the daemon of this host is active and its lease has not
-/// ended. The last report of that daemon decides. Without a running daemon, the error names the holder that the NATS server
-/// reports.
+/// With `[standby]`, permits a command that writes the database only if the daemon of this host is active and its lease has not
+/// ended. The last report of that daemon shows this. If no daemon runs, the error names the holder that the NATS server reports.
 pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
     let Some(standby) = &config.standby else { return Ok(()) };
     let (host, report) = app::standby_report(config, standby)?;

@@ -14,7 +14,7 @@ const LONGEST_ANSWER: u64 = 16 * 1024;
 #[error("the input has ended")]
 pub(super) struct InputEnded;
 
-/// Whether there is a person to ask.
+/// Whether standard input is a terminal, so that a person can answer.
 pub(super) fn is_here() -> bool {
     io::stdin().is_terminal()
 }
@@ -42,7 +42,7 @@ fn show(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Reads in another thread, so that a signal is noticed meanwhile.
+/// Reads a line in another thread, so that a signal is noticed meanwhile.
 async fn read_line() -> anyhow::Result<String> {
     let read = || {
         let mut line = String::new();

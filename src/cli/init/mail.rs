@@ -232,7 +232,7 @@ pub(super) fn lacks_tags(draft: &Draft) -> bool {
     Provider::by_host(&draft.server.host).is_some_and(|provider| !provider.has_tags)
 }
 
-/// Checks an identifier at a provider. The identifier becomes part of a URL.
+/// Checks the client id or the tenant, which becomes part of a URL.
 fn is_id(text: &str) -> Result<(), String> {
     let is_right = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     if is_right {

@@ -60,7 +60,7 @@ struct Setup<'a> {
     place: SecretPlace,
 }
 
-/// A secret, and whether its file has to be written.
+/// A secret, and its file if the file must still be written.
 struct Obtained {
     secret: SecretString,
     file: Option<PathBuf>,
@@ -155,7 +155,7 @@ impl<'a> Setup<'a> {
         Ok(Obtained { secret, file: Some(file) })
     }
 
-    /// The handler's address, if there is one.
+    /// The handler's URL, if there is a handler.
     async fn handler(&self) -> anyhow::Result<Option<Url>> {
         if self.arguments.no_forward {
             return Ok(None);
