@@ -1,4 +1,4 @@
-//! Finds the line and the key of an error in a configuration file. The errors never quote a value, because it may be a secret.
+//! Finds the line and the key of an error in a configuration file. The errors do not quote a value that may be a secret.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ impl ConfigFile {
         self.error_at(span.map_or(0, |s| s.start), key.to_owned(), message)
     }
 
-    /// Creates the file from bytes that are not UTF-8. Replacement characters take the place of the invalid bytes.
+    /// Creates a `ConfigFile` from bytes that are not UTF-8. Replacement characters take the place of the invalid bytes.
     pub(super) fn from_bytes(path: &Path, bytes: &[u8]) -> Self {
         ConfigFile { path: path.to_owned(), content: String::from_utf8_lossy(bytes).into_owned() }
     }
@@ -37,7 +37,8 @@ impl ConfigFile {
         self.error_at(at, key, "expected UTF-8; the editor has saved the file in another encoding".into())
     }
 
-    /// Converts the library's error. The result does not quote the line of the file, because the line may contain a secret.
+    /// Converts an error of the `toml` library. The result does not quote the line of the file, because the line may contain a
+    /// secret.
     pub(super) fn explain(&self, error: &toml::de::Error) -> Error {
         let at = error.span().map_or(0, |span| span.start);
         let (table, broken) = DeTable::parse_recoverable(&self.content);
@@ -55,8 +56,8 @@ impl ConfigFile {
         self.error_at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, message)
     }
 
-    /// The key on the line of `offset`, as written. It is used for errors at which the parsed table has no key: a syntax error,
-    /// a duplicate key, or a file that is not UTF-8.
+    /// The key on the line of `offset`, as written. It is used if the parsed table has no key at the place of the error: after a
+    /// syntax error, a duplicate key, or in a file that is not UTF-8.
     fn key_before(&self, offset: usize) -> Option<String> {
         let begin = self.content.get(..offset)?.rfind('\n').map_or(0, |at| at + 1);
         let key = self.content.get(begin..)?.lines().next()?.split_once('=')?.0.trim();
@@ -76,7 +77,7 @@ fn secret_key(key: &str) -> Option<&str> {
     ends.find(|key| SECRETS.contains(&key.rsplit('.').next().unwrap_or_default()))
 }
 
-/// The library's message without the quoted value, because a secret may have been written at a wrong key.
+/// The message of the `toml` library without the quoted value, because a secret may have been written at a wrong key.
 fn without_value(message: &str) -> &str {
     match message.strip_prefix("invalid type: ").and_then(|rest| rest.rfind(", expected ")) {
         Some(at) => message.get("invalid type: ".len() + at + 2..).unwrap_or(message),
@@ -84,8 +85,8 @@ fn without_value(message: &str) -> &str {
     }
 }
 
-/// Parts of the library's messages, each with the plainer text that replaces it. The library has no error codes, so a test checks
-/// that its messages contain these parts.
+/// Parts of the messages of the `toml` library, each with the plainer text that replaces it. The library has no error codes, so a
+/// test checks that its messages contain these parts.
 const PLAIN: [(&str, &str); 6] = [
     ("expected u16", "expected a port, from 1 to 65535, without quotes"),
     ("expected a sequence", "expected a list, in brackets: [\"…\"]"),

@@ -1,7 +1,7 @@
 //! Parses TOML into a valid [`Config`].
 //!
 //! Each room defines and checks its settings. This module reads the file, and checks rules that concern several keys. An error
-//! names the file, the line and the key, and never quotes a value, which may be a secret.
+//! names the file, the line and the key. It does not quote a value that may be a secret.
 
 mod file;
 
@@ -16,7 +16,7 @@ use crate::source::imap;
 use crate::standby::{ConfigurationHashes, StandbySettings};
 use crate::{extract, forward, payments, secret, telemetry, trust};
 
-/// The paths of the configuration if none is given. The first that exists is used.
+/// The paths that are tried if no configuration is named. The first that exists is used.
 const DEFAULT_PATHS: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
 
 /// The folders of a package's configuration and of its unit's state.
@@ -58,7 +58,7 @@ pub struct Config {
     /// `[telemetry]`
     #[serde(default)]
     pub telemetry: telemetry::TelemetrySettings,
-    /// The file, in which errors are located.
+    /// The path and the content of the file. With them, an error names the line of its key.
     #[serde(skip)]
     pub file: ConfigFile,
 }
@@ -67,7 +67,7 @@ pub struct Config {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreTable {
-    /// The database file; by default `mailhook.db`, under systemd in `$STATE_DIRECTORY`.
+    /// The database file, by default `mailhook.db`. [`Config::database`] resolves a relative path.
     path: Option<PathBuf>,
 }
 
@@ -236,7 +236,7 @@ impl Config {
         ConfigurationHashes::new(&self.file.content.parse().unwrap_or_default())
     }
 
-    /// Reads the secret from the source at `key`.
+    /// Loads the secret from `source`, which is the value of `key`.
     ///
     /// # Errors
     /// [`Error::Wrong`], with the place of the key.
@@ -251,7 +251,7 @@ impl Config {
     }
 }
 
-/// Whether a file is the configuration of the packaged unit, whose secrets are credentials.
+/// Whether a file is in the configuration folder of the packaged unit. The secrets of that unit are credentials.
 #[must_use]
 pub fn is_packaged(file: &Path) -> bool {
     is_packaged_from(file, &std::env::current_dir().unwrap_or_default())

@@ -116,7 +116,7 @@ pub struct StatusAnswer {
     pub is_coupon_applied: Option<bool>,
 }
 
-/// The answer of `transaction-details`. A field that is absent, `null` or an empty text is `None`.
+/// The answer of `transaction-details`. An optional field is `None` if it is absent, `null` or an empty text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct TransactionDetails {
     /// The session. The parser has compared it with the session of the request.
@@ -138,7 +138,7 @@ pub struct TransactionDetails {
     pub amount: Option<String>,
 }
 
-/// The error of a body that cannot be used.
+/// Why a body cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AnswerError {
     /// The body is not JSON, has another structure or a wrong type, reports no success, or its `status` is not the HTTP status.

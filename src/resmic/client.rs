@@ -138,7 +138,7 @@ impl ApiError {
         matches!(self, ApiError::Unauthorized(_))
     }
 
-    /// The label in the metrics.
+    /// The value of the label `outcome` in the metrics.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {

@@ -9,7 +9,7 @@ use crate::secret;
 
 /// The URL of the hosted service.
 const HOSTED: &str = "https://api.resmic.com";
-/// The most requests in a minute.
+/// The largest accepted value of `rate`.
 const MOST_REQUESTS: u32 = 600;
 
 /// The `[resmic]` table. Without it, the daemon sends no request to Resmic.

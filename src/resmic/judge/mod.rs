@@ -1,4 +1,4 @@
-//! Decides the meaning of answers. Pure: no clock, no network, no database.
+//! Decides the meaning of Resmic's answers. Pure: no clock, no network, no database.
 //!
 //! An answer is a statement of Resmic, not a proof. It chooses a session only by the transaction hash. It never turns a completed
 //! payment into a failed one. After an unclear answer, the event waits or needs review.
@@ -34,7 +34,7 @@ fn same_transaction(payment: &PaymentDetails, details: &TransactionDetails) -> b
         && chains.is_none_or(|(a, b)| fold_chain(a) == fold_chain(b))
 }
 
-/// A message about the first field in which two statements differ. A field that only one of them has does not differ.
+/// A message about the first field in which two statements differ. A field counts only if both have it.
 fn difference<'a>(
     fields: impl IntoIterator<Item = (&'static str, Option<&'a str>, Option<&'a str>, Same)>,
 ) -> Option<String> {

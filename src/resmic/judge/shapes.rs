@@ -1,4 +1,4 @@
-//! Checks the form of hashes and wallets. An event is made only from values that are valid on their chain.
+//! Checks the form of hashes and wallets. Resmic's answers become an event only if these values have the form of their chain.
 
 use crate::model::fold_chain;
 

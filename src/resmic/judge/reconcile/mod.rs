@@ -9,7 +9,7 @@ use crate::model::{Event, PaymentDetails, Reason, RegisteredSession, Status, sam
 use crate::resmic::answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
-/// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more minutes.
+/// A session expires 30 minutes after its creation, and Resmic tracks a payment for 10 more minutes.
 const LIFETIME: Duration = Duration::from_secs(40 * 60);
 /// The time between the first answer after the expiry and the second question.
 const SECOND_INQUIRY: Duration = Duration::from_secs(3_600);
@@ -64,7 +64,7 @@ pub enum Finding {
     },
     /// The mail is overdue. Ask for the transaction details and judge again.
     NeedsDetails,
-    /// The mail is overdue, and the details have all fields of the webhook. Contains the completed event.
+    /// The mail is overdue, and the answers have all fields of the webhook. Contains the completed event.
     CompletedEvent(Box<Event>),
     /// An operator must decide.
     NeedsReview {
@@ -101,7 +101,7 @@ pub fn reconcile(
     match &status.payment_status {
         PaymentStatus::Completed => match details.transpose() {
             Ok(details) => completed(session, known, inquiries, status, details, now),
-            // The details could not be fetched. The error counts only if the answer cannot be judged without them.
+            // The details could not be fetched. The error counts only if the status cannot be judged without the details.
             Err(error) => match completed(session, known, inquiries, status, None, now) {
                 Finding::NeedsDetails => after_error(session, inquiries, error, now),
                 finding => finding,
@@ -206,7 +206,7 @@ fn payment_details(
     let (registered, amount) = (session.registered.amount.as_deref(), status.amount.as_deref());
     // A mail has the amount before a coupon, so the event must have that amount, too. It is not documented whether Resmic's
     // answers have the amount before or after the coupon. So only the registration proves the amount. If the amount in the status
-    // differs, a person must decide, but the difference is no contradiction.
+    // differs from the registered amount, a person must decide, but the difference is no contradiction.
     let has_coupon = status.is_coupon_applied == Some(true);
     if has_coupon && !registered.zip(amount).is_some_and(|(ours, theirs)| same_amount(ours, theirs)) {
         return Err(unreadable(
