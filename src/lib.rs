@@ -1,6 +1,7 @@
 //! Turns Resmic Pro's payment mails into the gateway's webhook events: IMAP in, SQLite in between, local HTTP out.
 //!
-//! These are the main rooms, from the top. A room imports only from rooms below it; ARCHITECTURE.md has the table of all rooms.
+//! These are the main rooms (top-level modules), from the top. A room imports only from rooms below it; ARCHITECTURE.md has the
+//! table of all rooms.
 //!
 //! - [`cli`] parses arguments and prints. [`app`] builds and supervises everything. [`config`] parses the configuration, and
 //!   [`setup`] writes a first configuration.

@@ -1,4 +1,4 @@
-//! The program. Everything is in the library.
+//! The program. All code is in the library crate.
 
 use std::process::ExitCode;
 

@@ -39,9 +39,9 @@ const CONNECTIONS: usize = 8;
 /// How long a client may take to send the header of its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The sources of the answers.
+/// The sources of the answers to `/metrics` and `/healthz`.
 pub struct MetricsEndpoint {
-    /// The counts and the state.
+    /// The source of the counts and of the state.
     pub source: MetricsSource,
     /// The lease; `None` without `[standby]`.
     pub lease: Option<watch::Receiver<LeaseView>>,
@@ -125,7 +125,7 @@ async fn answer(endpoint: &MetricsEndpoint, request: Request<Incoming>) -> Resul
     })
 }
 
-/// The health, and the reader of the database if this host is active.
+/// The health, and the reader of the database if the daemon has opened the database.
 async fn assess(endpoint: &MetricsEndpoint) -> db::Result<(Option<StoreReader>, Health)> {
     let lease = endpoint.lease.as_ref().map(|lease| lease.borrow().clone());
     match &endpoint.source {
@@ -226,7 +226,7 @@ fn role(registry: &mut Registry, lease: &LeaseView, now: BootInstant) {
     registry.register("lease_seconds_left", "How long the lease of this host lasts unless it is renewed", seconds);
     let takeovers: Counter = Counter::default();
     takeovers.inc_by(lease.takeovers);
-    // The library adds `_total`.
+    // `prometheus_client` adds `_total`.
     registry.register("takeovers", "How often this process became active", takeovers);
 }
 
@@ -294,7 +294,7 @@ fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) ->
     Ok(())
 }
 
-/// Without a stream among the targets, there is no metric of streams.
+/// Registers the metrics of streams, if a target is a stream.
 fn streams(registry: &mut Registry, health: &Health, publishes: &PublishTimes) {
     if health.streams.is_empty() {
         return;
@@ -309,7 +309,7 @@ fn streams(registry: &mut Registry, health: &Health, publishes: &PublishTimes) {
     }
     registry.register("nats_connected", "1 if the daemon can publish to the target's stream", connected);
     registry.register("publish_seconds", "Time from a publish to its acknowledgement", publishes.histogram());
-    // The library adds `_total`.
+    // `prometheus_client` adds `_total`.
     registry.register("there_already", "Deliveries whose message was in the stream already", there_already);
     registry.register("refilled", "Messages that the stream had lost and got again", refilled);
 }
@@ -326,7 +326,7 @@ fn chains(registry: &mut Registry, health: &Health, requests: &RequestCounters) 
     }
     registry.register("confirmations", "Events that were to be confirmed by a chain, by state", confirmations);
     registry.register("chain_final_lag_seconds", "How much older the last final block is than the newest", lags);
-    // The library adds `_total`.
+    // `prometheus_client` adds `_total`.
     registry.register("node_requests", "Calls at the nodes of a chain, by outcome", requests.nodes.counters());
 }
 

@@ -33,7 +33,7 @@ impl TelemetrySettings {
     /// Checks the values.
     ///
     /// # Errors
-    /// The wrong key and an explanation.
+    /// The configuration key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         match self.metrics {
             Some(address) if !is_loopback(address.ip()) => {
@@ -66,7 +66,7 @@ pub enum LogFormat {
     Plain,
     /// One JSON object on each line.
     Json,
-    /// Entries in systemd's journal, with a journal field for each field: `MAILHOOK_EVENT_ID=…`.
+    /// Entries in systemd's journal, with a journal field for each field of the log line: `MAILHOOK_EVENT_ID=…`.
     Journald,
 }
 

@@ -1,4 +1,4 @@
-//! The composition root: builds everything from a configuration, spawns the loops, and ends them in order.
+//! The composition root: builds everything from a configuration, spawns the loops, ends them, and then closes the database.
 
 mod prepare;
 mod standby;
@@ -40,16 +40,16 @@ const QUEUE: usize = 8;
 const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 /// The pauses between attempts to open the database.
 const REOPEN: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(5) };
-/// How long the loops have to end after `shutdown`.
+/// How long the loops may take to end after `shutdown`.
 const DRAIN: Duration = Duration::from_secs(4);
-/// The last mail is reported to the lease when deliveries become due, or after `REPORT_INTERVAL`. After each report there is a
-/// pause of `REPORT_PAUSE`.
+/// The id of the last mail is reported to the agent of the lease when deliveries become due, or after `REPORT_INTERVAL`. After
+/// each report there is a pause of `REPORT_PAUSE`.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the database may take to close after the loops have ended.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// Locks the database against a second daemon. It creates the folder if that is missing.
+/// Locks the database against a second daemon. It creates the folder if the folder is missing.
 ///
 /// # Errors
 /// Another daemon has the lock, or the folder or the lock file cannot be created.
@@ -77,7 +77,7 @@ struct Duty {
     /// For a `[standby]`: the agent of the lease.
     agent: Option<LeaseAgent>,
     heartbeats: Heartbeats,
-    /// How long the loops have to end after `shutdown`.
+    /// How long the loops may take to end after `shutdown`.
     drain: Duration,
 }
 
@@ -191,7 +191,8 @@ fn spawn_loops(
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
 }
 
-/// Reports the last mail to the lease until `shutdown`, so that another host recognises an older copy of the database.
+/// Reports the id of the last mail to the agent of the lease until `shutdown`. With this id, another host recognises an older
+/// copy of the database.
 async fn report_last_mails(store: Store, agent: LeaseAgent, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let mut outbox = store.watch_outbox();
     loop {
@@ -243,7 +244,7 @@ async fn open_once(config: &Config) -> db::Result<Store> {
     Ok(store)
 }
 
-/// The accounts, mailboxes and targets that the configuration names.
+/// The parts of the configuration whose health is reported, such as the accounts and the targets.
 #[must_use]
 pub fn expected(config: &Config) -> Expected {
     let watched = |account: &imap::ImapSettings| {

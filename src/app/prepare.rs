@@ -17,7 +17,7 @@ use crate::telemetry::{NodeRequests, RequestCounters};
 use crate::trust::dns::Resolver;
 use crate::{confirm, db, extract, forward, payments, resmic, tls, trust};
 
-/// How many connections to one mail server may be opening at the same time.
+/// How many watchers may connect to one mail server at the same time.
 const CONNECTS: usize = 16;
 
 /// The rules for the mails of an account.
@@ -31,7 +31,7 @@ pub async fn rules(config: &Config, account: &imap::ImapSettings) -> anyhow::Res
 /// The signed addresses, if they are configured.
 ///
 /// # Errors
-/// The key of the signed addresses cannot be read or is invalid.
+/// The key of the signed addresses cannot be read, or their mailbox is invalid.
 pub async fn addresses(config: &Config) -> anyhow::Result<Option<payments::SignedAddresses>> {
     let Some(address) = &config.sessions.address else { return Ok(None) };
     let key = config.secret("sessions.address.key", &address.key).await?;
@@ -117,8 +117,8 @@ pub async fn prepare(config: Config, before: Option<&Listener>, requests: Reques
     Ok(Prepared { config, accounts, targets, chains, resmic, requests, resolver, metrics })
 }
 
-/// Binds the port for metrics. If another program uses the port, this is not an error of the configuration, so that systemd
-/// starts the daemon again.
+/// Binds the port for metrics. If another program uses the port, the error is no configuration error. After a configuration error
+/// (exit code 2), systemd would not start the daemon again.
 async fn listen(config: &Config, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let wrong = config.wrong("telemetry.metrics", format!("{address}: {error}"));
@@ -157,7 +157,7 @@ impl Prepared {
 
 /// The accounts with their secrets.
 async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
-    // Each server has its own limit, so that a server that does not answer does not block the others.
+    // Each server has its own limit (`CONNECTS`). So a server that does not answer does not block the others.
     let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::TlsClients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Supervises the other loops: pings the database writer, checks that the outbox moves, resets systemd's watchdog only
-//! while every loop makes progress, and reports the health to systemd in one line.
+//! Supervises the other loops. It pings the database writer, and checks that the outbox moves: due deliveries are attempted. It
+//! resets systemd's watchdog only while every loop makes progress, and reports the health to systemd in one line.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The pause between two checks while the database changes.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the writer may leave pings without an answer, in addition to the pause between two pings. SQLite's wait for a lock
-/// and a batch of a thousand mails take less.
+/// and a batch of a thousand mails take less time.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a delivery may be due without an attempt.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -85,7 +85,7 @@ impl Supervisor {
     async fn ping_writer(&self, heartbeat: &Heartbeat) -> db::Result<()> {
         match timeout(ping_timeout(), self.store.ping()).await {
             Ok(Err(db::Error::Stopped)) => Err(db::Error::Stopped),
-            // An error is an answer, too, because a restart would not help against a full disk or the lock of another program.
+            // An error counts as an answer, because a restart would not help against a full disk or the lock of another program.
             Ok(_) => {
                 heartbeat.beat();
                 Ok(())

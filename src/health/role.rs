@@ -1,4 +1,4 @@
-//! The part of a host in a `[standby]`, and what is wrong with its lease.
+//! The role of a host in a `[standby]`, and what is wrong with the lease.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use crate::boot_clock::BootInstant;
 use crate::heartbeat::Heartbeats;
 use crate::standby::{ConfigurationHashes, LeaseState, LeaseView};
 
-/// The part of a host in a `[standby]`.
+/// The role of a host in a `[standby]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Role {
     /// The state of this host.

@@ -47,8 +47,8 @@ pub struct ParsingHealth {
 /// The accounts, and which of them are silent for too long.
 ///
 /// A silence begins at the last notification, or at the first start with this account if that is later. So a new account is
-/// not silent. While the daemon still reads an account's mailboxes, a notification may be waiting in them, so the account is not
-/// silent either.
+/// not silent. An account is also not silent while the daemon still reads its mailboxes, because a notification may be waiting
+/// there.
 pub(super) fn accounts(
     expected: &[WatchedAccount],
     rows: &[AccountRow],
@@ -105,7 +105,8 @@ fn in_words(age: Duration) -> String {
     }
 }
 
-/// Whether most of the newest notifications could not be parsed: the layout of Resmic's mails has probably changed.
+/// Adds a problem if most of the newest notifications could not be parsed. Then Resmic has probably changed the layout of its
+/// mails.
 pub(super) fn parsing(recent: RecentParses, attention: &mut Vec<String>) -> ParsingHealth {
     let RecentParses { checked, unparsed } = recent;
     if unparsed >= FEWEST_UNPARSED && unparsed * 2 > checked {

@@ -95,7 +95,7 @@ pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(http_date(value, now)?.duration_since(now)).unwrap_or_default())
 }
 
-/// An HTTP date in each of its three forms (RFC 9110, 5.6.7). All of them are in UTC.
+/// Parses an HTTP date in any of its three forms (RFC 9110, 5.6.7). All of them are in UTC.
 fn http_date(text: &str, now: Timestamp) -> Option<Timestamp> {
     // Sun, 06 Nov 1994 08:49:37 GMT
     if let Ok(at) = rfc2822::DateTimeParser::new().parse_timestamp(text) {
@@ -111,7 +111,8 @@ fn http_date(text: &str, now: Timestamp) -> Option<Timestamp> {
     Offset::UTC.to_timestamp(at).ok()
 }
 
-/// A year of two digits is at most 50 years in the future; otherwise it is in the past (RFC 9110, 5.6.7).
+/// Chooses the century of a year with two digits: the latest one in which the time is at most 50 years in the future (RFC 9110,
+/// 5.6.7).
 fn in_nearest_century(at: DateTime, now: Timestamp) -> Option<DateTime> {
     let now = Offset::UTC.to_datetime(now);
     let latest = now.checked_add(50.years()).ok()?;

@@ -1,5 +1,5 @@
-//! This daemon's part in a `[standby]`: it waits for the lease, takes over, runs the loops while it has the lease, and releases
-//! the lease.
+//! The role of this daemon in a `[standby]`: it waits for the lease, takes over, runs the loops while it has the lease, and
+//! releases the lease.
 
 mod chores;
 mod takeover;
@@ -45,7 +45,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long this host leaves the lease to others after `standby release`.
 const HOLD_OFF: Duration = Duration::from_secs(60);
 
-/// This daemon's part in a `[standby]`, for the life of the process.
+/// The role of this daemon in a `[standby]`, for the life of the process.
 pub struct Standby {
     agent: LeaseAgent,
     /// The progress of the agent and of the loops.
