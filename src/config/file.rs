@@ -9,8 +9,18 @@ use toml::de::{DeTable, DeValue};
 use super::Error;
 
 /// The keys whose value is the source of a secret.
-const SECRETS: [&str; 8] =
-    ["password", "secret", "key", "client_secret", "refresh_token", "nodes", "api_key", "user_id"];
+const SECRETS: [&str; 10] = [
+    "password",
+    "secret",
+    "key",
+    "client_secret",
+    "refresh_token",
+    "nodes",
+    "api_key",
+    "user_id",
+    "token",
+    "client_key",
+];
 
 /// The file of a configuration: its path and its content.
 #[derive(Debug, Clone, Default)]

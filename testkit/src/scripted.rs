@@ -122,6 +122,8 @@ pub struct ServerState {
     pub bodies: Option<usize>,
     /// How many bytes RFC822.SIZE is above the real size.
     pub oversize: usize,
+    /// Whether the server refuses a UID FETCH that matches no mail.
+    pub refuses_empty_fetch: bool,
     hidden: BTreeSet<u32>,
     script: ServerScript,
     seen: Vec<(String, usize)>,
@@ -202,6 +204,7 @@ impl Scripted {
             fetch_faults: BTreeMap::new(),
             bodies: None,
             oversize: 0,
+            refuses_empty_fetch: false,
             hidden: BTreeSet::new(),
             script: Box::new(|_| vec![Step::Usual]),
             seen: Vec::new(),

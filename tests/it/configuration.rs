@@ -242,6 +242,59 @@ fn errors_do_not_quote_values_of_secrets() {
     }
 }
 
+/// The tables that contain secrets, each with the keys of its secrets.
+const SECRETS: [(&str, &[&str]); 7] = [
+    ("[[account]]", &["password"]),
+    ("[account.oauth2]", &["client_secret", "refresh_token"]),
+    ("[sessions.address]", &["key"]),
+    ("[[forward]]", &["secret", "password", "token", "client_key"]),
+    ("[[chain]]", &["nodes"]),
+    ("[resmic]", &["api_key", "user_id"]),
+    ("[standby]", &["password", "token", "client_key"]),
+];
+
+#[test]
+fn no_syntax_makes_an_error_quote_a_secret() {
+    for (table, keys) in SECRETS {
+        let account = if table == "[account.oauth2]" { "[[account]]\n" } else { "" };
+        for key in keys {
+            for line in [
+                format!("{key} = \"hunter2\""),
+                format!("{key} = hunter2"),
+                format!("{key} = [\"hunter2\"]"),
+                format!("{key} = {{ hunter2 }}"),
+                format!("{key} = {{ hunter2 = 1 }}"),
+                format!("{key}.hunter2 = 1\n{key}.hunter2 = 1"),
+            ] {
+                let error = parse_config(&format!("{account}{table}\n{line}\n")).unwrap_err();
+                assert!(error.contains("config.toml:") && !error.contains("hunter2"), "{table} {line}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_table_of_secrets_is_complete() {
+    let field =
+        Regex::new(r"(?m)^    (?:pub )?(\w+): (?:Option<|Vec<)?(?:secret::)?(?:SecretSource|NodeSource)\b").unwrap();
+    let mut found = 0;
+    for file in sources(&root("src")) {
+        for name in field.captures_iter(&fs::read_to_string(&file).unwrap()).map(|c| c[1].to_owned()) {
+            assert!(SECRETS.iter().any(|(_, keys)| keys.contains(&name.as_str())), "{name} in {}", file.display());
+            found += 1;
+        }
+    }
+    assert!(found >= 12, "{found}");
+}
+
+/// The Rust files in a folder and the folders in it.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let files = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    files.chain(folders.iter().flat_map(|folder| sources(folder))).collect()
+}
+
 /// The TOML blocks of a page, each with the line before it.
 fn snippets(page: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(root(page)).unwrap();

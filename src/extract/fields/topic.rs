@@ -25,11 +25,11 @@ static PAYMENT: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(pay?ment?s?|paymets?|transactions?|deposit|transfer|paid)\b").ok());
 /// Words that rule out a plain payment, whatever the other words are.
 static NOT_PLAIN: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"(?i)\b(not|never|cannot|can't|couldn't|hasn't|isn't|wasn't|didn't|unpaid|underpaid|overpaid|incomplete|unsuccessful|refund(s|ed)?|revers(ed|al)|charge-?back|dispute[sd]?|partial(ly)?|duplicate)\b").ok()
+    Regex::new(r"(?i)\b(not|never|cannot|(ca|wo|is|are|was|were|has|have|had|do|does|did|could|would|should)n['’‘ʼ`´]?t|unpaid|underpaid|overpaid|incomplete|unsuccessful|refund(s|ed)?|revers(ed|al)|charge-?back|dispute[sd]?|partial(ly)?|duplicate)\b").ok()
 });
-/// Words of payments that have not happened: future, conditions, questions, examples.
+/// Words of payments that have not happened: future, conditions, requests, questions, examples.
 static NOT_HAPPENED: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"(?i)\b(without|will|could|would|if|when|how|why|what|test|example|sample|demo|preview)\b|\bno (pay?ment?|transaction)").ok()
+    Regex::new(r"(?i)\b(without|will|could|would|(must|may|might|should|shall|can|to) be|complete (your|the|this)|almost|nearly|unless|until|once|if|when|how|why|what|test|example|sample|demo|preview)\b|\bno (pay?ment?|transaction)").ok()
 });
 static DONE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(received|completed?|successful(ly)?|succeeded|confirmed|paid)\b").ok());
@@ -146,7 +146,7 @@ const OTHER_MAILS: [(&str, &[&str]); 5] = [
 /// The kind of a mail that is not a notification, by its subject or headings. If they name no kind, a mail with the word
 /// `unsubscribe` in any line is a newsletter.
 pub(crate) fn other_mail_kind(texts: &[String], views: &[View]) -> Option<&'static str> {
-    let lowercase: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
+    let lowercase: Vec<String> = texts.iter().map(|t| t.to_lowercase().replace('’', "'")).collect();
     let found_kind =
         OTHER_MAILS.iter().find(|(_, words)| words.iter().any(|w| lowercase.iter().any(|t| t.contains(w))));
     if let Some((kind, _)) = found_kind {
@@ -200,6 +200,18 @@ mod tests {
             ("✅ Payment received", Some(States(Status::Completed))),
             ("❌ Payment received", Some(Unclear)),
             ("Your login code", None),
+            ("Payment wasn't received", Some(Contradicts)),
+            ("Payment wasn’t received", Some(Contradicts)),
+            ("Your payment couldn’t be completed", Some(Contradicts)),
+            ("Payment won't be completed", Some(Contradicts)),
+            ("Payments aren´t received", Some(Contradicts)),
+            ("Payment hasnt been received", Some(Contradicts)),
+            ("We want payments: one was received", Some(States(Status::Completed))),
+            ("Payment must be completed today", Some(Unclear)),
+            ("Payment to be received", Some(Unclear)),
+            ("Complete your payment", Some(Unclear)),
+            ("Payment almost complete", Some(Unclear)),
+            ("Payment is held until it is confirmed", Some(Unclear)),
         ];
         for (text, expected) in cases {
             assert_eq!(title_meaning(text), expected, "{text}");

@@ -36,6 +36,7 @@ mod sync_queue;
 mod throttling;
 mod timing;
 mod transport;
+mod uid_search;
 mod utf7;
 mod watcher;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::connection::{PendingCommand, ResponseTimeout, ServerResponse};
 use super::error::{Error, Result};
-use super::fetch::FetchKind;
+use super::fetch::{FetchKind, FetchedMail};
 use super::selected::{SelectedMailbox, uid_set};
 use super::timing::Timing;
 use crate::model::Availability;
@@ -67,12 +67,18 @@ impl SelectedMailbox {
         self.reader.status.unparsed_fetches = 0;
         let pending = self.send_refetch(uids, FetchKind::Listing).await?;
         let timeout = self.reader.streaming();
-        self.finish(&pending, timeout, |mail| {
+        let on_mail = |mail: FetchedMail| {
             listed.insert(mail.uid);
-        })
-        .await?;
-        self.reader.check_listing()?;
-        Ok(listed)
+        };
+        match self.finish(&pending, timeout, on_mail).await {
+            // Some servers refuse the FETCH if all these mails are gone.
+            Err(Error::Refused { .. }) if self.highest_uid(&uid_set(uids)).await? == Some(0) => Ok(BTreeSet::new()),
+            answered => {
+                answered?;
+                self.reader.check_listing()?;
+                Ok(listed)
+            }
+        }
     }
 
     async fn send_refetch(&mut self, uids: &[u32], kind: FetchKind) -> Result<PendingCommand> {

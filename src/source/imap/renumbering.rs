@@ -1,13 +1,15 @@
 //! Whether the UIDs of a mailbox still mean the same mails as before.
 
+use async_imap::imap_proto::Response;
 use jiff::{SignedDuration, Timestamp};
 
 use super::account::ResumePoint;
 use super::connection::{Connection, ResponseTimeout};
-use super::error::Result;
+use super::error::{Error, Result};
 use super::fetch::FetchedMail;
 use super::mailbox::{FINGERPRINT_UIDS, MailboxStatus};
 use super::timing::Timing;
+use super::uid_search::highest_uid;
 use crate::model::SyncPosition;
 
 /// How far the clock of a server may be ahead.
@@ -41,18 +43,23 @@ pub(super) async fn uids_are_unchanged(
         return Ok(true);
     }
     let first = last_uid.saturating_sub(FINGERPRINT_UIDS - 1).max(1);
-    let pending = connection.send("UID FETCH", &format!("UID FETCH {first}:{last_uid} (UID INTERNALDATE)")).await?;
+    let set = format!("{first}:{last_uid}");
+    let pending = connection.send("UID FETCH", &format!("UID FETCH {set} (UID INTERNALDATE)")).await?;
     let mut is_changed = false;
     let timeout = ResponseTimeout::streaming(timing.mail, timing.answer);
-    connection
-        .finish(&pending, timeout, |response| match FetchedMail::from_response(response) {
-            Some(mail) => {
-                is_changed |= mail.uid <= last_uid && is_another_mail(&mail, known, now);
-                status.record_date(&mail, now);
-            }
-            None => status.record(response),
-        })
-        .await?;
+    let on_response = |response: &Response<'_>| match FetchedMail::from_response(response) {
+        Some(mail) => {
+            is_changed |= mail.uid <= last_uid && is_another_mail(&mail, known, now);
+            status.record_date(&mail, now);
+        }
+        None => status.record(response),
+    };
+    match connection.finish(&pending, timeout, on_response).await {
+        // Some servers refuse the FETCH if all these mails are gone. Then no UID means another mail.
+        Err(Error::Refused { .. })
+            if highest_uid(connection, &set, timing.answer, |response| status.record(response)).await? == Some(0) => {}
+        answered => answered?,
+    }
     Ok(!is_changed)
 }
 

@@ -1,11 +1,10 @@
 //! An open mailbox on a connection.
 
-use async_imap::imap_proto::{MailboxDatum, Response};
-
 use super::connection::{Connection, PendingCommand, ResponseTimeout, ServerResponse, quoted};
 use super::error::{Error, Result};
 use super::fetch::FetchedMail;
 use super::reader::MailboxReader;
+use super::uid_search::highest_uid;
 
 /// An open mailbox, which is ready for a command outside IDLE. During IDLE it is borrowed by [`Idling`](super::idle::Idling),
 /// which ends the IDLE before it sends a command.
@@ -64,23 +63,15 @@ impl SelectedMailbox {
         if status.exists == 0 || !(is_announced || is_below_uid_next) {
             return Ok(true);
         }
-        // UIDNEXT does not fall when a mail is removed, so a high UIDNEXT does not prove that there is a mail above the cursor.
-        // All servers answer a SEARCH without hits with OK.
-        let mut highest = None;
-        let command = format!("UID SEARCH UID {}:*", cursor.saturating_add(1));
-        let pending = self.connection.send("UID SEARCH", &command).await?;
-        let status = &mut self.reader.status;
-        let on_response = |response: &Response<'_>| match response {
-            Response::MailboxData(MailboxDatum::Search(uids)) => {
-                highest = uids.iter().copied().chain(highest).max().or(Some(0));
-            }
-            other => status.record(other),
-        };
-        let timeout = ResponseTimeout::within(self.reader.facts.account.timing.answer);
-        match self.connection.finish(&pending, timeout, on_response).await {
-            Err(Error::Refused { .. }) => Ok(false),
-            answered => answered.map(|()| highest.is_some_and(|highest| highest <= cursor)),
-        }
+        // UIDNEXT does not fall when a mail is removed, so a high UIDNEXT proves nothing.
+        let set = format!("{}:*", cursor.saturating_add(1));
+        Ok(self.highest_uid(&set).await?.is_some_and(|highest| highest <= cursor))
+    }
+
+    /// The highest UID of the mails in a set; see [`highest_uid`].
+    pub(super) async fn highest_uid(&mut self, set: &str) -> Result<Option<u32>> {
+        let (status, answer) = (&mut self.reader.status, self.reader.facts.account.timing.answer);
+        highest_uid(&mut self.connection, set, answer, |response| status.record(response)).await
     }
 
     /// Sends a STATUS for the UIDVALIDITY, if the server answers STATUS for the selected mailbox. Courier does not report that an

@@ -299,6 +299,7 @@ impl Connection {
         let (_, rest) = line.split_once("FETCH ").unwrap();
         let (set, items) = rest.split_once(' ').unwrap();
         let uids = self.uids_in_set(set);
+        self.refused = uids.is_empty() && self.server.state().refuses_empty_fetch;
         self.send_mails(&uids, items).await
     }
 

@@ -313,6 +313,30 @@ async fn refusing_an_empty_fetch_means_an_empty_answer() {
 }
 
 #[tokio::test]
+async fn refused_fetch_of_gone_mails_is_survived() {
+    let server = Scripted::start().await;
+    server.deliver("old");
+    server.change(|state| state.refuses_empty_fetch = true);
+    let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"all\""));
+    watching.mail("old").await;
+    watching.idle().await;
+    // The merchant moves all mails to another mailbox, and the server closes the connection.
+    server.change(|state| state.mails.clear());
+    once(&server, "news", server.count("news") + 1, &[Step::Close]);
+    server.deliver("unseen");
+    server.change(|state| state.mails.clear());
+    watching.while_server("another connection", |state| state.connections() > 1).await;
+    watching.states.clear();
+    watching.idle().await;
+    assert!(server.asked("UID SEARCH UID 1:1") > 0, "{:?}", server.lines());
+    server.deliver("new");
+    watching.mail("new").await;
+    assert!(watching.states.iter().all(|(state, _)| *state != MailboxState::Failed), "{:?}", watching.states);
+    assert_eq!(server.connections(), 2);
+    watching.end().await;
+}
+
+#[tokio::test]
 async fn refusing_a_fetch_of_mails_is_an_error() {
     let server = Scripted::start().await;
     server.deliver("there");

@@ -130,6 +130,21 @@ async fn a_removed_undelivered_mail_is_not_requested() {
 }
 
 #[tokio::test]
+async fn refused_fetch_of_a_gone_mail_closes_its_row() {
+    let server = server_with(2, 1, FetchFault::Nil).await;
+    server.change(|state| state.refuses_empty_fetch = true);
+    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
+    watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
+    watching.idle().await;
+    let connections = server.connections();
+    server.change(|state| state.mails.retain(|(uid, _)| *uid != 1));
+    watching.until("its end", |w| w.availability.last() == Some(&(1, Availability::Gone))).await;
+    watching.idle().await;
+    assert_eq!(server.connections(), connections);
+    watching.end().await;
+}
+
+#[tokio::test]
 async fn foreign_mails_with_late_headers_are_not_read() {
     let server = Scripted::start().await;
     server.change(|state| {
