@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Destination, Url};
+use super::{Destination, MAX_RETRY_AFTER, Url};
 
 /// Time limit of [`post_form`].
 pub const FORM_TIMEOUT: Duration = Duration::from_secs(20);
@@ -20,7 +20,7 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 pub struct FormAnswer {
     /// The status of the answer.
     pub status: StatusCode,
-    /// The pause that the server asked for.
+    /// The pause that the server asked for, at most [`MAX_RETRY_AFTER`].
     pub retry_after: Option<Duration>,
     /// The target of a redirect. It is not followed.
     pub location: Option<String>,
@@ -58,7 +58,8 @@ fn request(url: &Url, fields: &[(&str, &str)]) -> hyper::http::Result<Request<Fu
 async fn read_answer(response: Response<Incoming>) -> Result<FormAnswer, String> {
     let status = response.status();
     let retry_after = super::header_text(&response, header::RETRY_AFTER)
-        .and_then(|value| super::retry_after(&value, Timestamp::now()));
+        .and_then(|value| super::retry_after(&value, Timestamp::now()))
+        .map(|pause| pause.min(MAX_RETRY_AFTER));
     let location = super::header_text(&response, header::LOCATION);
     let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
     let body = body.map_err(|e| format!("{status}: its answer is not complete, or too long: {e}"))?.to_bytes();

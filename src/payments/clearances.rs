@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::confirmations;
-use super::searches::next_ask;
+use super::searches::{next_ask, too_far_ahead};
 use super::stored_events::event_from_row;
 use crate::chain::ConfirmationState;
 use crate::db::{Result, StoreSettings, current_time, holds, parse_time, word};
@@ -67,9 +67,19 @@ pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Resu
              WHERE event_id = ?1 AND state <> 'operator'
                AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = ?1 AND d.state <> 'delivered')
                AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1
-                           AND (e.session_id IS NOT ?2 OR e.amount IS NOT ?3 OR e.blockchain IS NOT ?4 OR e.token IS NOT ?5))",
+                           AND (e.session_id IS NOT ?2 OR e.amount IS NOT ?3 OR e.blockchain IS NOT ?4 OR e.token IS NOT ?5
+                                OR e.currency IS NOT ?8))",
         )?
-        .execute(params![id, payment.session_id, payment.amount, payment.blockchain, payment.token, next, now])?;
+        .execute(params![
+            id,
+            payment.session_id,
+            payment.amount,
+            payment.blockchain,
+            payment.token,
+            next,
+            now,
+            payment.currency
+        ])?;
     if restarted > 0 { holds::hold_for_resmic(tx, id) } else { Ok(()) }
 }
 
@@ -92,15 +102,17 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
 
 /// The newest event that is due. SQLite reads the index over `waits_since` from its newest entry, and skips events that are not
 /// due. Few events are skipped: those about which the daemon asked recently. The unary `+` keeps SQLite from using the index over
-/// `next_ask_at`. With that index, SQLite would sort all due events, which may be many.
+/// `next_ask_at`. With that index, SQLite would sort all due events, which may be many. An event is also due if its time is
+/// after `?2`: see [`too_far_ahead`].
 pub(super) const DUE: &str =
     "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id
-    WHERE c.next_ask_at IS NOT NULL AND +c.next_ask_at <= ?1 ORDER BY c.waits_since DESC, c.rowid DESC LIMIT 1";
+    WHERE c.next_ask_at IS NOT NULL AND (+c.next_ask_at <= ?1 OR +c.next_ask_at > ?2)
+    ORDER BY c.waits_since DESC, c.rowid DESC LIMIT 1";
 
 /// The newest event that is due. An event whose session id is not a UUID becomes doubtful.
 pub(super) fn due(tx: &Connection, now: Timestamp) -> Result<Option<DueClearance>> {
     loop {
-        let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now)], |row| {
+        let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now), iso(too_far_ahead(now))], |row| {
             Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, Option<String>>(2)?))
         });
         let Some((event_id, asks, session)) = newest.optional()? else { return Ok(None) };

@@ -155,10 +155,13 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
                AND e.status = 'completed' AND ({condition})"
         )
     };
-    let sql = select(
+    let tracing: Vec<String> =
+        settings.chains.iter().filter(|chain| chain.trace).map(|chain| sql_id(chain.id).to_string()).collect();
+    let sql = select(&format!(
         "c.event_id IS NULL OR c.state = 'waiting' OR c.state = 'unproven' AND (c.reason LIKE 'no-node:%' OR c.reason LIKE 'no-token:%'
-         OR c.reason LIKE 'no-hash:%')",
-    );
+         OR c.reason LIKE 'no-hash:%' OR c.reason LIKE 'no-trace:%' AND c.chain_id IN ({}))",
+        tracing.join(", ")
+    ));
     let mut statement = tx.prepare(&sql)?;
     let rows = statement.query_map([], |row| {
         Ok((row.get::<_, String>("event_id")?, event_from_row(row)?, row.get::<_, Option<String>>("confirmation")?))
@@ -168,7 +171,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
         let is_askable = obstacle(settings, &event, Timestamp::now()).is_none();
         match state.as_deref() {
             None => drop(begin(tx, settings, &id, &event)?),
-            // The chain or the token was added or removed.
+            // The chain or the token was added or removed, or the nodes can trace now.
             Some(state) if (state == ConfirmationState::Waiting.as_str()) != is_askable => {
                 restart(tx, settings, &id, &event)?;
             }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::clearances::{self, DueClearance, RecordedClearance};
 use super::conflicts::EventSource;
-use super::searches::{self, DueSearch};
+use super::searches::{self, DueSearch, too_far_ahead};
 use super::sessions::registered_session;
 use super::stored_events::event_from_row;
 use super::{events, reconcile::Reconciled};
@@ -223,6 +223,16 @@ pub(super) fn settle(tx: &Connection, session_id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes the questions due whose time was written while the clock was ahead: no pause and no expiry explains this time.
+fn correct_times_ahead(tx: &Connection, now: Timestamp) -> Result<()> {
+    tx.prepare_cached(&format!(
+        "UPDATE session_inquiries SET next_ask_at = ?1 WHERE next_ask_at > ?2
+           AND next_ask_at > (SELECT {FIRST_ASK} FROM sessions s WHERE s.session_id = session_inquiries.session_id)"
+    ))?
+    .execute(params![iso(now), iso(too_far_ahead(now))])?;
+    Ok(())
+}
+
 /// The session that has been due for the longest time. The daemon does not ask about a session that has a completed or failed
 /// event, or that was deleted.
 fn due_session(tx: &Connection, now: Timestamp) -> Result<Option<SessionId>> {
@@ -230,6 +240,7 @@ fn due_session(tx: &Connection, now: Timestamp) -> Result<Option<SessionId>> {
         "SELECT s.session_id, {SETTLED} OR NOT EXISTS (SELECT 1 FROM sessions r WHERE r.session_id = s.session_id)
          FROM session_inquiries s WHERE s.next_ask_at <= ?1 ORDER BY s.next_ask_at LIMIT 1"
     );
+    correct_times_ahead(tx, now)?;
     loop {
         let found = tx
             .prepare_cached(&sql)?

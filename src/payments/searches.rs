@@ -13,6 +13,7 @@ use super::candidates;
 use super::reconcile::{self, Reconciled};
 use super::stored_events::event_from_row;
 use crate::db::{Result, StoreSettings, current_time, parse_time};
+use crate::http::MAX_RETRY_AFTER;
 use crate::model::{Event, iso};
 use crate::resmic::{ApiError, SessionChoice, SessionId, TransactionDetails, choose_session};
 
@@ -71,10 +72,16 @@ pub(super) fn has_transaction(tx: &Connection, session_id: &str) -> Result<bool>
 
 /// The newest search that is due. SQLite reads the index over `since` from its newest entry, and skips searches that are not due.
 /// Few searches are skipped: those that failed recently. The unary `+` keeps SQLite from using the index over `next_ask_at`. With
-/// that index, SQLite would sort all due searches, which may be many.
+/// that index, SQLite would sort all due searches, which may be many. A search is also due if its time is after `?2`: see
+/// [`too_far_ahead`].
 pub(super) const DUE: &str =
-    "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND +next_ask_at <= ?1
+    "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND (+next_ask_at <= ?1 OR +next_ask_at > ?2)
     ORDER BY since DESC, rowid DESC LIMIT 1";
+
+/// A time that no pause reaches. A later time was written while the clock was ahead.
+pub(super) fn too_far_ahead(now: Timestamp) -> Timestamp {
+    now.checked_add(MAX_RETRY_AFTER * 2).unwrap_or(Timestamp::MAX)
+}
 
 /// The next question of the newest search that is due. If a due search has no further question, this function ends the search.
 /// The second value is the effect of these ended searches.
@@ -85,7 +92,7 @@ pub(super) fn due(
 ) -> Result<(Option<DueSearch>, Reconciled)> {
     let mut decided = Reconciled::default();
     loop {
-        let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now)], |row| row.get(0));
+        let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now), iso(too_far_ahead(now))], |row| row.get(0));
         let Some(event_id): Option<String> = newest.optional()? else { return Ok((None, decided)) };
         match next_question(tx, settings, &event_id)? {
             Some(session) => return Ok((Some(DueSearch { event_id, session }), decided)),
@@ -207,6 +214,21 @@ pub(super) fn next_ask(since: Timestamp, retry_after: Option<Duration>, now: Tim
     const SHORTEST: Duration = Duration::from_secs(5);
     const LONGEST: Duration = Duration::from_secs(3_600);
     let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-    let pause = (waited / 4).clamp(SHORTEST, LONGEST).max(retry_after.unwrap_or_default());
+    let pause = (waited / 4).clamp(SHORTEST, LONGEST).max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER));
     now.checked_add(pause).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_has_a_limit() {
+        let now: Timestamp = "2025-03-05T03:36:00Z".parse().unwrap();
+        let pause = |retry_after| next_ask(now, retry_after, now).duration_since(now).as_secs();
+        assert_eq!(pause(None), 5);
+        assert_eq!(pause(Some(Duration::from_secs(90))), 90);
+        assert_eq!(pause(Some(Duration::from_secs(9_999_999_999))), 86_400);
+        assert!(too_far_ahead(now) > next_ask(now, Some(Duration::MAX), now));
+    }
 }

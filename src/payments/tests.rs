@@ -264,6 +264,36 @@ async fn a_late_registration_resumes_the_search() {
     }
 }
 
+#[tokio::test]
+async fn questions_from_a_clock_ahead_are_due() {
+    const AHEAD: &str = "2999-01-01T00:00:00.000Z";
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_with(&folder, Some(ResmicRules { require: true, ..ResmicRules::default() }));
+    let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+    let due = async || store.due_inquiry().await.unwrap().0;
+    for (expires_at, is_due) in [(AHEAD, false), ("2025-03-05T03:36:00Z", true)] {
+        let expires_at = Some(expires_at.parse().unwrap());
+        let session = SessionRegistration { session_id: SESSION.into(), expires_at, ..Default::default() };
+        store.session_add(session).await.unwrap();
+        connection.execute("UPDATE session_inquiries SET next_ask_at = ?1", [AHEAD]).unwrap();
+        let due = due().await;
+        assert_eq!(matches!(due, Some(DueInquiry::Session(_))), is_due, "{expires_at:?}: {due:?}");
+    }
+    let session_id = SESSION.replace('5', "6");
+    store.session_add(SessionRegistration { session_id, ..Default::default() }).await.unwrap();
+    let mut search = paid(None);
+    search.header_time = Some(jiff::Timestamp::now());
+    search.payment.transaction_hash = Some(format!("0x{}", "7".repeat(64)));
+    store.record(vec![entry(1, search)], cursor(1)).await.unwrap();
+    connection.execute("UPDATE session_searches SET next_ask_at = ?1", [AHEAD]).unwrap();
+    let found = due().await;
+    assert!(matches!(found, Some(DueInquiry::Search(_))), "{found:?}");
+    store.record(vec![entry(2, paid(Some(SESSION)))], cursor(2)).await.unwrap();
+    connection.execute("UPDATE clearances SET next_ask_at = ?1 WHERE next_ask_at IS NOT NULL", [AHEAD]).unwrap();
+    let found = due().await;
+    assert!(matches!(found, Some(DueInquiry::Clearance(_))), "{found:?}");
+}
+
 #[test]
 fn due_questions_are_not_sorted() {
     let folder = tempfile::tempdir().unwrap();
