@@ -71,7 +71,7 @@ fn lock_file(database: &Path) -> PathBuf {
 }
 
 /// Follows symbolic links, as SQLite does for its `-wal` file.
-fn behind_links(path: &Path) -> PathBuf {
+pub(super) fn behind_links(path: &Path) -> PathBuf {
     let folder = |path: &Path| path.parent().filter(|f| !f.as_os_str().is_empty()).map_or(".".into(), Path::to_owned);
     let mut path = path.to_owned();
     // The kernel also follows at most 40 links. The last link may lead to a file that does not exist yet.

@@ -7,6 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::lock::behind_links;
 use super::{Error, Result};
 
 /// `PRAGMA application_id`: "RmMh". file(1) and this program recognise the database by it.
@@ -101,9 +102,10 @@ fn immutable_uri(path: &Path) -> Option<String> {
     Some(format!("file:{}?immutable=1", utf8_percent_encode(path.to_str()?, PATH)))
 }
 
-/// The `-wal` file: it has the newest commits while a program has the database open.
+/// The `-wal` file: it has the newest commits while a program has the database open. SQLite puts it next to the real file, also
+/// if `path` is a symbolic link.
 fn wal_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+    let mut name = behind_links(path).into_os_string();
     name.push("-wal");
     name.into()
 }
@@ -196,6 +198,16 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_wal_is_next_to_the_real_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("sub/m.db"), folder.path().join("link.db"));
+        let connection = open(&path).unwrap();
+        connection.pragma_update(None, "user_version", NEWEST_SCHEMA).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(wal_path(&path).exists() && wal_path(&link).exists());
+    }
 
     #[test]
     fn a_new_file_opens_again() {
