@@ -131,7 +131,11 @@ async fn put_again(
     let sequence = match connection.put(target, &delivered.event).await {
         PublishAnswer::Stored(sequence) => sequence,
         // The daemon has published the event meanwhile.
-        PublishAnswer::SubjectTaken => return Ok(FindingKind::Refilled(delivered.receipt.clone())),
+        PublishAnswer::SubjectTaken => match connection.stored(&delivered.event).await {
+            Ok(Some(found)) => found.sequence,
+            Ok(None) => return Err(connection.about("the event is refused as a repetition, and is not in the stream")),
+            Err(error) => return Err(connection.about(&error.to_string())),
+        },
         PublishAnswer::Refused { reason, .. }
         | PublishAnswer::Unproven(reason)
         | PublishAnswer::NoAnswer(reason)
