@@ -110,7 +110,9 @@ pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<NodeBlocks, Fault>
         Finality::Safe => node.tagged_block("safe").await,
         Finality::Depth(blocks) => {
             let number = head.number.saturating_add(1).saturating_sub(blocks);
-            node.block_at(number).await.map(|block| block.unwrap_or(head))
+            let block = node.block_at(number).await.map_err(|error| fault(&error))?;
+            let message = || format!("{} has block {}, but not its block {number}", node.host(), head.number);
+            Ok(block.ok_or_else(|| Fault { message: message(), needs_person: false })?)
         }
     };
     Ok(NodeBlocks { head, last: last.map_err(|error| fault(&error))? })
