@@ -36,7 +36,7 @@ pub async fn addresses(config: &Config) -> anyhow::Result<Option<payments::Signe
     let Some(address) = &config.sessions.address else { return Ok(None) };
     let key = config.secret("sessions.address.key", &address.key).await?;
     let addresses = payments::SignedAddresses::new(&address.mailbox, &key);
-    Ok(Some(addresses.map_err(|message| config.wrong("sessions.address.key", message))?))
+    Ok(Some(addresses.map_err(|message| config.wrong("sessions.address.mailbox", message))?))
 }
 
 /// The rules for the mails of an account, with the given signed addresses.

@@ -15,8 +15,8 @@ const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, or `status` found so
 #[derive(Debug, Parser)]
 #[command(name = "resmic-mailhook", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 pub(super) struct Arguments {
-    /// The configuration file. The default is the first that exists: $RESMIC_MAILHOOK_CONFIG, ./config.toml,
-    /// /etc/resmic-mailhook/config.toml
+    /// The configuration file. The default is the file that $RESMIC_MAILHOOK_CONFIG names, or else the first of ./config.toml
+    /// and /etc/resmic-mailhook/config.toml that exists
     #[arg(long, value_name = "FILE", global = true)]
     pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
