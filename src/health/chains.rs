@@ -62,10 +62,7 @@ pub(super) fn chains(
         }));
         chains.push(chain_health(row, waits));
     }
-    let is_known =
-        |id: &Option<i64>| rows.iter().any(|row| Some(row.chain_id) == *id && expected.chains.contains(&row.name));
-    let lost: i64 =
-        waiting.iter().filter(|(id, ..)| expected.chains.is_empty() && !is_known(id)).map(|(_, n, _)| n).sum();
+    let lost: i64 = waiting.iter().filter(|_| expected.chains.is_empty()).map(|(_, n, _)| n).sum();
     attention.extend((lost > 0).then(|| {
         counted(
             lost,

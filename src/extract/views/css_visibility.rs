@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// The effect of a declaration block on visibility and layout.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Appearance {
     /// Whether the element is removed with all its content.
     pub(crate) removed: bool,
@@ -61,8 +61,6 @@ impl PartialEq for Colour {
         matches!((self, other), (Colour::Known(a), Colour::Known(b)) if a == b)
     }
 }
-
-impl Eq for Colour {}
 
 impl Colour {
     pub(crate) const BLACK: Colour = Colour::Known(0);
