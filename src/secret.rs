@@ -42,7 +42,7 @@ pub fn deserialize_source<'de, D: Deserializer<'de>>(from: D) -> Result<SecretSo
     #[serde(
         untagged,
         expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
-                     a secret never stands in the configuration itself"
+                     the configuration itself must not contain a secret"
     )]
     enum SecretTable {
         Source(SecretSource),

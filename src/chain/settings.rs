@@ -81,7 +81,7 @@ pub struct TokenSettings {
     untagged,
     // This text replaces serde's error, which would quote a URL that a person wrote into the configuration by mistake.
     expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
-                 a node's URL is a secret and never stands in the configuration itself"
+                 a node's URL is a secret, so the configuration itself must not contain it"
 )]
 pub enum NodeSource {
     /// The place of a secret, with the same syntax as elsewhere in the configuration.

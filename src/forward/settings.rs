@@ -367,7 +367,7 @@ mod tests {
             (&format!("{STREAM}\nuser = \"me\""), "user: expected a `password`"),
             ("url = \"http://127.0.0.1/\"\nstream = \"X\"", "stream: belongs to `nats`"),
             ("url = \"http://127.0.0.1/\"\ntoken = { env = \"T\" }", "token: belongs to `nats`"),
-            (&format!("{STREAM}\ntoken = \"s3cret\""), "never stands in the configuration"),
+            (&format!("{STREAM}\ntoken = \"s3cret\""), "must not contain a secret"),
         ] {
             let error = parse(&format!("{table}{REST}")).unwrap_err();
             assert!(error.contains(expected) && !error.contains("s3cret"), "{table}: {error}");

@@ -126,7 +126,7 @@ mod tests {
     fn inline_key_is_refused_and_not_quoted() {
         for inline in ["api_key = \"rk_s3cret\"", "api_key = { rk_s3cret = \"x\" }"] {
             let message = parse(&format!("{inline}\nuser_id = {{ env = \"ID\" }}")).unwrap_err();
-            assert!(message.contains("never stands in the configuration") && !message.contains("s3cret"), "{message}");
+            assert!(message.contains("must not contain a secret") && !message.contains("s3cret"), "{message}");
         }
     }
 }

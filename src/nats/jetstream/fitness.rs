@@ -211,7 +211,7 @@ impl StreamInfo {
         statuses.iter().any(|status| is_missing(&status)).then(|| {
             let found = printable(&self.config.subjects.join(", "), 100);
             format!(
-                "subjects are {found:?}, and must have {:?}, neither more general nor more special",
+                "subjects are {found:?}, and must have {:?}, neither more general nor more specific",
                 format!("{prefix}.>")
             )
         })

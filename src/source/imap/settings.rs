@@ -76,7 +76,7 @@ impl ImapSettings {
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
         if !is_host(&self.host) {
-            return wrong("host", "expected a host name or an IP address; the port belongs into `port`");
+            return wrong("host", "expected a host name or an IP address; the port belongs in `port`");
         }
         if self.port == Some(0) {
             return wrong("port", "expected a port, from 1 to 65535");
