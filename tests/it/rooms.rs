@@ -1,6 +1,6 @@
-//! The ladder: a file imports only from rooms below its own.
+//! A file imports only from rooms in layers below its own.
 //!
-//! ARCHITECTURE.md has the ladder as a table. This test compares every `crate::` path in `src` with it.
+//! ARCHITECTURE.md has the layers as a table. This test compares every `crate::` path in `src` with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-/// The floors of the table in ARCHITECTURE.md, the highest first, each with its rooms.
-fn ladder() -> Vec<Vec<String>> {
+/// The layers of the table in ARCHITECTURE.md, the highest first, each with its rooms.
+fn layers() -> Vec<Vec<String>> {
     let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
     let text = fs::read_to_string(document).unwrap();
     let table = text.split("\n## ").find_map(|section| section.strip_prefix("Rooms\n")).unwrap();
-    let floors = table.lines().filter_map(|line| line.strip_prefix("| `")).map(|row| row.split('|').next().unwrap());
-    floors.map(|rooms| rooms.split('·').map(|room| room.trim().trim_matches('`').to_owned()).collect()).collect()
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")).map(|row| row.split('|').next().unwrap());
+    rows.map(|rooms| rooms.split('·').map(|room| room.trim().trim_matches('`').to_owned()).collect()).collect()
 }
 
-fn floor(ladder: &[Vec<String>], room: &str) -> Option<usize> {
-    ladder.iter().position(|rooms| rooms.iter().any(|r| r == room)).map(|n| ladder.len() - n)
+fn height(layers: &[Vec<String>], room: &str) -> Option<usize> {
+    layers.iter().position(|rooms| rooms.iter().any(|r| r == room)).map(|n| layers.len() - n)
 }
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -67,23 +67,22 @@ fn files_import_only_from_rooms_below() {
         }
     }
     assert!(imports.len() > 20, "the imports were not found: {imports:?}");
-    let ladder = ladder();
+    let layers = layers();
     for ((from, to), path) in imports {
-        let (above, below) = (floor(&ladder, &from), floor(&ladder, &to));
-        let above = above.unwrap_or_else(|| panic!("{} has no place on the ladder", path.display()));
-        let below =
-            below.unwrap_or_else(|| panic!("{} imports {to}, which has no place on the ladder", path.display()));
+        let (above, below) = (height(&layers, &from), height(&layers, &to));
+        let above = above.unwrap_or_else(|| panic!("{} is in no layer", path.display()));
+        let below = below.unwrap_or_else(|| panic!("{} imports {to}, which is in no layer", path.display()));
         assert!(above > below, "{} imports from {to}, which is not below {from}", path.display());
     }
 }
 
 #[test]
-fn every_room_has_one_floor() {
+fn every_room_has_one_layer() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     files(&src, &mut paths);
     let rooms: BTreeSet<String> = paths.iter().map(|path| room(path, &src)).collect();
-    let mut named: Vec<String> = ladder().into_iter().flatten().collect();
+    let mut named: Vec<String> = layers().into_iter().flatten().collect();
     named.sort();
     let expected: Vec<String> = rooms.into_iter().filter(|room| room != "lib" && room != "main").collect();
     assert_eq!(named, expected);
