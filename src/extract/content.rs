@@ -1,4 +1,4 @@
-//! The parts of a mail from which the fields are parsed: the subject, the views and the list of the published layout.
+//! The contents of a mail from which the fields are parsed: the subject, the visible text and the list of Resmic's payment mail.
 
 use mail_parser::Message;
 
@@ -8,14 +8,14 @@ use super::mime::{self, TextFormat, TextPart};
 use super::views::{View, html_view, normalize_space, plain_text_view};
 use crate::model::{Reason, ReasonCode};
 
-/// The content of a mail.
+/// The content of a mail from which the parser takes the fields of a payment.
 pub(crate) struct MailContent {
     pub(crate) subject: Option<String>,
-    /// The visible text parts.
+    /// The visible text of each text part that a mail program shows.
     pub(crate) views: Vec<View>,
-    /// How much of the published layout's list is in the HTML, visible or not; see `resmic_template`.
+    /// How much of the list of Resmic's payment mail is in the HTML, visible or hidden.
     pub(crate) template: TemplateList,
-    /// The items of the published layout's list, each with its field.
+    /// The values in the list of Resmic's payment mail, visible or hidden, each with its field.
     pub(crate) template_items: Vec<(PaymentField, String)>,
 }
 

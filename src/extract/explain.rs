@@ -1,5 +1,5 @@
-//! The values that were found, with their places. `parse --explain` prints them. The reason of a quarantined mail can
-//! also name such a place.
+//! The values that the parser found in a mail, with their places. `parse --explain` prints these values. The reason of a
+//! quarantined mail can also name such a place.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub struct ValueNote {
     pub field: &'static str,
     /// The text of the value, before it is parsed.
     pub value: String,
-    /// The place of the value.
+    /// The place of the value in the mail.
     pub place: ValuePlace,
     /// The use of the value: `used`, `agrees`, or the reason why it is not used.
     pub usage: &'static str,
@@ -36,7 +36,7 @@ pub enum ValuePlace {
         view: &'static str,
         /// The number of the object in the view, from 1. Objects in quoted text are counted separately.
         object: usize,
-        /// The key as written.
+        /// The key, spelled as in the mail.
         key: String,
     },
 }

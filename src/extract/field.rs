@@ -35,7 +35,7 @@ impl PaymentField {
 #[derive(Debug, Clone)]
 pub(crate) struct FoundValue {
     pub(crate) field: PaymentField,
-    /// The label of the value, folded by `fold_label`. It is empty for a link.
+    /// The label of the value, folded by `fold_label`; empty if the value is from a link.
     pub(crate) label: String,
     pub(crate) value: String,
     pub(crate) place: ValuePlace,
@@ -51,7 +51,7 @@ pub(crate) enum ValuePosition {
     Adjacent,
     /// The value is on the line below the label, or on the same line if only the font separates it from the label.
     Below,
-    /// The value is under a key of an object.
+    /// The value is under a key of a JSON or JavaScript object.
     Key,
     /// The value is in a link.
     Link,

@@ -1,4 +1,4 @@
-//! Decides whether a mail is a payment, and parses its fields.
+//! Decides whether a mail reports a payment, and parses the fields of the payment.
 
 use mail_parser::Message;
 
@@ -26,7 +26,7 @@ pub struct SignedFields {
 /// The result of parsing a mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parsed {
-    /// A payment.
+    /// The mail reports a payment; these are its fields.
     Payment(PaymentDetails),
     /// The mail is not about a payment, with the reason.
     NotAPayment(Reason),
@@ -39,13 +39,13 @@ pub enum Parsed {
 /// The result of parsing a mail, with the places of the values.
 #[derive(Debug, Clone)]
 pub struct ParseReport {
-    /// The result.
+    /// The payment, or the reason why the mail has none.
     pub parsed: Parsed,
     /// The values that were found, used or not, for `parse --explain`.
     pub notes: Vec<ValueNote>,
 }
 
-/// The parser. One instance parses many mails.
+/// The parser of mails. One instance parses many mails.
 pub struct MailParser {
     table: LabelTable,
 }
@@ -93,7 +93,7 @@ impl MailParser {
         (report, inspected)
     }
 
-    /// Decides whether the content is a complete payment.
+    /// Parses the content of a mail: a complete payment, another mail, or a mail with a problem.
     fn parse_content(&self, content: &MailContent, signed: SignedFields, notes: &mut Vec<ValueNote>) -> Parsed {
         let found: Vec<FoundValue> = content.views.iter().flat_map(|view| find_values(view, &self.table)).collect();
         let titles = titles(content, signed);
@@ -150,15 +150,15 @@ fn classify_other_mail(
     meanings: &[(TitleMeaning, &String)],
 ) -> Option<Parsed> {
     let not_a_payment = |message: String| Some(Parsed::NotAPayment(Reason::new(ReasonCode::NotAPayment, message)));
-    // If the HTML contains the complete list of Resmic's payment mail, the caller must check the mail like a payment. This is
-    // also true if the list is hidden or commented out.
+    // If the HTML contains the complete list of Resmic's payment mail, visible, hidden or commented out, the caller must check
+    // the mail like a payment.
     if content.template == TemplateList::Complete
         || meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
     {
         return None;
     }
-    // Only payment mails contain a transaction hash. So the label table lacks the labels of this mail: they have other words, or
-    // are in another language.
+    // Only payment mails contain a transaction hash. So the labels of this mail are missing in `LabelTable`, for example because
+    // these labels are in another language.
     if content.views.iter().flat_map(|view| &view.lines).any(has_transaction_hash) {
         return Some(unreadable("it contains a transaction hash without a known label"));
     }
@@ -194,7 +194,7 @@ fn has_transaction_hash(line: &ViewLine) -> bool {
         || linked.any(values::is_transaction_hash)
 }
 
-/// An event needs a transaction hash or a session id. An event of a completed payment also needs an amount.
+/// Returns the payment if it has a transaction hash or a session id. A completed payment also needs an amount.
 fn complete_payment(fields: AgreedFields, status: Status) -> Parsed {
     if fields.hash.is_none() && fields.session_id.is_none() {
         return unreadable("it has neither a transaction nor a session");

@@ -1,7 +1,7 @@
 //! Compares all values that were found for a field. If all of them agree, the field gets their value. If two of them differ,
 //! the mail is quarantined.
 //!
-//! The published list is the list in the payment mail of Resmic's published code; see `resmic_template`.
+//! The HTML of Resmic's payment mail contains a list of the fields (see `resmic_template`). Messages call it the published list.
 
 use jiff::Timestamp;
 
@@ -11,8 +11,8 @@ use crate::extract::labels::LabelTable;
 use crate::extract::values::{self, Amount};
 use crate::model::{self, Reason, ReasonCode, Status, same_amount, same_token};
 
-/// The fields, each with its first value. They are valid only if `ConsistencyCheck::problem` is `None`. The status comes from
-/// the status field alone, not from the subject or the headings.
+/// The fields, each with its first value. The values are valid only if `ConsistencyCheck::problem` is `None`. The status is the
+/// value of the status field; the subject and the headings are not included.
 #[derive(Debug, Default)]
 pub(crate) struct AgreedFields {
     pub(crate) status: Option<Status>,
@@ -25,7 +25,7 @@ pub(crate) struct AgreedFields {
     pub(crate) time: Option<Timestamp>,
 }
 
-/// Whether these values show that the mail reports a payment, even if they cannot be parsed.
+/// Whether the values in `found` show that the mail reports a payment, even if these values cannot be parsed.
 pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
     let counts = |f: &&FoundValue| {
         !f.quoted
@@ -47,11 +47,11 @@ pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
         || other_fields.iter().filter(|field| has(**field)).count() >= 3
 }
 
-/// Compares the values of each field and keeps the most important problem.
+/// Compares all values that a mail has for one field, and stores the most important problem.
 pub(crate) struct ConsistencyCheck<'a> {
     found: &'a [FoundValue],
     notes: &'a mut Vec<ValueNote>,
-    /// The first problem. A conflict replaces a problem of another kind.
+    /// The first problem that was found. A conflict replaces a problem with another reason code.
     pub(crate) problem: Option<Reason>,
 }
 
@@ -88,8 +88,9 @@ impl<'a> ConsistencyCheck<'a> {
         fields
     }
 
-    /// Returns the first value of a field that can be parsed. Each other value that differs, or that cannot be parsed, is
-    /// reported as a problem. `parse` parses a value, and `same` compares two values.
+    /// Returns the first value of `field` that can be parsed. Each further value that differs, or that cannot be parsed, is
+    /// reported as a problem. Quoted values, and text that does not look like a value, are skipped. `parse` parses a value, and
+    /// `same` compares two values.
     fn agreed_value<T>(
         &mut self,
         field: PaymentField,
@@ -152,8 +153,8 @@ impl<'a> ConsistencyCheck<'a> {
         agreed.map(|(value, _)| value)
     }
 
-    /// A field that is empty in one place and filled in another is a conflict. Resmic does not escape values in its
-    /// HTML, so a payer can add list items through the token's name.
+    /// Reports a conflict if a field has a value in one place and is empty in another place of the mail. Resmic does not escape
+    /// values in its HTML, so a payer can add list items through the token's name.
     fn check_not_empty(&mut self, filled: &FoundValue) {
         let empty =
             self.found.iter().find(|f| f.field == filled.field && f.position == ValuePosition::Empty && !f.quoted);
@@ -165,9 +166,9 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A session id in a mail with the published list, or with a part of it, is a conflict, because that list contains no session
-    /// id. A payer may have added a list item with the id of another session, to settle an expensive order with a cheap payment.
-    /// If a new layout of Resmic contains a session id, a merchant can allow its label in `[extract.labels]`.
+    /// Reports a conflict if a mail contains a session id and the list of Resmic's payment mail, or a part of this list. The list
+    /// has no item for a session id. A payer may have added a list item with the id of another session, to settle an expensive
+    /// order with a cheap payment. If Resmic adds a session id to its mails, a merchant can add the label to `[extract.labels]`.
     pub(crate) fn check_session_in_template(&mut self, table: &LabelTable, published: bool) {
         if !published {
             return;
@@ -180,8 +181,8 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// Each item of the published list that can be parsed, visible or hidden, must equal the value of its field. A field
-    /// without a value is not compared.
+    /// Checks that each item in the list of Resmic's payment mail, visible or hidden, equals the value of its field. An item that
+    /// cannot be parsed is not compared, and a field without a value is not compared either.
     pub(crate) fn check_template_items(&mut self, items: &[(PaymentField, String)], fields: &AgreedFields) {
         for (field, item) in items {
             let differs = match field {
@@ -202,8 +203,8 @@ impl<'a> ConsistencyCheck<'a> {
                         is_same_identifier(a, b)
                     })
                 }
-                // Resmic's published code leaves this item empty, and writes no date elsewhere in the mail. So a date in
-                // another place is not from Resmic.
+                // Resmic's code leaves the item `Date:` empty, and writes no date elsewhere in the mail. So a date in another
+                // place is not from Resmic.
                 PaymentField::Time if item.is_empty() => fields.time.is_some(),
                 PaymentField::Time => {
                     differs(values::parse_time(item), fields.time.as_ref(), |a, b| minute_of(*a) == minute_of(*b))
@@ -217,7 +218,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A dollar amount in one of these titles must equal `amount`, unless `amount` is in another currency.
+    /// Checks that each dollar amount in `titles` equals `amount`, unless `amount` is in another currency.
     pub(crate) fn check_titles(&mut self, titles: &[&String], amount: Option<&Amount>) {
         let dollars = amount.filter(|a| a.currency.as_deref().is_none_or(|c| c == "USD"));
         for title in titles {
@@ -231,8 +232,8 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A shortened value such as `0xa43d…8db2` must fit the full value. If the mail has no full value, the
-    /// shortened value is a problem.
+    /// Checks that each shortened value such as `0xa43d…8db2` has the beginning and the end of the full value. If the mail has
+    /// no full value, the shortened value is a problem.
     fn check_shortened(&mut self, field: PaymentField, full: Option<&str>) {
         for found in self.found.iter().filter(|f| f.field == field && !f.quoted && is_shortened(field, &f.value)) {
             let fits = shortened_ends(&found.value).zip(full).is_some_and(|((start, end), full)| {
@@ -249,7 +250,8 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// The currency of the amount must be the token or the dollar. In a mail without a token, any known token is accepted.
+    /// Checks that the currency of the amount is the dollar or the token. In a mail without a token, the currency may be any
+    /// known token.
     fn check_amount_and_token(&mut self, fields: &AgreedFields) {
         let currency = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
         match (currency, fields.token.as_deref()) {
@@ -263,7 +265,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// Keeps the first problem. A more important problem replaces it.
+    /// Stores a problem in `problem`, unless `problem` already has a problem that is at least as important.
     fn report(&mut self, code: ReasonCode, message: String) {
         // A conflict is more important than an unreadable value.
         let outweighs = |known: &Reason| known.code != ReasonCode::Conflict && code == ReasonCode::Conflict;
@@ -272,7 +274,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// Records how a value was used.
+    /// Adds the value and its use to `notes`, which `parse --explain` prints.
     fn note(&mut self, found: &FoundValue, usage: &'static str) {
         self.notes.push(ValueNote {
             field: found.field.key(),
@@ -283,7 +285,7 @@ impl<'a> ConsistencyCheck<'a> {
     }
 }
 
-/// Whether an item of the list differs from the field's value. False if the item cannot be parsed, or the field has no value.
+/// Whether a list item differs from the field's value. False if the item cannot be parsed, or the field has no value.
 fn differs<T>(item: Result<T, String>, value: Option<&T>, same: impl Fn(&T, &T) -> bool) -> bool {
     item.ok().zip(value).is_some_and(|(item, value)| !same(&item, value))
 }
@@ -319,8 +321,8 @@ fn is_mail_header(found: &FoundValue) -> bool {
     }
 }
 
-/// Whether a text below a label is meant as its value: one word, a text that begins with a number, or a text with a part of
-/// a hash. Any other sentence is not a value.
+/// Whether a text below a label looks like the label's value: one word, a text that begins with a number, or a text with a
+/// part of a hash. Other texts of several words do not look like values.
 fn looks_like_value(value: &str) -> bool {
     let is_piece = |word: &str| word.len() >= 20 && word.bytes().all(|b| b.is_ascii_alphanumeric());
     !value.contains(' ')
@@ -328,8 +330,8 @@ fn looks_like_value(value: &str) -> bool {
         || value.split(' ').any(is_piece)
 }
 
-/// Whether the value of a chain or token field looks like a name; true for all other fields. This is checked only for a text
-/// below a label, because such a text can be unrelated to the label.
+/// Whether the value of a chain or token field looks like a name; true for all other fields. Only a value below its label
+/// is checked, because a text below a label can be unrelated to the label.
 fn is_plausible_name(found: &FoundValue) -> bool {
     let text = found.value.trim();
     match found.field {

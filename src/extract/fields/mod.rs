@@ -1,4 +1,4 @@
-//! Turns the values that were found into the fields of a notification.
+//! Compares the values that were found in a mail, and returns the fields of the notification.
 //!
 //! `consistency` compares all values of a field, `topic` classifies subject and headings, and `payment_status` combines
 //! everything that states the status.

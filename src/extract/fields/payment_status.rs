@@ -1,4 +1,4 @@
-//! Combines everything that states the status: a status field, the list of the published layout (the published list), the
+//! Combines everything in a mail that states the payment's status: a status field, the list of Resmic's payment mail, the
 //! subject and the headings.
 
 use super::consistency::AgreedFields;
@@ -9,18 +9,19 @@ use crate::extract::labels::TemplateList;
 use crate::extract::views::{HTML, View, ViewLine};
 use crate::model::{Reason, ReasonCode, Status};
 
-/// The statements of a mail about the status.
+/// Everything in a mail that states the status of the payment.
 pub(crate) struct StatusStatements<'a> {
     pub(crate) fields: &'a AgreedFields,
-    /// The titles that mention a payment, with their meaning.
+    /// The titles (subject and headings) that mention a payment, with their meaning.
     pub(crate) meanings: &'a [(TitleMeaning, &'a String)],
-    /// The subject, if it is signed, and the headings.
+    /// All titles: the subject, if it is signed, and the headings.
     pub(crate) titles: &'a [String],
-    /// The line of the published list's first item, from `visible_list_line`.
+    /// The line number of `Received:`, the first item in the list of Resmic's payment mail; see `visible_list_line`.
     pub(crate) list_line: Option<usize>,
 }
 
-/// The line of the published list's first item, if the list is complete and that item is visible.
+/// Returns the line number of `Received:`, the first item in the list of Resmic's payment mail. `None` if the list is not
+/// complete, or if this item is not visible.
 pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) -> Option<usize> {
     let is_first = |f: &&FoundValue| {
         f.field == PaymentField::Amount && f.label == "received" && f.position == ValuePosition::Adjacent && !f.quoted
@@ -33,8 +34,8 @@ pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) ->
 }
 
 impl StatusStatements<'_> {
-    /// The titles that may name the payment's amount: the titles that mention a payment. If only the published list states the
-    /// status, all titles are returned.
+    /// Returns the titles that may contain the payment's amount: those that mention a payment. If only the list of Resmic's
+    /// payment mail states the status, all titles are returned.
     pub(crate) fn payment_titles(&self) -> Vec<&String> {
         if self.list_line.is_some() && self.only_list_states_status() {
             return self.titles.iter().collect();
@@ -42,8 +43,8 @@ impl StatusStatements<'_> {
         self.meanings.iter().map(|(_, title)| *title).collect()
     }
 
-    /// Returns the status on which all statements agree. If only the published list states the status, no title and no text
-    /// above the list may contradict it.
+    /// Returns the status on which the status field, the list and the titles agree. If only the list of Resmic's payment mail
+    /// states the status, no title and no text above the list may contradict this status.
     pub(crate) fn agreed_status(&self, views: &[View]) -> Result<Status, Reason> {
         let status = self.stated_status()?;
         match self.list_line {
@@ -52,10 +53,10 @@ impl StatusStatements<'_> {
         }
     }
 
-    /// Returns the status on which all statements agree, without the check for contradicting text.
+    /// Returns the status on which the status field, the list and the titles agree. The text above the list is not checked.
     fn stated_status(&self) -> Result<Status, Reason> {
         let field = self.fields.status.map(|status| (status, "the status field".to_owned()));
-        // Resmic sends the published layout for completed payments only.
+        // Resmic sends a mail with this list for completed payments only.
         let list = self.list_line.map(|_| (Status::Completed, "the label \"Received:\"".to_owned()));
         let mut agreed: Option<(Status, String)> = None;
         let titles = self.meanings.iter().map(|(meaning, title)| match meaning {
@@ -82,13 +83,13 @@ impl StatusStatements<'_> {
         })
     }
 
-    /// Whether neither a field nor a title states the status.
+    /// Whether neither the status field nor a title states the status.
     fn only_list_states_status(&self) -> bool {
         self.fields.status.is_none()
             && !self.meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
     }
 
-    /// Checks that no title, and no text above the published list, contradicts a completed payment.
+    /// Checks that no title, and no text above the list of Resmic's payment mail, contradicts a completed payment.
     fn check_no_objection(&self, views: &[View], list_line: usize) -> Result<(), Reason> {
         let html = views.iter().filter(|view| view.content_type == HTML);
         let above = html.flat_map(|view| view.lines.iter().take(list_line.saturating_sub(1)));

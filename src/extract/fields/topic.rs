@@ -1,4 +1,4 @@
-//! Classifies a mail by its subject and headings.
+//! Classifies a mail by its titles: the subject and the headings.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use crate::model::Status;
 /// The meaning of a subject or heading that mentions a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TitleMeaning {
-    /// The title states the status.
+    /// The title states the status of the payment.
     States(Status),
     /// The title mentions a payment without a clear status.
     Unclear,
@@ -20,14 +20,14 @@ pub(crate) enum TitleMeaning {
     Contradicts,
 }
 
-/// Words for a payment.
+/// Words that mention a payment.
 static PAYMENT: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(pay?ment?s?|paymets?|transactions?|deposit|transfer|paid)\b").ok());
-/// Words that rule out a plain payment, whatever the other words are.
+/// Words that contradict a plain payment, such as `refund`, even if the title also contains a word of [`DONE`].
 static NOT_PLAIN: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(not|never|cannot|(ca|wo|is|are|was|were|has|have|had|do|does|did|could|would|should)n['’‘ʼ`´]?t|unpaid|underpaid|overpaid|incomplete|unsuccessful|refund(s|ed)?|revers(ed|al)|charge-?back|dispute[sd]?|partial(ly)?|duplicate)\b").ok()
 });
-/// Words of payments that have not happened: future, conditions, requests, questions, examples.
+/// Words in a title that describe a payment that has not happened: future, conditions, requests, questions, examples.
 static NOT_HAPPENED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(without|will|could|would|(must|may|might|should|shall|can|to) be|complete (your|the|this)|almost|nearly|unless|until|once|if|when|how|why|what|test|example|sample|demo|preview)\b|\bno (pay?ment?|transaction)").ok()
 });
@@ -72,7 +72,7 @@ fn has_no_other_sign(status: Status, text: &str) -> bool {
     values::status_of_signs(text).is_ok_and(|sign| sign.is_none_or(|sign| sign == status))
 }
 
-/// Words of payments that are not finished. Headings of completed payments do not have them.
+/// Words that describe an unfinished payment. Headings of completed payments do not contain these words.
 static UNFINISHED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(on hold|held|review|blocked|frozen|suspended|delayed|waiting|due|requested|reminder|initiated|expected|problem|error|issue|required|missing|returned)\b").ok()
 });
@@ -105,7 +105,7 @@ pub(crate) fn headings(view: &View) -> Vec<String> {
     }
 }
 
-/// The kinds of mails that are not notifications, each with words of its subjects or headings.
+/// The kinds of mails that are not notifications, each with words that occur in the subject or the headings of such mails.
 const OTHER_MAILS: [(&str, &[&str]); 5] = [
     (
         "a login code",
@@ -143,8 +143,8 @@ const OTHER_MAILS: [(&str, &[&str]); 5] = [
     ("about a payout or an invoice of the provider", &["invoice", "payout"]),
 ];
 
-/// The kind of a mail that is not a notification, by its subject or headings. If they name no kind, a mail with the word
-/// `unsubscribe` in any line is a newsletter.
+/// Returns the kind of a mail that is not a notification: the first of [`OTHER_MAILS`] that matches the subject or a heading. If
+/// none matches, a mail with the word `unsubscribe` in any line is a newsletter.
 pub(crate) fn other_mail_kind(texts: &[String], views: &[View]) -> Option<&'static str> {
     let lowercase: Vec<String> = texts.iter().map(|t| t.to_lowercase().replace('’', "'")).collect();
     let found_kind =

@@ -1,15 +1,15 @@
-//! Finds the list of the published layout in HTML, visible or not. The published layout is the HTML of the payment mail in
-//! Resmic's published code.
+//! Searches a mail's HTML for the list of Resmic's payment mail, visible or hidden. Resmic has published the code that writes
+//! its payment mail. The HTML of this mail contains a list with one item for each field: `<li>Received: $20</li>`.
 //!
-//! Resmic does not escape names and tokens in that HTML. The creator of a token can therefore hide the list and show
-//! another list, but cannot remove the original list from the HTML.
+//! Resmic does not escape names and tokens in the HTML of its payment mail. The creator of a token can therefore hide the list
+//! and show another list, but cannot remove the original list from the HTML.
 
 use memchr::memmem;
 
 use crate::extract::field::PaymentField;
 use crate::extract::views::{is_block, normalize_space};
 
-/// The labels of the list. Resmic's other mails do not contain the first label.
+/// The labels in the list of Resmic's payment mail. Resmic's other mails do not contain the first label, `Received:`.
 const LABELS: [(&str, PaymentField); 6] = [
     ("Received:", PaymentField::Amount),
     ("Date:", PaymentField::Time),
@@ -19,23 +19,23 @@ const LABELS: [(&str, PaymentField); 6] = [
     ("Transaction Hash:", PaymentField::Hash),
 ];
 
-/// The most bytes of an item.
+/// The most bytes of HTML in one list item after its label. The text of a longer item is not used.
 const MAX_ITEM: usize = 400;
 
-/// How much of the published layout's list is in a mail's HTML.
+/// How much of the list of Resmic's payment mail is in a mail's HTML. The labels of the list are [`LABELS`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TemplateList {
-    /// No list item begins with the first label of the list.
+    /// No list item of the HTML begins with the first label, `Received:`.
     #[default]
     Absent,
-    /// A list item begins with the first label, but other labels are missing.
+    /// A list item begins with the first label, `Received:`, but other labels are missing.
     Partial,
-    /// Every label of the list begins a list item. Only `Date:` may be missing, because Resmic's published code leaves
-    /// it empty.
+    /// Each label of [`LABELS`] begins a list item. A list without `Date:` also counts as complete, because Resmic's code
+    /// writes no value after this label.
     Complete,
 }
 
-/// Searches HTML for the list, also in hidden, quoted and commented-out text.
+/// Searches HTML for the list of Resmic's payment mail, also in hidden, quoted and commented-out text.
 pub(crate) fn find_template_list(html: &str) -> TemplateList {
     let has = |label: &str| label_positions(html, label).any(|at| starts_list_item(html, at));
     let [(received, _), rest @ ..] = LABELS;
@@ -48,8 +48,8 @@ pub(crate) fn find_template_list(html: &str) -> TemplateList {
     }
 }
 
-/// The values after the labels of the list, also outside of list items, for example in a table. The result is empty if no
-/// element's text begins with the first label.
+/// Returns the text after each label of [`LABELS`], also outside of list items, for example in a table. The result is empty
+/// if no element's text begins with the first label, `Received:`.
 pub(crate) fn template_items(html: &str) -> Vec<(PaymentField, String)> {
     let [(received, _), ..] = LABELS;
     if label_positions(html, received).next().is_none() {
@@ -58,12 +58,12 @@ pub(crate) fn template_items(html: &str) -> Vec<(PaymentField, String)> {
     LABELS.iter().flat_map(|(label, field)| label_values(html, label).map(|value| (*field, value))).collect()
 }
 
-/// The values after a label, where the label begins an element's text.
+/// Returns the text after `label` at each position where this label begins the text of an element.
 fn label_values<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = String> + 'a {
     label_positions(html, label).filter_map(|at| item_text(html.get(at + label.len()..).unwrap_or_default()))
 }
 
-/// The positions at which a label begins an element's text.
+/// Returns the positions at which `label` begins the text of an element, because a tag precedes it.
 fn label_positions<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = usize> + 'a {
     let begins_text = |at: &usize| html.get(..*at).is_some_and(|before| before.trim_end().ends_with('>'));
     memmem::find_iter(html.as_bytes(), label.as_bytes()).filter(begins_text)
@@ -90,15 +90,16 @@ fn starts_list_item(html: &str, at: usize) -> bool {
     false
 }
 
-/// The most inline elements around a label in its list item.
+/// The most inline elements, such as `<b>`, that may be around a label in its list item.
 const MAX_WRAPPERS: usize = 8;
 
 /// The most bytes before a label that are searched for inline elements. Without this limit, HTML that consists of labels
 /// would take quadratic time.
 const MAX_WRAPPER_BYTES: usize = 2_000;
 
-/// The text of an item up to its end. `None` if elements split the text, because a part of it may be hidden. Resmic's list has
-/// no such elements. The result is also `None` if the item has no end within [`MAX_ITEM`] bytes.
+/// Returns the text of a list item up to the item's end. `None` if elements split the text, because a part of the text may be
+/// hidden. The list of Resmic's payment mail has no such elements. The result is also `None` if the item has no end within
+/// [`MAX_ITEM`] bytes.
 fn item_text(html: &str) -> Option<String> {
     let mut rest = html.get(..html.floor_char_boundary(MAX_ITEM)).unwrap_or(html);
     let mut out = String::new();

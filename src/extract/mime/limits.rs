@@ -6,19 +6,19 @@ use crate::model::{Reason, ReasonCode};
 
 /// The most lines of a mail's header.
 const MAX_HEADER_LINES: usize = 1_000;
-/// The most parts of a mail.
+/// The most MIME parts of a mail.
 const MAX_PARTS: usize = 200;
-/// The deepest nesting of parts.
+/// The deepest nesting of a mail's MIME parts.
 const MAX_DEPTH: usize = 20;
-/// The most text in all parts together, in bytes. Attachments that are valid UTF-8 count, too.
+/// The most text in all parts of a mail together, in bytes. Attachments that are valid UTF-8 count, too.
 const MAX_TEXT: usize = 4 << 20;
 
 fn too_large(message: String) -> Reason {
     Reason::new(ReasonCode::TooLarge, message)
 }
 
-/// Checks the limits before parsing. They bound the time of the MIME parser, which compares each line with each open
-/// boundary.
+/// Checks the limits that can be checked before parsing. These limits bound the time of the MIME parser, which compares each
+/// line with each open boundary.
 pub(crate) fn check_bytes(mail: &[u8]) -> Result<(), Reason> {
     let rest = |at: usize| mail.get(at..).unwrap_or_default();
     let lines = || std::iter::once(0).chain(memchr::memchr_iter(b'\n', mail).map(|at| at + 1)).map(rest);
@@ -46,7 +46,7 @@ fn begins_with(text: &[u8], word: &[u8]) -> bool {
     text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
 }
 
-/// Checks the number of parts, their depth and their text after parsing.
+/// Checks the number, the nesting and the text of a parsed mail's parts.
 pub(crate) fn check_message(message: &Message<'_>) -> Result<(), Reason> {
     if message.parts.len() > MAX_PARTS {
         return Err(too_large(format!("it has more than {MAX_PARTS} parts")));

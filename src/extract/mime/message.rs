@@ -15,7 +15,7 @@ pub(crate) struct TextPart<'m> {
     pub(crate) is_utf_7: bool,
 }
 
-/// The format of a text part.
+/// The format of a text part: text/plain or text/html.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TextFormat {
     Plain(Option<Flowed>),

@@ -11,7 +11,8 @@ pub(crate) const BOM: &str = "\u{feff}";
 
 const FIELD: &[u8] = b"content-transfer-encoding:";
 
-/// The encodings of RFC 2045. A comment is blanked only if the rest of the field is one of these encodings.
+/// The encodings of RFC 2045. A comment in the field is overwritten with spaces only if the rest of
+/// the field is one of these encodings.
 const ENCODINGS: [&str; 5] = ["7bit", "8bit", "binary", "quoted-printable", "base64"];
 
 /// Removes a byte order mark at the start of the mail. Overwrites byte order marks at the start of a body, and comments in
@@ -38,7 +39,7 @@ fn blank(prepared: &mut Cow<'_, [u8]>, range: Range<usize>) {
     }
 }
 
-/// Whether an empty line precedes this position.
+/// Whether an empty line precedes position `at`, so that a body may begin there.
 fn begins_body(mail: &[u8], at: usize) -> bool {
     mail.get(..at).is_some_and(|before| before.ends_with(b"\n\n") || before.ends_with(b"\n\r\n"))
 }

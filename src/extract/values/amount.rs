@@ -45,7 +45,7 @@ pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     let currency = match (before.is_some() || after.is_some_and(is_dollar), after) {
         (true, Some(other)) if !is_dollar(other) => return refuse("it has two currencies"),
         (true, _) => Some("USD".to_owned()),
-        // An unknown currency can be the token's symbol. `fields` compares it with the token field.
+        // An unknown currency can be the symbol of a token. `ConsistencyCheck` compares the currency with the token field.
         (false, Some(token)) if is_known_token(token) || is_symbol_not_currency(token) => Some(token.to_owned()),
         (false, Some(_)) => return refuse("it has an unknown currency"),
         (false, None) => None,

@@ -17,8 +17,8 @@ pub(crate) fn is_known_token(name: &str) -> bool {
 pub(crate) fn parse_blockchain(text: &str) -> Result<String, String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '.' | '_'));
-    // A token's symbol is refused as the name of a chain. The backend's longer names of tokens are not refused, because some of
-    // them are also names of chains: `ethereum`, `nibiru`.
+    // A token's symbol is refused as the name of a chain. The longer token names of Resmic's backend are not refused, because
+    // some of these names are also names of chains: `ethereum`, `nibiru`.
     if TOKEN_SYMBOLS.contains(&text) {
         return Err(format!("{text:?} is a token's symbol, not a chain's name"));
     }
@@ -44,7 +44,7 @@ pub(crate) fn parse_token(text: &str) -> Result<String, String> {
     }
 }
 
-/// The form of a chain's hashes and addresses.
+/// The family of a chain, which determines the form of transaction hashes and wallet addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChainFamily {
     Evm,
@@ -53,7 +53,7 @@ pub(crate) enum ChainFamily {
     Unknown,
 }
 
-/// The family of a chain. `chain` is its name in the webhook's spelling.
+/// Returns the family of the chain with the name `chain`, in the webhook's spelling.
 pub(crate) fn chain_family(chain: Option<&str>) -> ChainFamily {
     match chain {
         Some("Starknet") => ChainFamily::Starknet,

@@ -1,4 +1,4 @@
-//! Links to block explorers. They confirm chain and transaction, but never the amount.
+//! Links to block explorers. Such a link confirms the chain and the transaction, but never the amount.
 
 use super::identifiers::is_transaction_hash;
 
@@ -26,7 +26,7 @@ const EXPLORERS: [(&str, &str); 20] = [
     ("eth-sepolia.blockscout.com", "Sepolia"),
 ];
 
-/// The chain and the transaction (as written) of a link to a known explorer.
+/// Returns the chain and the transaction hash of a link to a known explorer. The hash keeps its spelling and is not checked.
 pub(crate) fn parse_explorer_link(link: &str) -> Option<(&'static str, String)> {
     let rest = link.trim().strip_prefix("https://").or_else(|| link.trim().strip_prefix("http://"))?;
     let (host, path) = rest.split_once('/')?;

@@ -13,7 +13,7 @@ pub(crate) fn parse_session_id(text: &str) -> Result<String, String> {
     }
 }
 
-/// The digits after `0x`, if the text contains nothing else.
+/// Returns the hexadecimal digits after `0x`, if the text contains nothing else.
 fn hex_digits(text: &str) -> Option<&str> {
     text.strip_prefix("0x").filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }
@@ -29,7 +29,7 @@ pub(crate) fn base58_length(text: &str) -> Option<usize> {
     if text.len() > 90 { None } else { bs58::decode(text).into_vec().ok().map(|bytes| bytes.len()) }
 }
 
-/// Parses a transaction hash of this family. Hexadecimal is returned in lower case.
+/// Parses a transaction hash in the form of this chain family. A hexadecimal hash is returned in lower case.
 pub(crate) fn parse_hash(text: &str, family: ChainFamily) -> Result<String, String> {
     let text = text.trim();
     let evm = hex_digits(text).is_some_and(|d| d.len() == 64 && !is_zero(d));
@@ -61,10 +61,10 @@ pub(crate) fn is_transaction_hash(word: &str) -> bool {
     word.len() >= 60 && parse_of_any_chain(parse_hash, word).is_ok()
 }
 
-/// Parses an address of this family and keeps its spelling. A mixed-case EVM address must pass EIP-55.
+/// Parses a wallet address in the form of this chain family, and keeps the spelling. A mixed-case EVM address must pass EIP-55.
 pub(crate) fn parse_wallet(text: &str, family: ChainFamily) -> Result<String, String> {
     let text = text.trim();
-    // XDC writes `xdc` in place of `0x`.
+    // Addresses on the XDC chain may begin with `xdc` in place of `0x`.
     let plain = match text.strip_prefix("xdc") {
         Some(digits) if matches!(family, ChainFamily::Evm | ChainFamily::Unknown) => format!("0x{digits}"),
         _ => text.to_owned(),
@@ -98,7 +98,7 @@ fn family_suffix(family: ChainFamily) -> &'static str {
     }
 }
 
-/// EIP-55: if an address has letters of both cases, the hash of the address determines the case of each letter.
+/// Whether an address has letters of one case only, or passes EIP-55: the hash of the address determines the case of each letter.
 fn is_eip55_or_one_case(digits: &str) -> bool {
     let has = |test: fn(&u8) -> bool| digits.as_bytes().iter().any(test);
     if !(has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase)) {

@@ -1,4 +1,4 @@
-//! Parses times, in the three forms that are unambiguous.
+//! Parses times in three forms that are unambiguous: the webhook's, ISO 8601 and RFC 2822.
 
 use std::sync::LazyLock;
 
