@@ -1,4 +1,4 @@
-//! The spellings of labels: built-in ones, and those of the configuration.
+//! The labels of a payment's fields in mails: built-in spellings, and the spellings in `[extract.labels]`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::extract::field::PaymentField;
 
-/// Each field with the spellings of its label: the webhook's key and names for people, folded by [`fold_label`].
+/// Each field with the spellings of its label: its key in the webhook's JSON, and names in mails, folded by [`fold_label`].
 const SPELLINGS: &[(PaymentField, &[&str])] = &[
     (
         PaymentField::SessionId,
@@ -147,7 +147,7 @@ const SPELLINGS: &[(PaymentField, &[&str])] = &[
     ),
 ];
 
-/// More spellings of labels, in case Resmic changes its template. They match like the built-in spellings.
+/// `[extract.labels]`: more spellings of labels, in case Resmic changes its mails. They are compared like the built-in spellings.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 #[allow(missing_docs)]
@@ -203,10 +203,10 @@ impl LabelSettings {
     }
 }
 
-/// All labels, by their folded spelling.
+/// The known labels: the field of each label, by the label's folded spelling.
 pub(crate) struct LabelTable {
     fields: HashMap<String, PaymentField>,
-    /// The folded labels of the configuration.
+    /// The folded labels of `[extract.labels]`.
     configured: HashSet<String>,
     /// The length of the longest label in bytes.
     longest: usize,
@@ -227,14 +227,14 @@ impl LabelTable {
         LabelTable { fields, configured, longest }
     }
 
-    /// Whether the configuration names this folded label.
+    /// Whether `[extract.labels]` contains the folded label `label`.
     pub(crate) fn is_configured(&self, label: &str) -> bool {
         self.configured.contains(label)
     }
 
-    /// The field of this label. `None` if the folded text is not a known label.
+    /// Returns the field whose label is `text`. `None` if the folded text is not a known label.
     pub(crate) fn field_of(&self, text: &str) -> Option<PaymentField> {
-        // Labels are short. Folding prose would cost time.
+        // Labels are short. Longer texts are not folded, to save time.
         if text.len() > 120 {
             return None;
         }
@@ -248,7 +248,7 @@ pub(crate) fn fold_label(text: &str) -> String {
     fold_up_to(text, usize::MAX).unwrap_or_default()
 }
 
-/// Folds a label, or stops with `None` when the result is longer than every label.
+/// Folds a label. Returns `None` if the folded label would have more than `longest` bytes.
 fn fold_up_to(text: &str, longest: usize) -> Option<String> {
     let mut label = String::with_capacity(text.len().min(longest));
     for c in text.chars().filter(|c| c.is_alphanumeric()) {

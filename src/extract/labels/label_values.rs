@@ -11,12 +11,12 @@ use crate::extract::field::{FoundValue, PaymentField, ValuePosition};
 use crate::extract::values;
 use crate::extract::views::{LineKind, PLAIN_TEXT, View, ViewLine};
 
-/// Finds everything in a view that is the value of a field.
+/// Finds each text in a view that is the value of a field: after a label, under a key of an object, or in a link to an explorer.
 pub(crate) fn find_values(view: &View, table: &LabelTable) -> Vec<FoundValue> {
     let mut found = Vec::new();
     let object_lines = find_object_values(view, table, &mut found);
     let lines = without_mark_cells(&view.lines);
-    // The index of the first line that has not been used as a row of values.
+    // The index of the first line below the rows that `scan_row` has parsed as values.
     let mut first_unused = 0;
     for (n, line) in lines.iter().enumerate() {
         let below = lines.get(n + 1..).unwrap_or_default();
@@ -48,19 +48,19 @@ fn without_mark_cells(lines: &[ViewLine]) -> Cow<'_, [ViewLine]> {
     lines.into()
 }
 
-/// Whether a text is only the mark between a label and its value.
+/// Whether a text is only the mark between a label and its value, such as a colon.
 fn is_mark(text: &str) -> bool {
     matches!(text, ":" | "：" | "=" | "=>" | "→" | "->")
 }
 
-/// Finds the values of one line.
+/// Finds the labels and the values in one line of a view, and adds the values to `found`.
 struct LineScanner<'a> {
     view: &'a View,
     table: &'a LabelTable,
     line: &'a ViewLine,
-    /// The lines that follow.
+    /// The lines of the view below `line`.
     below: &'a [ViewLine],
-    /// The number of the line in the view, from 1.
+    /// The number of `line` in the view, from 1.
     number: usize,
     found: &'a mut Vec<FoundValue>,
 }
@@ -115,8 +115,8 @@ impl LineScanner<'_> {
         self.table.field_of(without_trailing_colon(text))
     }
 
-    /// Parses a row: pairs of label and value, or labels with rows of values below. Returns the number of these rows of
-    /// values.
+    /// Parses a table row: pairs of label and value, or labels with rows of values below. Returns the number of rows below that
+    /// were parsed as values.
     fn scan_row(&mut self) -> usize {
         let line = self.line;
         let labels: Vec<_> = line.cells.iter().map(|c| self.field_of_label(c)).collect();
@@ -151,8 +151,8 @@ impl LineScanner<'_> {
         0
     }
 
-    /// Parses the rows below a row of labels, while they have the same number of cells and no label. Returns their
-    /// number.
+    /// Parses the rows of values below a row of labels, and returns the number of these rows. The first row with another number
+    /// of cells, or with a label, ends the values.
     fn scan_columns(&mut self, labels: &[Option<PaymentField>]) -> usize {
         let line = self.line;
         let is_values = |row: &&ViewLine| {
@@ -182,7 +182,7 @@ impl LineScanner<'_> {
             return;
         }
         let Some(field) = self.field_of_label(text) else { return };
-        // The colon can be on a separate line.
+        // The colon after a label can be on a separate line.
         if let [colon, below @ ..] = self.below
             && let [cell] = colon.cells.as_slice()
             && is_mark(cell)
@@ -204,14 +204,14 @@ impl LineScanner<'_> {
         }
     }
 
-    /// The possible values of a label without a value on its line.
+    /// Returns the texts below a label that may be its values. They are used if the label has no value on its line.
     fn values_below(&self) -> Vec<String> {
         let may_be = |below: &&ViewLine| below.quoted == self.line.quoted && below.cells.len() == 1;
         let next = self.below.first().filter(may_be);
         let below: Vec<&ViewLine> = match self.line.kind {
-            // A list item ends at the next item. If it has no text after its label, the field is absent.
+            // A list item ends at the next item. If a list item has no text after its label, the field is absent.
             LineKind::Item | LineKind::Inside => next.filter(|b| b.kind == LineKind::Inside).into_iter().collect(),
-            // A term can have several definitions.
+            // A term of a definition list can have several definitions.
             LineKind::Term if next.is_some_and(|b| b.kind == LineKind::Definition) => {
                 let definitions = self.below.iter().filter(may_be);
                 definitions.take_while(|b| matches!(b.kind, LineKind::Definition)).collect()
@@ -259,19 +259,19 @@ impl LineScanner<'_> {
         self.split_pair(text).is_some()
     }
 
-    /// Splits label and value at the first colon or equals sign, or else at a dash or arrow between spaces.
+    /// Splits a text into a label and a value at the first colon or equals sign, or else at a dash or arrow between spaces.
     fn split_pair<'t>(&self, text: &'t str) -> Option<(PaymentField, &'t str, &'t str)> {
         let with_field = |(label, value)| Some((self.table.field_of(label)?, label, without_markup(value)));
         split_at_colon(text).and_then(with_field).or_else(|| split_at_dash(text).and_then(with_field))
     }
 }
 
-/// Splits at the first colon or equals sign.
+/// Splits a text at the first colon or equals sign, into a label and a value.
 fn split_at_colon(text: &str) -> Option<(&str, &str)> {
     let is_mark = |at: &usize| text.get(*at..).is_some_and(|rest| rest.starts_with([':', '=', '：']));
     let at = memchr::memchr3_iter(b':', b'=', FIRST_BYTE_OF_WIDE_COLON, text.as_bytes()).find(is_mark)?;
     let (label, rest) = text.split_at_checked(at)?;
-    // `=>` is one mark.
+    // `=>` is one mark between a label and its value.
     let value = rest.strip_prefix("=>").or_else(|| rest.strip_prefix([':', '=', '：']))?;
     Some((label, value))
 }
@@ -282,9 +282,9 @@ const FIRST_BYTE_OF_WIDE_COLON: u8 = 0xef;
 /// The first byte of `–`, `—` and `→` in UTF-8.
 const FIRST_BYTE_OF_DASHES: u8 = 0xe2;
 
-/// Splits at a dash or an arrow.
+/// Splits a text at a dash or an arrow between spaces, into a label and a value.
 fn split_at_dash(text: &str) -> Option<(&str, &str)> {
-    // Every mark contains one of these two bytes. Most lines contain neither byte, so they need no further search.
+    // Each mark below contains one of these two bytes. A line with neither byte, like most lines, needs no further search.
     memchr::memchr2(b'-', FIRST_BYTE_OF_DASHES, text.as_bytes())?;
     [" - ", " – ", " — ", " → ", " -> "].iter().find_map(|mark| text.split_once(mark))
 }
@@ -298,7 +298,7 @@ fn without_trailing_colon(text: &str) -> &str {
     text.trim().trim_end_matches(['*', '_']).trim_end_matches([':', '：', '='])
 }
 
-/// Removes the marks that mail programs write for bold text and code.
+/// Removes quotation marks around a value, and the marks of plain text for bold text and code: `*`, `_`, `` ` ``.
 fn without_markup(text: &str) -> &str {
     let mut text = text.trim();
     // The split of `*Amount:* $20` at the colon leaves the label's closing star in the value.

@@ -7,11 +7,11 @@ use crate::extract::field::PaymentField;
 use crate::extract::values;
 use crate::extract::views::ViewLine;
 
-/// Returns the value. If the value continues on the next line, returns it joined with that line by a space. The end of
-/// the value is unknown, so the joined text must not be parsed as a value. The space prevents that.
+/// Returns the value. If the value continues on the next line, returns the value, a space and the next line. The end of such a
+/// value is unknown, so the parser must refuse the joined text. The space has this effect.
 pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&ViewLine>) -> String {
     let next = next.map(ViewLine::joined).unwrap_or_default();
-    // Ignore the bar at the end of a table row and a mail program's quote mark.
+    // The next line may have the bar of a table row at its end, or the `>` of quoted text at its beginning.
     let next = next.trim_matches([' ', '|', '>']);
     let next = match field {
         PaymentField::Hash | PaymentField::Wallet => strip_link_text(next).into(),
@@ -30,7 +30,7 @@ pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&
     if continues && !value.is_empty() { format!("{value} {next}") } else { value.to_owned() }
 }
 
-/// The next line, if only one of its cells has text. A quoted line counts, too.
+/// Returns the line `below`, if only one of its cells has text. The line may be quoted.
 pub(crate) fn only_text_line(below: Option<&ViewLine>) -> Option<&ViewLine> {
     below.filter(|next| next.cells.iter().filter(|cell| !cell.is_empty()).count() == 1)
 }

@@ -63,7 +63,7 @@ const LINK_WORDS: [&str; 50] = [
     "basescan.org",
 ];
 
-/// Signs of a link, or of a button that copies.
+/// Characters that mails show as the icon of a link, or of a button that copies a value.
 const LINK_SIGNS: [char; 14] = ['↗', '→', '➜', '➚', '⤴', '⧉', '🔗', '🔍', '🔎', '📋', '👉', '»', '›', '\u{fe0f}'];
 
 /// A footnote mark such as `[1]` in `0xab[1]`. The link of this footnote is at the end of the mail.
@@ -72,7 +72,7 @@ static FOOTNOTE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\[[0-9]
 /// Separates a value from link text and links around it, and returns the value and the links. `None` if the text is only a
 /// value, contains other words, or has more than 500 bytes.
 pub(crate) fn split_link_text(text: &str) -> Option<(String, Vec<String>)> {
-    // A hash of 66 characters, a link to it and a few words are shorter than this limit.
+    // A hash of 66 characters, a link with this hash, and a few words are shorter than this limit.
     if text.len() > 500 || !text.contains(|c: char| c.is_whitespace() || is_bracket(c)) {
         return None;
     }
@@ -93,18 +93,19 @@ pub(crate) fn split_link_text(text: &str) -> Option<(String, Vec<String>)> {
     }
 }
 
-/// Whether a text is only the words of a link: `View on Etherscan`.
+/// Whether a text contains only words of link text, such as `View on Etherscan`, and no value.
 pub(crate) fn is_only_link_text(text: &str) -> bool {
     let mut words = text.split(|c: char| c.is_whitespace() || is_bracket(c)).filter(|word| !word.is_empty()).peekable();
     words.peek().is_some() && words.all(is_link_word)
 }
 
-/// The value of [`split_link_text`], or the whole text.
+/// Returns the value in `text` without link text and links around it, or the whole text if [`split_link_text`] returns `None`.
 pub(crate) fn strip_link_text(text: &str) -> String {
     split_link_text(text).map_or_else(|| text.to_owned(), |(value, _)| value)
 }
 
-/// The values of fields in a link that is printed after a hash or an address.
+/// Returns the values in a link that follows a value of `field`. A link to a known explorer has a chain and a transaction hash;
+/// other links may have a hash or an address.
 pub(crate) fn fields_of_link(link: &str, field: PaymentField) -> Vec<(PaymentField, String)> {
     if let Some((chain, hash)) = values::parse_explorer_link(link) {
         return vec![(PaymentField::Blockchain, chain.to_owned()), (PaymentField::Hash, hash)];

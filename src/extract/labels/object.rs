@@ -2,19 +2,19 @@
 
 use std::ops::Range;
 
-/// A key with its value, as written.
+/// A key of an object with its value, spelled as in the mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ObjectPair {
     pub(crate) key: String,
     pub(crate) value: ObjectValue,
 }
 
-/// A value that is neither an object nor an array.
+/// A value in an object that is neither an object nor an array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ObjectValue {
     /// The content of a string.
     Text(String),
-    /// A word without quotes, as written: `true`, `false`, or a number. A number is never converted to a float.
+    /// A word without quotes, spelled as in the mail: `true`, `false`, or a number. A number is never converted to a float.
     Bare(String),
     /// `null` or `undefined`.
     Absent,
@@ -22,17 +22,17 @@ pub(crate) enum ObjectValue {
 
 /// The most opening braces in one text that are tried as the start of an object.
 const MAX_OBJECTS: usize = 64;
-/// The deepest nesting of an object.
+/// The deepest nesting of an object that is parsed. An array counts as two levels.
 const MAX_DEPTH: usize = 16;
 
-/// An object: its place in the text, and its pairs, including the pairs of inner objects.
+/// A JSON or JavaScript object: its byte range in the text, and its pairs, including the pairs of inner objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ParsedObject {
     pub(crate) span: Range<usize>,
     pub(crate) pairs: Vec<ObjectPair>,
 }
 
-/// Finds the objects in a text.
+/// Finds the JSON objects and JavaScript object literals in a text.
 pub(crate) fn parse_objects(text: &str) -> Vec<ParsedObject> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -50,7 +50,7 @@ pub(crate) fn parse_objects(text: &str) -> Vec<ParsedObject> {
     found
 }
 
-/// Parses one object. `None` from a method means that the text is not an object.
+/// Parses one object from position `at` of `text`. `None` from a method means that the text is not an object.
 struct ObjectParser<'a> {
     text: &'a str,
     at: usize,
@@ -66,7 +66,7 @@ impl<'a> ObjectParser<'a> {
         self.at += self.rest().len() - self.rest().trim_start().len();
     }
 
-    /// Skips white space and this character, or returns `None`.
+    /// Skips white space and the character `c`. Returns `None` if another character follows the white space.
     fn accept(&mut self, c: char) -> Option<()> {
         self.skip_space();
         if !self.rest().starts_with(c) {
@@ -156,7 +156,7 @@ impl<'a> ObjectParser<'a> {
         rest.get(..end).filter(|word| !word.is_empty())
     }
 
-    /// Parses a quoted string with the escapes of JSON. It cannot contain a line break.
+    /// Parses a quoted string with the escapes of JSON. Returns `None` if the string contains a line break.
     fn parse_string(&mut self) -> Option<String> {
         let mut chars = self.rest().char_indices();
         let (_, quote) = chars.next()?;

@@ -8,8 +8,8 @@ use crate::extract::explain::ValuePlace;
 use crate::extract::field::{FoundValue, ValuePosition};
 use crate::extract::views::View;
 
-/// Parses the objects in the whole text, with their keys as labels. Returns the indexes of the lines with an object that has
-/// a known key. The caller does not search these lines for other labels.
+/// Parses the objects in a view, with their keys as labels, and adds the values to `found`. Returns the indexes of the lines with
+/// an object that has a known key. The caller does not search these lines for other labels.
 pub(crate) fn find_object_values(view: &View, table: &LabelTable, found: &mut Vec<FoundValue>) -> HashSet<usize> {
     let mut used_lines = HashSet::new();
     if !view.lines.iter().flat_map(|line| &line.cells).any(|cell| cell.contains('{')) {

@@ -5,13 +5,13 @@ use std::borrow::Cow;
 /// The effect of a declaration block on visibility and layout.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Appearance {
-    /// Whether the element is removed with all its content.
+    /// Whether the element is removed with all its content, as by `display: none`.
     pub(crate) removed: bool,
     /// Whether visible text looks different from its characters: struck through, reversed or moved.
     pub(crate) odd: bool,
-    /// Whether `visibility` shows the element. An inner element can change this.
+    /// Whether a `visibility` declaration shows the element. An inner element can have another declaration.
     pub(crate) visibility: Option<bool>,
-    /// Whether the font is large enough to read. An inner element can change this.
+    /// Whether a font declaration makes the text large enough to read. An inner element can have another declaration.
     pub(crate) has_font_size: Option<bool>,
     /// The layout, if a `display` declaration sets it.
     pub(crate) display: Option<Display>,
@@ -20,7 +20,7 @@ pub(crate) struct Appearance {
     pub(crate) apart: bool,
     /// Whether the children of the element are laid out side by side.
     pub(crate) is_row: bool,
-    /// The colours of text and background.
+    /// The colours of text and background, if declarations set them.
     pub(crate) colour: Option<Colour>,
     pub(crate) background: Option<Colour>,
 }
@@ -37,7 +37,7 @@ pub(crate) enum Display {
 }
 
 impl Display {
-    /// Parses a value of `display`. `None` for an element that is removed.
+    /// Parses a value of `display`. Returns `None` for `none`, which removes the element.
     fn parse(value: &str) -> Option<Display> {
         match value {
             "none" => None,
@@ -107,7 +107,7 @@ struct CombinedHiding {
 }
 
 impl Appearance {
-    /// Parses `name: value; …`. A declaration that removes text counts even if a later declaration overrides it,
+    /// Parses CSS declarations: `name: value; …`. A declaration that removes text counts even if a later one overrides it,
     /// because a mail with both declarations may mislead its reader. For `visibility` and the font size, the last
     /// declaration counts.
     pub(crate) fn parse(declarations: &str) -> Appearance {
@@ -182,15 +182,15 @@ impl Appearance {
         }
     }
 
-    /// The effect of a rule whose selector has conditions that are not checked. It is not known whether the rule applies. So
-    /// its colours are unknown, and `display`, `apart` and `odd` are ignored.
+    /// Returns the effect of a rule that may or may not apply to an element, because its selector has conditions that are not
+    /// checked. The colours of such a rule are unknown, and its `display`, `apart` and `odd` are ignored.
     pub(crate) fn for_some_elements(self) -> Appearance {
         let unknown = |colour: Option<Colour>| colour.map(|_| Colour::Unknown);
         let (colour, background) = (unknown(self.colour), unknown(self.background));
         Appearance { display: None, apart: false, odd: false, colour, background, ..self }
     }
 
-    /// Combines two effects. `other` takes precedence where only one of them can apply.
+    /// Combines two effects on one element. Where only one value can apply, such as one colour, the value of `other` does.
     pub(crate) fn combine(self, other: Appearance) -> Appearance {
         Appearance {
             removed: self.removed || other.removed,
@@ -206,7 +206,7 @@ impl Appearance {
     }
 }
 
-/// The text in lower case, without a copy if it has no capitals.
+/// Returns the text in lower case, without a copy if the text has no capitals.
 pub(crate) fn lower(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
 }

@@ -38,7 +38,7 @@ pub fn html_view(html: &str) -> View {
     view
 }
 
-/// The style sheets in the HTML.
+/// Returns the contents of the `<style>` elements in the HTML.
 pub(crate) fn style_sheets(html: &str) -> Vec<String> {
     let Some(beginning) = up_to_last_style_sheet(html) else { return Vec::new() };
     let mut collector = StyleCollector::default();
@@ -49,8 +49,8 @@ pub(crate) fn style_sheets(html: &str) -> Vec<String> {
     }
 }
 
-/// The beginning of the text, up to the end of the last style sheet; `None` if there is no style sheet. The search for style
-/// sheets can skip the rest.
+/// Returns the beginning of the HTML, up to the end of its last style sheet; `None` if there is no style sheet. The rest of the
+/// HTML need not be searched for style sheets.
 fn up_to_last_style_sheet(html: &str) -> Option<&str> {
     let text = html.as_bytes();
     let starts_at = |at: &usize, tag: &[u8]| text.get(*at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));
@@ -73,7 +73,7 @@ fn feed<'a, S: HtmlSink<'a>>(html: &'a str, new_sink: impl Fn() -> S) -> (S, boo
     (tokenize(part, new_sink()), part.len() == html.len())
 }
 
-/// A sink that collects the style sheets.
+/// A sink that collects the contents of `<style>` elements.
 #[derive(Default)]
 pub(crate) struct StyleCollector {
     inside: bool,

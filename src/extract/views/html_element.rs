@@ -1,4 +1,4 @@
-//! Properties of HTML elements, and the state of an open element: visible, odd, quoted.
+//! Properties of HTML elements, by name, and of an open element: whether its text is visible, altered or quoted.
 
 use std::borrow::Cow;
 
@@ -27,7 +27,7 @@ pub(crate) struct OpenElement<'a> {
     pub(crate) is_edge: bool,
 }
 
-/// The position of an element.
+/// The context of an element when its start tag is found.
 #[derive(Clone, Copy)]
 pub(crate) struct ElementPosition {
     /// Whether mail programs use this element for quoted text.
@@ -37,8 +37,8 @@ pub(crate) struct ElementPosition {
 }
 
 impl<'a> OpenElement<'a> {
-    /// Opens an element inside `outer`. If `outer` is removed, odd or quoted, so is the new element. `appearance` can override
-    /// the visibility, the font size and the colours of `outer`.
+    /// Opens an element inside `outer`. If `outer` is removed, `odd` or quoted, the new element is, too. `appearance` can
+    /// override the visibility, the font size and the colours of `outer`.
     pub(crate) fn new(
         outer: Option<&OpenElement<'a>>,
         name: Cow<'a, str>,
@@ -82,7 +82,7 @@ pub(crate) enum Flow {
 }
 
 impl Flow {
-    /// The layout of an element inside `outer`, by its name and its styles.
+    /// Returns the layout of an element inside `outer`, by the element's name and styles.
     pub(crate) fn of_child(outer: Option<&OpenElement<'_>>, name: &str, appearance: Appearance) -> Flow {
         let is_table_part = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
         // A table keeps its rows and cells: the `display` of its parts is ignored.
@@ -176,7 +176,7 @@ pub(crate) fn is_block(name: &str) -> bool {
     )
 }
 
-/// The value of an attribute.
+/// Returns the value of the attribute `name`, if the element has it.
 pub(crate) fn attribute<'a>(attributes: &'a [Attribute<'_>], name: &str) -> Option<&'a str> {
     attributes.iter().find(|a| a.name == name).map(|a| &*a.value)
 }

@@ -1,6 +1,6 @@
 //! A fast parser for the HTML of most mails: texts, tags with attributes, comments, style sheets.
 //!
-//! It returns `None` at the first sign of rare or invalid HTML. html5ever then parses the text again from its start. HTML
+//! The parser returns `None` at the first sign of rare or invalid HTML. html5ever then parses the text again from its start. HTML
 //! without such a sign is called plain. For plain HTML this parser gives the same result as html5ever in less time; a test
 //! compares the two.
 
@@ -27,10 +27,10 @@ pub(crate) struct Attribute<'a> {
     pub(crate) value: Cow<'a, str>,
 }
 
-/// A tag with more attributes than this is not plain. Each attribute is compared with the others, which takes quadratic time.
+/// The most attributes of a tag in plain HTML. Each attribute is compared with the others, which takes quadratic time.
 const MAX_ATTRIBUTES: usize = 64;
 
-/// Parses all of the text, or returns `None`. After `None` the sink's state must not be used.
+/// Parses plain HTML into `sink`, or returns `None` for other HTML. After `None`, the contents of `sink` must not be used.
 pub(crate) fn parse_fast<'a>(html: &'a str, sink: &mut impl HtmlSink<'a>) -> Option<()> {
     let text = html.as_bytes();
     let is_lone = |at: usize| text.get(at + 1) != Some(&b'\n');
@@ -197,7 +197,7 @@ impl<'a> FastParser<'a> {
             let digits = self.advance_while(u8::is_ascii_alphanumeric);
             self.skip(";")?;
             let number = u32::from_str_radix(digits, if hex { 16 } else { 10 }).ok()?;
-            // HTML maps some numbers outside of these ranges to other characters, or to no character.
+            // HTML maps some numbers outside of the ranges below to other characters, or to no character.
             let is_plain = matches!(number, 0x20..=0x7e | 0xa0..=0xd7ff | 0x1_0000..=0x1_fff0);
             return if is_plain { char::from_u32(number).map(|c| (c, None)) } else { None };
         }
@@ -248,7 +248,7 @@ mod tests {
         End(String),
     }
 
-    /// The calls of a sink, with adjacent texts joined.
+    /// A sink that stores the calls that it receives, with adjacent texts joined.
     #[derive(Debug, Default, PartialEq)]
     struct CallLog(Vec<Call>);
 

@@ -1,4 +1,4 @@
-//! Builds the visible lines from the tags and texts of HTML, in their order.
+//! Builds the visible lines of a view from the tags and texts of HTML. The HTML parser passes them in their order.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use super::view::{
 };
 use crate::model::ReasonCode;
 
-/// The deepest nesting that is tracked. The properties of deeper elements are not kept.
+/// The deepest nesting of HTML elements that is tracked. Elements that are nested more deeply are not added to `open`.
 const MAX_DEPTH: usize = 500;
 
 /// The longest beginning of a line that can be a label, in bytes.
@@ -23,16 +23,16 @@ const MAX_LEAD: usize = 80;
 pub(crate) struct HtmlLines<'s, 'a> {
     sheet: &'s StyleSheet,
     open: Vec<OpenElement<'a>>,
-    /// Hidden or odd formatting elements that a misnested end tag closed. A browser opens them again, so the text up to their
-    /// end tags counts as hidden.
+    /// The names of formatting elements (`<b>`) that are hidden or `odd`, and that a misnested end tag closed. A browser opens
+    /// such an element again, so the text up to the end tag of the element counts as hidden.
     lingering: Vec<Cow<'a, str>>,
     /// The output buffers: one for the page, and one for each open table cell.
     buffers: Vec<LineBuffer>,
-    /// The finished cells of each open row.
+    /// The finished cells of each open table row (`tr`).
     rows: Vec<Vec<Vec<ViewLine>>>,
     /// The number of open `pre` elements, which keep line breaks.
     open_pre: usize,
-    /// The number of lines and cells so far.
+    /// The number of lines and cells in the view so far; the limit is [`MAX_LINES`].
     line_count: usize,
     problem: Option<(ReasonCode, &'static str)>,
 }
@@ -86,8 +86,8 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
                 self.end_line();
             }
         }
-        // Each piece of odd text gets marks, so the result depends on how the text is split. html5ever splits text in
-        // more places than html_fast, for example at line ends. After `None`, html5ever parses the HTML from its start.
+        // Each piece of text in an `odd` element gets two `ODD_MARK`s, so the result depends on how the text is split. html5ever
+        // splits text in more places than html_fast, for example at line ends. After `None`, html5ever parses all of the HTML.
         if odd { None } else { Some(()) }
     }
 
@@ -204,7 +204,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         self.open.push(open);
     }
 
-    /// Remembers a change of the font size for the next text.
+    /// Sets `size_changed` at the start or end of an element that changes the font size.
     fn note_font_size(&mut self, element: &OpenElement<'a>) {
         if let Some(buffer) = self.buffers.last_mut() {
             buffer.size_changed |= element.resized && !element.hides();
@@ -217,15 +217,15 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         element.is_some_and(|o| o.name == "tr")
     }
 
-    /// Closes elements whose end tag this start tag implies (HTML, 13.1.2.4). Elements that do not affect lines stay open.
+    /// Closes elements whose end tag the start tag `name` implies (HTML, 13.1.2.4). Elements that do not affect lines stay open.
     fn close_implied(&mut self, name: &str) {
         let (closes, within): (&[&str], &[&str]) = match name {
             "li" => (&["li"], &["ul", "ol", "menu", "table"]),
             "dt" | "dd" => (&["dt", "dd"], &["dl", "table"]),
             "tr" => (&["tr"], &["table"]),
             "td" | "th" => (&["td", "th"], &["tr", "table"]),
-            // A block ends an open paragraph. A list item does not end it, because Resmic's mail has list items inside of a
-            // paragraph.
+            // A block ends an open paragraph. A list item does not end a paragraph, because Resmic's mail has list items inside
+            // of a paragraph.
             _ if is_block(name) && name != "br" => {
                 let edge = self.open.iter().rev().find(|o| o.is_edge);
                 if edge.is_some_and(|o| o.name == "p") {
@@ -272,15 +272,15 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         }
     }
 
-    /// A row becomes one line if each of its cells has at most one line of text. A row that is used for layout becomes the lines
-    /// of its cells.
+    /// Adds the finished table row to the view: as one line if each cell has at most one line of text, or otherwise as the lines
+    /// of its cells. A row that is used for layout is also added as the lines of its cells.
     fn finish_row(&mut self) {
         self.break_line(LineKind::Text);
         let (Some(cells), Some(buffer)) = (self.rows.pop(), self.buffers.last_mut()) else { return };
         let is_simple = cells.len() <= MAX_CELLS
             && cells.iter().all(|lines| lines.len() <= 1 && lines.iter().all(|l| l.cells.len() <= 1));
-        // A row with one cell is layout, and so is a row whose only text is not in the first cell. But a row with text
-        // only in the first of its cells stays a row: this text is a label without a value.
+        // A row with one cell is used for layout, and so is a row whose only text is not in the first cell. But a row of several
+        // cells with text only in the first cell stays a row, because this text may be a label without a value.
         let is_alone = cells.iter().filter(|lines| !lines.is_empty()).count() < 2
             && (cells.len() < 2 || cells.first().is_some_and(Vec::is_empty));
         if !is_simple || is_alone {
@@ -299,7 +299,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         buffer.view.push_line(row);
     }
 
-    /// The kind of line that an element starts.
+    /// Returns the kind of the line that begins at the start tag `name`.
     fn kind_of_line(&self, name: &str) -> LineKind {
         match name {
             "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => LineKind::Heading,
@@ -313,12 +313,12 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         }
     }
 
-    /// Ends the current line. The next line has the kind `next`.
+    /// Ends the current line of the current cell or page. The line after it has the kind `next`.
     fn break_line(&mut self, next: LineKind) {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(buffer) = self.buffers.last_mut() else { return };
         let mut line = std::mem::replace(&mut buffer.line, ViewLine { quoted, kind: next, ..ViewLine::default() });
-        // There is usually only white space between two tags. Such a line stays empty, and `push_line` does not add it.
+        // There is usually only white space between two tags. Such white space is no text, so `push_line` adds no line.
         if !line.links.is_empty() || buffer.has_text {
             line.cells = vec![normalize_space(&buffer.text)];
             self.line_count += 1;

@@ -9,7 +9,7 @@ use regex::Regex;
 
 use super::view::{View, ViewLine};
 
-/// The longest line that is examined, in bytes.
+/// The longest line, in bytes, that can mark the beginning of quoted text. Longer lines are not compared with the expressions.
 const MAX_LINE: usize = 300;
 
 /// The most lines of a forwarded mail's header, from From to Subject.
@@ -54,8 +54,8 @@ fn matches(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
     text.len() <= MAX_LINE && pattern.as_ref().is_some_and(|p| p.is_match(text))
 }
 
-/// Finds the first line that begins a quote, and marks it and all lines below as quoted. A line such as `A wrote:`
-/// begins no quote if the next line is already marked, for example by its `>`.
+/// Finds the first line that begins quoted text, and marks this line and all lines below as quoted. A line such as `A wrote:`
+/// begins no quoted text if the next line is already marked, for example by its `>`.
 pub(crate) fn mark_quoted(view: &mut View) {
     let texts: Vec<Cow<'_, str>> = view.lines.iter().map(ViewLine::joined).collect();
     let begins_quote = |n: usize| {

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use super::css_visibility::{Appearance, Colour, lower, without_comments};
 use super::html_fast::Attribute;
 
-/// The effects of the mail's style sheets, by tag, class and id.
+/// The effects of a mail's style sheets on elements, by tag, class and id.
 ///
 /// Most mails have few rules. A B-tree searches few entries linearly, which is faster than a hash map.
 #[derive(Debug, Default)]
 pub(crate) struct StyleSheet(BTreeMap<String, Appearance>);
 
-/// The most rules that are kept.
+/// The most tags, classes and ids for which rules are stored. Further rules are ignored.
 const MAX_RULES: usize = 2_000;
 
 impl StyleSheet {
-    /// Parses one `<style>` element. Rules inside `@media` and similar blocks are ignored, unless they apply to every
+    /// Adds the rules of one `<style>` element. Rules inside `@media` and similar blocks are ignored, unless they apply to every
     /// screen.
     pub(crate) fn add_rules(&mut self, css: &str) {
         let css = without_comments(css);
@@ -39,8 +39,8 @@ impl StyleSheet {
 
     fn add_rule(&mut self, selectors: &str, appearance: Appearance) {
         for selector in selectors.split(',') {
-            // Only the last name of a selector counts: `.b` in `div .a > p.b`. If this hides too much, a value is
-            // missing, but no value is wrong.
+            // Only the last name of a selector counts: `.b` in `div .a > p.b`. A rule may therefore hide too much text. Then a
+            // value is missing, but no value is wrong.
             let last = selector.trim().rsplit([' ', '>', '+', '~']).next().unwrap_or_default();
             let start = last.rfind(['.', '#']).unwrap_or(0);
             let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();
@@ -53,7 +53,7 @@ impl StyleSheet {
         }
     }
 
-    /// The effect of an element's tag, attributes and matching rules on its visibility and layout.
+    /// Returns how the tag, the attributes and the matching rules of an element affect its visibility and layout.
     pub(crate) fn appearance(&self, tag: &str, attributes: &[Attribute<'_>]) -> Appearance {
         let mut appearance = Appearance::default();
         let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();
@@ -90,7 +90,7 @@ pub(crate) fn is_for_every_screen(rule: &str) -> bool {
     matches!(normalized.as_str(), "media" | "media all" | "media screen" | "media only screen")
 }
 
-/// The text after a block whose opening brace was just consumed.
+/// Returns the CSS after a block `{…}`. `text` begins after the opening brace of this block.
 fn after_block(text: &str) -> &str {
     let mut depth = 1;
     for (at, c) in text.char_indices() {

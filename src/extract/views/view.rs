@@ -1,4 +1,4 @@
-//! The visible text of a part: lines of cells, with their links.
+//! The visible text of one text part of a mail, as lines. A line has cells, and the links in the line.
 
 use std::borrow::Cow;
 
@@ -9,14 +9,14 @@ use crate::model::ReasonCode;
 pub struct View {
     /// `text/plain` or `text/html`.
     pub content_type: &'static str,
-    /// The lines, from the top.
+    /// The visible lines, from the top.
     pub lines: Vec<ViewLine>,
     /// The reason why the visible text is not fully known: there is too much text, its visibility is unclear, or it is
     /// in UTF-7.
     pub problem: Option<(ReasonCode, &'static str)>,
 }
 
-/// The content types of views.
+/// The content types of the text parts that views render.
 pub(crate) const PLAIN_TEXT: &str = "text/plain";
 pub(crate) const HTML: &str = "text/html";
 
@@ -27,7 +27,7 @@ pub(crate) const MAX_LINES: usize = 5_000;
 /// The most cells of a line. A line with more cells is not treated as a row of a table.
 pub(crate) const MAX_CELLS: usize = 64;
 
-/// The most links of a line that are kept.
+/// The most links of one line. Further links of the line are ignored.
 pub(crate) const MAX_LINKS: usize = 32;
 
 /// The problem of a view with more than [`MAX_LINES`] lines.
@@ -37,16 +37,16 @@ pub(crate) const TOO_MANY_LINES: (ReasonCode, &str) = (ReasonCode::TooLarge, "it
 /// valid value contains this mark.
 pub(crate) const ODD_MARK: char = '\u{fffd}';
 
-/// A line of text, or a block of HTML.
+/// A line of plain text, or a line that a browser shows for a block of HTML.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ViewLine {
     /// The cells of a table row; one cell for other lines.
     pub cells: Vec<String>,
-    /// The targets of the links.
+    /// The targets (`href`) of the links in the line.
     pub links: Vec<String>,
     /// Whether the line is quoted or forwarded text.
     pub quoted: bool,
-    /// The kind of line.
+    /// The kind of the line, such as a heading or a list item.
     pub kind: LineKind,
     /// The beginning of the line, if this beginning is bold or in a separate element.
     pub lead: Option<String>,
@@ -66,14 +66,14 @@ pub enum LineKind {
     Inside,
     /// A term of a definition list. Its definitions follow.
     Term,
-    /// A definition.
+    /// A definition of a term in a definition list.
     Definition,
     /// A row of a table.
     Row,
 }
 
 impl ViewLine {
-    /// The cells as one text.
+    /// Returns the cells of the line as one text, separated by spaces.
     #[must_use]
     pub fn to_text(&self) -> String {
         self.joined().into_owned()
