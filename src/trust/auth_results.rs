@@ -1,8 +1,8 @@
 //! Authenticates a mail by Authentication-Results (RFC 8601) of the merchant's own receiving server.
 //!
-//! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escaping them. So a forger can
-//! write statements into the field. Therefore this module relies on the server's result only for the body. It verifies the
-//! header part of the signature that the server found valid.
+//! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escapes. So a forger can
+//! write statements into the field. Therefore this module relies on the server's result only for the body. The header fields are
+//! verified here, with the signature that the server found valid.
 
 use mail_auth::dkim::Signature;
 
@@ -13,18 +13,18 @@ use super::header::Header;
 use super::{Candidate, TrustSettings, authserv, is_aligned, untrusted};
 use crate::model::{Authenticity, SignedHeaders, Trust, TrustProof, printable};
 
-/// A signature that the server found valid.
+/// A DKIM signature that the receiving server found valid, as an Authentication-Results field identifies the signature.
 pub(super) struct PassedSignature {
-    /// `header.d`, in lower case.
+    /// The value of `header.d`, the signing domain, in lower case.
     domain: Option<String>,
     /// The domain of `header.i`, which is equal to `d=` or a subdomain of it.
     identity: Option<String>,
-    /// `header.s`.
+    /// The value of `header.s`, the selector of the key.
     selector: Option<String>,
 }
 
-/// Searches for a signature that the server found valid, by the organisation whose domain is in the From field. Verifies the
-/// header part of this signature.
+/// Trusts a mail with a DKIM signature that the receiving server found valid. The signature must be by the organisation whose
+/// domain is in the From field, and its `b=` is verified over the header fields.
 pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings, resolver: &Resolver) -> Authenticity {
     let passed = authserv::own_fields(mail.header, &settings.authserv_ids).and_then(|f| passed(&f, mail.from));
     let passed = match passed {
@@ -42,7 +42,7 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings,
     }
 }
 
-/// The signatures of `from`'s organisation that the server found valid.
+/// Returns the signatures of the organisation with the domain `from` that the receiving server found valid.
 ///
 /// # Errors
 /// The reason, if the server found no valid signature of that organisation. A field with results for the organisation, but
@@ -64,8 +64,8 @@ fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature
     if passed.is_empty() { Err(none()) } else { Ok(passed) }
 }
 
-/// Whether this result may be about a DKIM signature of `from`'s organisation. A result without a domain may be about any
-/// signature, unless the result is `dkim=none`.
+/// Whether this result may be about a DKIM signature of the organisation with the domain `from`. A result without a domain may be
+/// about any signature, unless the result is `dkim=none`.
 fn is_about(result: &MethodResult, from: &str) -> bool {
     let aligned = result.domain().map_or(result.value != "none", |domain| is_aligned(domain, from));
     result.method == "dkim" && aligned
@@ -81,7 +81,7 @@ impl PassedSignature {
         })
     }
 
-    /// Whether the server's result may be about this signature.
+    /// Whether the receiving server's result may be about `signature`.
     pub(super) fn matches(&self, signature: &Signature) -> bool {
         let signer = signature.d.to_ascii_lowercase();
         let of_domain = match (&self.domain, &self.identity) {
@@ -119,7 +119,7 @@ fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: 
 mod tests {
     use super::*;
 
-    /// The number of signatures of resmic.com that the server found valid, according to these header fields.
+    /// Returns the number of signatures of resmic.com that mx.shop.example found valid, according to these header fields.
     fn count_passed(fields: &str) -> Result<usize, String> {
         let ids = ["mx.shop.example".to_owned()];
         let header = format!("{fields}\r\nFrom: no-reply@resmic.com\r\n\r\n");

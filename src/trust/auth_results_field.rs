@@ -9,7 +9,7 @@ pub(super) struct AuthResultsField {
     pub(super) results: Vec<MethodResult>,
 }
 
-/// One `method=value` with its properties.
+/// One result in the field: `method=value` with its properties, such as `dkim=pass header.d=resmic.com`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MethodResult {
     pub(super) method: String,
@@ -34,14 +34,14 @@ impl MethodResult {
 }
 
 impl AuthResultsField {
-    /// Parses a field's value (RFC 8601, 2.2); `None` if it does not follow the grammar.
+    /// Parses a field's value (RFC 8601, 2.2); `None` if the value does not follow the grammar.
     pub(super) fn parse(value: &str) -> Option<AuthResultsField> {
         let tokens = tokenize(value)?;
         let statements = || tokens.split(|t| *t == FieldToken::Mark(';'));
         let results = |skipped: usize| statements().skip(skipped).filter_map(MethodResult::parse).collect();
         match statements().next()? {
             [FieldToken::Word(server)] => Some(AuthResultsField { server: Some(server.clone()), results: results(1) }),
-            // The version of the format. There is only version 1.
+            // The version of the field's format follows the server's name. There is only version 1.
             [FieldToken::Word(server), FieldToken::Word(version)] if version == "1" => {
                 Some(AuthResultsField { server: Some(server.clone()), results: results(1) })
             }
@@ -54,7 +54,7 @@ impl MethodResult {
     fn parse(statement: &[FieldToken]) -> Option<MethodResult> {
         let (method, rest) = match statement {
             [FieldToken::Word(method), FieldToken::Mark('='), rest @ ..] => (method, rest),
-            // The version of the method. There is only version 1.
+            // The version of the method follows a slash. There is only version 1.
             [
                 FieldToken::Word(method),
                 FieldToken::Mark('/'),
@@ -107,7 +107,7 @@ fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
                     continue;
                 }
                 while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';' | '=')) {
-                    // A slash ends the name of a method. In any other word, it is part of the word.
+                    // A slash ends the name of a method. In any other word, a slash is part of the word.
                     if c == '/' && is_method(&word) {
                         tokens.push(FieldToken::Word(std::mem::take(&mut word)));
                         tokens.push(FieldToken::Mark('/'));

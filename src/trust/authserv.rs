@@ -19,7 +19,7 @@ pub(super) fn is_valid(id: &str) -> bool {
     }
 }
 
-/// The topmost consecutive Authentication-Results fields of the servers in `ids`.
+/// Returns the topmost consecutive Authentication-Results fields of the servers in `ids`.
 ///
 /// Header fields with other names in between are ignored. Authentication-Results fields of other servers above these fields are
 /// also ignored, because they were added later. Below these fields, the first field of another server ends the search.
@@ -50,7 +50,7 @@ pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Auth
     }
 }
 
-/// The name of the server in a field, even if the rest of the field cannot be parsed.
+/// Returns the name of the server in an Authentication-Results field, even if the rest of the field cannot be parsed.
 fn server(value: &str) -> Option<String> {
     if let Some(field) = AuthResultsField::parse(value) {
         return field.server;
@@ -59,7 +59,7 @@ fn server(value: &str) -> Option<String> {
     first.map(|name| name.trim_matches('"').to_owned())
 }
 
-/// Whether `id` matches this server name. OpenDKIM may append a job id: `mx.shop.example/0C5B13F980`.
+/// Whether the entry `id` of `authserv_ids` matches this server name. OpenDKIM may append a job id: `mx.shop.example/0C5B13F980`.
 fn matches(id: &str, server: &str) -> bool {
     let names = |server: &str| match id.strip_prefix('*') {
         Some(suffix) => ends_with(server, suffix),
@@ -86,7 +86,7 @@ fn was_received_by_microsoft(header: &Header<'_>) -> bool {
         && header.all_above("received", "authentication-results").all(is_microsofts)
 }
 
-/// The receiving host in a Received field: the word after the only `by`, outside of comments.
+/// Returns the receiving host in a Received field: the word after the only `by`, outside of comments.
 fn receiver(received: &str) -> Option<String> {
     let plain = mask_quoted(received);
     let mut words = plain.split([' ', '\t', '\r', '\n']).filter(|word| !word.is_empty());

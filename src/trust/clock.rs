@@ -3,17 +3,17 @@
 use jiff::Timestamp;
 use mail_auth::dkim::Signature;
 
-/// How far a sender's clock may be ahead, in seconds.
+/// How far a sender's clock may be ahead of this machine's clock, in seconds.
 const CLOCK_TOLERANCE: i64 = 86_400;
 /// The longest lifetime, in seconds, that is assumed for a signature without `t=`.
 const MAX_LIFETIME: i64 = 30 * 86_400;
 
-/// The time of authentication, and the time at which the server received the mail.
+/// The time of authentication, and the time at which the IMAP server received the mail.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
-    /// This machine's clock.
+    /// The time of authentication, from this machine's clock.
     pub now: Timestamp,
-    /// INTERNALDATE, if the mail has one.
+    /// The mail's INTERNALDATE, if the source of the mail reports one.
     pub received: Option<Timestamp>,
 }
 
@@ -24,10 +24,10 @@ impl From<Timestamp> for Clock {
 }
 
 impl Clock {
-    /// Whether a signature had expired when its mail was received (`x=`; RFC 6376, 3.5).
+    /// Whether a signature had expired (`x=`; RFC 6376, 3.5) when the server received the mail.
     pub(super) fn has_expired(&self, signature: &Signature) -> bool {
         let (signed_at, expires) = (seconds(signature.t), seconds(signature.x));
-        // x= must be later than t=.
+        // An x= that is not later than t= also counts as expired.
         expires > 0 && (expires <= self.receipt_time(signed_at, expires) || expires <= signed_at)
     }
 
@@ -36,8 +36,8 @@ impl Clock {
         seconds(signature.t) > self.now.as_second().saturating_add(CLOCK_TOLERANCE)
     }
 
-    /// The receipt time, in seconds since 1970. The expiry is compared with this time, because the daemon may fetch a mail days
-    /// after its receipt.
+    /// Returns the receipt time, in seconds since 1970. The expiry is compared with the receipt time, because the daemon may fetch
+    /// a mail days after its receipt.
     ///
     /// `now` replaces an implausible INTERNALDATE. A date in the future shows that the clocks of the server and of this machine
     /// disagree. A date before the signature is not the receipt time: a client may append a mail with any date, and some servers

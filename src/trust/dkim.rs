@@ -21,16 +21,16 @@ const MAX_VERIFIED: usize = 4;
 pub(super) const MAX_SIGNATURES: usize = 50;
 const MAX_SIGNED_NAMES: usize = 500;
 
-/// The signatures that may prove a mail, and the part of each that is verified.
+/// The DKIM signatures that may prove a mail, and the part of each signature that is verified.
 pub(super) enum VerifiedPart<'a> {
-    /// Any signature may prove the mail. Its header part and the body are verified.
+    /// Any signature may prove the mail. The signature is verified over the header fields (`b=`) and over the body (`bh=`).
     Everything,
-    /// The header part of the signatures that the receiving server found valid: `b=` must match the signed fields and the
-    /// given `bh=`. The body is not compared with `bh=`.
+    /// Only a signature that the receiving server found valid may prove the mail. The signature is verified over the header
+    /// fields: `b=` must match the signed fields and the given `bh=`. The body is not compared with `bh=`.
     Header(&'a [super::auth_results::PassedSignature]),
 }
 
-/// Searches for a valid signature by the organisation whose domain is in the From field.
+/// Trusts a mail that has a valid DKIM signature by the organisation whose domain is in the From field.
 pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, resolver: &Resolver) -> Authenticity {
     let bytes = with_crlf(mail.bytes);
     let Some(mut message) = AuthenticatedMessage::parse(&bytes) else { return untrusted("it cannot be parsed") };
@@ -52,7 +52,7 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
         });
     }
     disable_library_checks(&mut message, part);
-    // One valid signature is enough.
+    // One valid signature is enough to prove the mail.
     let mut temp_error = None;
     for output in resolver.verify(&message).await {
         let Some(signature) = output.signature() else { continue };
@@ -68,8 +68,8 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
     }
 }
 
-/// Removes the signatures that prove nothing, whatever their keys are, and returns the reasons. Also removes the usable
-/// signatures after the first [`MAX_VERIFIED`].
+/// Removes the signatures that prove nothing, even with a valid key, and returns the reasons. Also removes the usable signatures
+/// after the first [`MAX_VERIFIED`].
 fn drop_unusable(message: &mut AuthenticatedMessage<'_>, mail: &Candidate<'_>, part: &VerifiedPart<'_>) -> Vec<String> {
     let mut rejections = Vec::new();
     let mut remaining = MAX_VERIFIED;
@@ -96,7 +96,7 @@ fn disable_library_checks(message: &mut AuthenticatedMessage<'_>, part: &Verifie
             (*canonical, *hash, *length) == (signature.cb, algorithm, signature.l)
         };
         // For `VerifiedPart::Header`, the body must not be compared with bh=. mail-auth always compares bh= with the hash of the
-        // body. So bh= gets this hash.
+        // body. So this function writes the hash of the body into bh=.
         if let (VerifiedPart::Header(_), Some((.., hash))) = (part, hashes.iter().find(is_of_signature)) {
             signature.bh.clone_from(hash);
         }
@@ -129,7 +129,7 @@ async fn check_key_and_time(
     match resolver.key_record(signature).await.map(|key| key.rejection()) {
         Err(reason) => SignatureResult::TempError(reason),
         Ok(Some(reason)) => SignatureResult::Invalid(format!("{} {reason}", describe_key(signature))),
-        // The clock of the sender or of this machine is wrong.
+        // The key is valid, but t= is in the future, so the clock of the sender or of this machine is wrong.
         Ok(None) if mail.clock.is_behind(signature) => {
             SignatureResult::TempError(format!("{} is from the future by this machine's clock", describe(signature)))
         }
@@ -137,7 +137,7 @@ async fn check_key_and_time(
     }
 }
 
-/// The mail with CRLF at the end of each line, as it was signed. In a Maildir, lines end with LF.
+/// Returns the mail with CRLF at the end of each line, because a mail is signed with CRLF. In a Maildir, lines end with LF.
 fn with_crlf(mail: &[u8]) -> Cow<'_, [u8]> {
     let is_bare = |at: &usize| at.checked_sub(1).and_then(|before| mail.get(before)) != Some(&b'\r');
     let mut converted = Vec::new();
@@ -170,7 +170,7 @@ fn rehash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
     }
 }
 
-/// Checks everything that needs no key. The error is the reason why the signature proves nothing.
+/// Checks everything in a signature that can be checked without the key. The error is the reason why a signature proves nothing.
 fn check_without_key(
     field: &Parsed<'_, Signature>,
     mail: &Candidate<'_>,
@@ -189,7 +189,7 @@ fn check_without_key(
     if signature.a == Algorithm::RsaSha1 {
         return reject("uses SHA-1, which proves nothing (RFC 8301)");
     }
-    // With l=0, nothing of the body is signed, but mail-auth treats it like a missing l=.
+    // With l=0, nothing of the body is signed, but mail-auth treats l=0 like a missing l=.
     if has_tag(field.value, "l") {
         return reject("signs a part of the body only (l=)");
     }
@@ -259,7 +259,7 @@ fn describe_key(signature: &Signature) -> String {
     format!("the key {}._domainkey.{}", printable(&signature.s, 100), printable(&signature.d, 100))
 }
 
-/// The reason why DNS did not answer; `None` if it answered.
+/// Returns the reason why DNS did not answer the lookup of a key; `None` if DNS answered.
 fn dns_failure(result: &DkimResult) -> Option<String> {
     match result {
         DkimResult::TempError(error) => Some(error.to_string()),

@@ -24,7 +24,7 @@ use crate::model::printable;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DnsSettings {
-    /// Servers, as `127.0.0.1:5353` or `127.0.0.1`. If the list is empty, the servers of the system are used.
+    /// The DNS servers, as `127.0.0.1:5353` or `127.0.0.1`. If the list is empty, the servers of the system are used.
     pub servers: Vec<DnsServer>,
 }
 
@@ -48,21 +48,21 @@ impl TryFrom<String> for DnsServer {
 /// The timeout of each way to query: UDP with EDNS, UDP, TCP. Over UDP, hickory repeats the query within this time. Over TCP,
 /// connecting has a separate timeout of the same length.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// The timeout of one lookup over all ways, and of the verification of all signatures of a mail.
+/// The timeout of one lookup in all ways together, and of the verification of all signatures of a mail.
 pub(super) const LOOKUP_LIMIT: Duration = Duration::from_secs(15);
-/// The most keys in the cache.
+/// The most DKIM keys in the cache.
 const MAX_KEYS: usize = 1_000;
 /// The longest time that a key stays in the cache, even if its TTL is longer. A revoked key must not be used for longer.
 const MAX_TTL: Duration = Duration::from_secs(3600);
 
-/// The most keys that are looked up before a mail needs them.
+/// The most DKIM keys that are looked up before a mail needs these keys.
 const MAX_RECENT_KEYS: usize = 4;
 
-/// Looks up keys, and caches them until their TTL ends, but for an hour at most.
+/// Looks up DKIM keys in DNS. Caches each key until its TTL ends, but for an hour at most.
 pub struct Resolver {
     name_servers: NameServers,
     cache: KeyCache,
-    /// The names of the keys that verified recent mails, the latest first.
+    /// The DNS names of the DKIM keys that verified recent mails, the most recent name first.
     recent_keys: Mutex<VecDeque<String>>,
     /// Locked while a task prefetches keys. Another such task ends at once, so that only one task waits if DNS does not answer.
     prefetching: tokio::sync::Mutex<()>,
@@ -74,7 +74,7 @@ pub(super) fn is_answer(code: ResponseCode) -> bool {
 }
 
 impl Resolver {
-    /// A resolver for these servers. It must be created inside a tokio runtime.
+    /// Creates a resolver for the servers in `settings`, or for those of /etc/resolv.conf. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// `settings` names no servers and /etc/resolv.conf cannot be read, or the resolver cannot be started.
@@ -93,7 +93,7 @@ impl Resolver {
         &self.name_servers
     }
 
-    /// Remembers the name of a key that verified a mail. The next mail is probably signed with the same key.
+    /// Adds the name of a key that verified a mail to `recent_keys`. The next mail is probably signed with the same key.
     pub fn remember_key(&self, domain: &str, selector: &str) {
         let name = key_name(domain, selector);
         let Ok(mut recent_keys) = self.recent_keys.lock() else { return };
@@ -104,7 +104,7 @@ impl Resolver {
         }
     }
 
-    /// Whether the cache has the keys of all remembered names. A mail that is signed with one of these keys needs no lookup.
+    /// Whether the cache has all keys in `recent_keys`. A mail that is signed with one of these keys needs no lookup.
     #[must_use]
     pub fn has_cached_keys(&self) -> bool {
         self.recent_keys
@@ -112,8 +112,8 @@ impl Resolver {
             .is_ok_and(|recent_keys| recent_keys.iter().all(|name| self.cache.get(name.as_str()).is_some()))
     }
 
-    /// Looks up the keys of the remembered names, if the cache does not have them. A failure is ignored: the lookup is repeated
-    /// when a mail needs the key.
+    /// Looks up the keys in `recent_keys` that the cache does not have. A failure is ignored, because the lookup is repeated when
+    /// a mail needs the key.
     pub async fn prefetch_keys(&self) {
         let Ok(_prefetching) = self.prefetching.try_lock() else { return };
         let names: Vec<String> =
@@ -145,7 +145,7 @@ impl Resolver {
         }
     }
 
-    /// The key record of a signature, usually from the cache.
+    /// Returns the DKIM key record of a signature, usually from the cache, and adds the key to `recent_keys`.
     pub(super) async fn key_record(&self, signature: &Signature) -> Result<Arc<KeyRecord>, String> {
         let lookup = self.look_up_key(key_name(&signature.d, &signature.s));
         let key = tokio::time::timeout(LOOKUP_LIMIT, lookup).await.map_err(|_| "no answer in time".to_owned())?;
@@ -160,7 +160,7 @@ impl Resolver {
     }
 }
 
-/// The DNS name of a key (RFC 6376, 3.6.2.1), as mail-auth writes it.
+/// Returns the DNS name of a DKIM key (RFC 6376, 3.6.2.1), in the form that mail-auth uses as the key of its cache.
 fn key_name(domain: &str, selector: &str) -> String {
     format!("{selector}._domainkey.{domain}.")
 }
@@ -168,7 +168,7 @@ fn key_name(domain: &str, selector: &str) -> String {
 /// Sets the options that apply to configured servers and to the system's servers.
 fn set_resolver_options(options: &mut ResolverOpts) {
     options.timeout = TIMEOUT;
-    // Instead of a retry, the next way to query is used.
+    // hickory does not retry. `NameServers` uses the next way to query instead.
     options.attempts = 0;
     options.positive_max_ttl = Some(MAX_TTL);
     options.negative_max_ttl = Some(Duration::from_secs(300));
@@ -176,8 +176,8 @@ fn set_resolver_options(options: &mut ResolverOpts) {
     options.edns0 = true;
 }
 
-/// For `check --connect`: looks up a domain's mail servers and its DMARC policy. Returns lines for the operator. A line is an
-/// error if DNS does not answer.
+/// For `check --connect`: looks up a domain's mail servers and its DMARC policy. Returns one line for the operator per
+/// lookup. The line is an `Err` if DNS does not answer. If the first lookup fails, the DMARC policy is not looked up.
 pub async fn check_domain(resolver: &Resolver, domain: &str) -> Vec<Result<String, String>> {
     let mail_servers = check_mail_servers(resolver, domain).await;
     if mail_servers.is_err() {
@@ -211,7 +211,7 @@ async fn check_dmarc(resolver: &Resolver, domain: &str) -> Result<String, String
     })
 }
 
-/// The answer to a lookup, or `None` if there is no such record.
+/// Returns the records that a lookup found, or `None` if no such record exists.
 async fn answer<T>(lookup: impl Future<Output = mail_auth::Result<T>>) -> Result<Option<T>, String> {
     match tokio::time::timeout(LOOKUP_LIMIT, lookup).await {
         Ok(Ok(answer)) => Ok(Some(answer)),
@@ -223,7 +223,7 @@ async fn answer<T>(lookup: impl Future<Output = mail_auth::Result<T>>) -> Result
     }
 }
 
-/// The policy as it is written in a record (RFC 7489, 6.3).
+/// Returns the name of a policy in a DMARC record (RFC 7489, 6.3).
 fn policy_name(policy: Policy) -> &'static str {
     match policy {
         Policy::None => "none",
@@ -233,7 +233,7 @@ fn policy_name(policy: Policy) -> &'static str {
     }
 }
 
-/// The keys, each with the time at which it expires.
+/// The cached DKIM key records by DNS name, each with the time at which the record expires.
 #[derive(Default)]
 struct KeyCache(Mutex<HashMap<Box<str>, (Txt, Instant)>>);
 
@@ -278,7 +278,8 @@ mod tests {
 
     use super::*;
 
-    /// A DNS server that answers each query with a response code: `codes` has it for the first label of the name.
+    /// Starts a DNS server that answers each query with a response code. `codes` maps the first label of the queried name to this
+    /// code.
     async fn server(codes: &'static [(&str, u8)]) -> (Resolver, tokio::task::JoinHandle<()>) {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let servers = vec![DnsServer(socket.local_addr().unwrap())];

@@ -5,7 +5,7 @@
 
 use mail_parser::{Address, MessageParser};
 
-/// The header fields of a mail, in their order.
+/// The header fields of a mail, in the order of the mail.
 pub(super) struct Header<'a> {
     fields: Vec<HeaderField<'a>>,
     /// The mail has more than [`MAX_FIELDS`] fields.
@@ -33,14 +33,14 @@ pub(super) fn without_byte_order_mark(mail: &[u8]) -> &[u8] {
     mail.strip_prefix(BYTE_ORDER_MARK).unwrap_or(mail)
 }
 
-/// The most fields that are parsed.
+/// The most header fields of a mail that are parsed.
 const MAX_FIELDS: usize = 2_000;
 
 impl<'a> Header<'a> {
-    /// Parses up to the first empty line (RFC 5322, 2.1).
+    /// Parses the header, up to the first empty line (RFC 5322, 2.1).
     ///
     /// A line of white space does not end the header. mail-auth also continues after such a line, and may find the signed To
-    /// below it.
+    /// below the line.
     pub(super) fn parse(mail: &'a [u8]) -> Self {
         let mut fields: Vec<HeaderField<'a>> = Vec::new();
         let mut rest = mail;
@@ -71,7 +71,7 @@ impl<'a> Header<'a> {
         Header { fields, is_truncated, is_malformed }
     }
 
-    /// The number of fields with this name (in lower case).
+    /// Returns the number of header fields with this name (in lower case).
     pub(super) fn count(&self, name: &str) -> usize {
         self.fields.iter().filter(|f| f.is(name)).count()
     }
@@ -102,7 +102,7 @@ impl<'a> Header<'a> {
         self.fields.iter().filter(move |f| f.is(name)).map(|f| f.value)
     }
 
-    /// The address of the only sender.
+    /// Returns the address of the mail's only sender, from its only From field.
     ///
     /// # Errors
     /// The reason why the sender is ambiguous.
@@ -115,7 +115,7 @@ impl<'a> Header<'a> {
         if self.is_malformed {
             return Err("the end of its header is ambiguous".into());
         }
-        // Fields that some parser may treat as From count, too.
+        // `like_from` also counts fields that only some parsers treat as From, such as `Fr om`.
         let like_from = self.fields.iter().filter(|f| f.looks_like("from")).count();
         match (self.count("from"), like_from) {
             (0, _) => return Err("it has no From".into()),
@@ -140,7 +140,7 @@ impl HeaderField<'_> {
         self.name.trim_ascii_end().eq_ignore_ascii_case(name.as_bytes())
     }
 
-    /// Compares the name without white space and invisible characters.
+    /// Whether the field's name is `name`, if white space and invisible characters in the field's name are ignored.
     fn looks_like(&self, name: &str) -> bool {
         let seen = self.name.iter().filter(|byte| byte.is_ascii_graphic()).map(u8::to_ascii_lowercase);
         seen.eq(name.bytes().map(|byte| byte.to_ascii_lowercase()))
@@ -153,7 +153,7 @@ fn hides_characters(value: &[u8]) -> bool {
     value.contains(&b'\x0c') || has_lone_cr(value)
 }
 
-/// Whether there is a CR without an LF. Mail servers must not transmit one (RFC 5321, 2.3.8).
+/// Whether a text has a CR without an LF. Mail servers must not transmit such a CR (RFC 5321, 2.3.8).
 pub(super) fn has_lone_cr(text: &[u8]) -> bool {
     memchr::memchr_iter(b'\r', text).any(|at| text.get(at + 1) != Some(&b'\n'))
 }
@@ -164,7 +164,7 @@ fn between<'a>(whole: &'a [u8], first: &'a [u8], last: &'a [u8]) -> &'a [u8] {
     whole.get(offset(first)..offset(last) + last.len()).unwrap_or(first)
 }
 
-/// The number of `@` outside of quoted strings and comments.
+/// Returns the number of `@` in a field's value, outside of quoted strings and comments.
 fn count_at_signs(text: &str) -> usize {
     let (mut count, mut quoted, mut depth, mut escaped) = (0, false, 0_usize, false);
     for c in text.chars() {
@@ -181,12 +181,12 @@ fn count_at_signs(text: &str) -> usize {
     count
 }
 
-/// The addresses in a field's value.
+/// Returns the addresses that mail-parser finds in a field's value.
 pub(super) fn addresses(value: &[u8]) -> Vec<String> {
     addresses_or_group(value).map(|(list, _)| list).unwrap_or_default()
 }
 
-/// The addresses in a field's value. Addresses that contain a quoted string, a domain literal or a comment are left out.
+/// Returns the addresses in a field's value. Addresses that contain a quoted string, a domain literal or a comment are left out.
 /// `addressed_to` compares the result with the account's addresses.
 ///
 /// The value is parsed strictly by RFC 5322: `<"x>, payments@shop.example, <y"@evil.tld>` is one address at evil.tld, although
@@ -194,7 +194,7 @@ pub(super) fn addresses(value: &[u8]) -> Vec<String> {
 pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
     let text = mask_quoted(&String::from_utf8_lossy(value));
     let listed = text.split([',', ';']).filter_map(|entry| {
-        // The name of a group ends with a colon.
+        // The name of a group of addresses ends with a colon (RFC 5322, 3.4).
         let entry = entry.rsplit(':').next().unwrap_or_default().trim();
         let address = match entry.split_once('<') {
             Some((_, angle)) => angle.strip_suffix('>')?.trim(),
@@ -210,7 +210,7 @@ pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
     listed.collect()
 }
 
-/// A field's value with `"` for each quoted string, `[` for each domain literal, and a space for each comment.
+/// Returns a field's value with `"` for each quoted string, `[` for each domain literal, and a space for each comment.
 pub(super) fn mask_quoted(text: &str) -> String {
     let (mut masked, mut end, mut depth, mut escaped) = (String::new(), None, 0_usize, false);
     for c in text.chars() {
@@ -234,7 +234,7 @@ pub(super) fn mask_quoted(text: &str) -> String {
     masked
 }
 
-/// The addresses, and whether they are in a group (RFC 5322, 3.4).
+/// Returns the addresses that mail-parser finds in a field's value, and whether they are in a group (RFC 5322, 3.4).
 fn addresses_or_group(value: &[u8]) -> Option<(Vec<String>, bool)> {
     let mail = [b"From:".as_slice(), value, b"\r\n\r\n"].concat();
     let message = MessageParser::new().parse_headers(mail.as_slice())?;
@@ -249,7 +249,7 @@ fn is_unambiguous(address: &str) -> bool {
     !local.is_empty() && local.chars().all(fits) && !local.contains("=?") && super::is_domain(domain)
 }
 
-/// The part after the last `@`.
+/// Returns the domain of an address: the part after the last `@`.
 pub(super) fn domain(address: &str) -> &str {
     address.rsplit_once('@').map_or("", |(_, domain)| domain)
 }

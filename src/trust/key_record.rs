@@ -10,16 +10,17 @@ use mail_auth::common::verify::DomainKey;
 /// The value of mail-auth's flag for `t=y`, whose constant is private. A test with such a key in DNS fails if the value changes.
 const TESTING: u64 = 0x10;
 
-/// Additional flags. The flags of mail-auth do not distinguish a list without `email` or `sha256` from a missing list.
+/// Flags that this module adds to the flags of mail-auth. The flags of mail-auth do not distinguish a list without `email` or
+/// `sha256` from a missing list.
 const CHECKED: u64 = 1 << 63;
 const NOT_FOR_EMAIL: u64 = 1 << 62;
 const NOT_FOR_SHA256: u64 = 1 << 61;
 
-/// A key whose `s=` and `h=` were checked.
+/// A DKIM key whose tags `s=` and `h=` were checked.
 pub(super) struct KeyRecord(Arc<DomainKey>);
 
 impl KeyRecord {
-    /// The reason why signatures with this key prove nothing; `None` if they can prove a mail.
+    /// Returns the reason why signatures with this key prove nothing; `None` if a signature with this key can prove a mail.
     pub(super) fn rejection(&self) -> Option<&'static str> {
         [
             (TESTING, "is in test mode (t=y)"),
@@ -31,8 +32,8 @@ impl KeyRecord {
     }
 }
 
-/// Whether this module parsed a key record; true for other records. mail-auth also parses keys itself, and such keys lack the
-/// additional flags.
+/// Whether this module parsed a key record; true for records that are not keys. mail-auth also parses keys itself, and such keys
+/// lack the flags of this module.
 pub(super) fn is_checked(record: &Txt) -> bool {
     !matches!(record, Txt::DomainKey(key) if !key.has_flag(CHECKED))
 }
@@ -64,7 +65,7 @@ impl UnwrapTxtRecord for KeyRecord {
     }
 }
 
-/// Whether the list of this tag contains one of `wanted`. A record without the tag allows everything.
+/// Whether the list in the tag `tag` of a key record contains one of `wanted`. A record without the tag allows everything.
 fn allows(record: &str, tag: &str, wanted: &[&str]) -> bool {
     let tags = record.split(';').filter_map(|tag| tag.split_once('='));
     let mut lists = tags.filter(|(name, _)| name.trim().eq_ignore_ascii_case(tag)).map(|(_, list)| list);

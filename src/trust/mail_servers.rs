@@ -6,7 +6,7 @@ use mail_auth::hickory_resolver::proto::rr::{RData, RecordType};
 use super::dns::{LOOKUP_LIMIT, Resolver, is_answer};
 use crate::model::printable;
 
-/// The hosts that receive the domain's mails, the preferred one first; empty if there is no MX record.
+/// Returns the hosts that receive the domain's mails, the preferred host first; empty if there is no MX record.
 ///
 /// # Errors
 /// A message, if DNS does not answer.
@@ -23,8 +23,8 @@ pub async fn exchangers(resolver: &Resolver, domain: &str) -> Result<Vec<String>
     Ok(found.into_iter().map(|(_, host)| host).filter(|host| !host.is_empty()).collect())
 }
 
-/// The hosts and ports of a service such as `_imaps._tcp`, the preferred host first; empty if the domain does not offer the
-/// service.
+/// Returns the hosts and ports of a service such as `_imaps._tcp`, the preferred host first; empty if the domain does not offer
+/// the service.
 ///
 /// # Errors
 /// A message, if DNS does not answer.
@@ -46,7 +46,7 @@ pub async fn services(resolver: &Resolver, service: &str, domain: &str) -> Resul
     Ok(found.filter(|(host, port)| !host.is_empty() && *port > 0).collect())
 }
 
-/// Whether a host has an address.
+/// Whether a host has an IP address in DNS (A or AAAA).
 ///
 /// # Errors
 /// A message, if DNS does not answer.
@@ -60,7 +60,7 @@ pub async fn has_address(resolver: &Resolver, host: &str) -> Result<bool, String
     Ok(false)
 }
 
-/// A name without its final dot, in lower case.
+/// Returns a host name without its final dot, in lower case.
 fn host(name: &str) -> String {
     name.trim_end_matches('.').to_ascii_lowercase()
 }

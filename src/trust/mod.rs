@@ -1,15 +1,15 @@
-//! Decides whether a mail is Resmic's. Its From must be allowed, a proof must hold, and the mail must be addressed to the
-//! account.
+//! Decides whether a mail is Resmic's. Such a mail has an allowed From, a valid proof, and one of the account's addresses in its
+//! To.
 //!
 //! The result depends on the bytes of the mail, on DNS, on the settings and on the clock. The caller passes the bytes as they
-//! were received. A byte order mark before the first field is ignored. A mail that is not Resmic's is a result, not an error. The
-//! room `extract` parses the text of the mail.
+//! were received. A byte order mark before the first field is ignored. For a mail that is not Resmic's, the result is
+//! [`Authenticity::Rejected`], not an error. The room `extract` parses the text of the mail.
 //!
 //! - `header` parses the raw header, and finds the sender and the recipients.
-//! - `dkim` verifies signatures. `clock` compares their times.
-//! - `auth_results` uses the verdict of the merchant's own receiving server. `authserv` finds the header fields of that server,
+//! - `dkim` verifies DKIM signatures. `clock` compares the times in a signature with the current time.
+//! - `auth_results` uses the result of the merchant's own receiving server. `authserv` finds the header fields of that server,
 //!   and `auth_results_field` parses them.
-//! - `dns` looks up keys. `name_servers` chooses the servers, and `key_record` parses the records.
+//! - `dns` looks up DKIM keys. `name_servers` chooses the DNS servers, and `key_record` parses the records of keys.
 
 mod auth_results;
 mod auth_results_field;
@@ -36,7 +36,7 @@ use header::Header;
 pub struct TrustSettings {
     /// Domains that Resmic sends from. The domain of a mail's From must be equal to one of them, apart from case.
     pub from: Vec<String>,
-    /// The accepted kinds of proof. One of them is enough.
+    /// The accepted kinds of proof. One valid proof is enough.
     pub accept: Vec<Accept>,
     /// The names (authserv-id) of the merchant's own receiving servers in Authentication-Results.
     pub authserv_ids: Vec<String>,
@@ -55,7 +55,7 @@ impl Default for TrustSettings {
     }
 }
 
-/// A kind of proof.
+/// A kind of proof that a mail is Resmic's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Accept {
@@ -68,7 +68,7 @@ pub enum Accept {
 }
 
 impl TrustSettings {
-    /// Checks the values.
+    /// Checks the values of the settings.
     ///
     /// # Errors
     /// The name of the setting whose value is wrong, and an explanation.
@@ -127,7 +127,7 @@ pub struct Recipients {
 }
 
 impl Recipients {
-    /// Creates the list from these addresses. Case and `+` tags are ignored.
+    /// Creates the list from these addresses. When addresses are compared, case and the tag after a `+` are ignored.
     pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
         Recipients { addresses: addresses.into_iter().map(|a| normalize_address(&a)).collect() }
     }
@@ -137,7 +137,7 @@ impl Recipients {
     }
 }
 
-/// An address in the form for comparing: lower case, without the tag after a `+`.
+/// Returns an address in the form for comparing: in lower case, without the tag after a `+`.
 fn normalize_address(address: &str) -> String {
     let lowercase = address.to_lowercase();
     match lowercase.rsplit_once('@') {
@@ -146,8 +146,8 @@ fn normalize_address(address: &str) -> String {
     }
 }
 
-/// Whether one of the From fields has an address of an allowed domain. In a shared mailbox only such mails are fetched.
-/// This is not a proof.
+/// Whether one of the From fields has an address of an allowed domain. In a shared mailbox, only mails with such a From are
+/// fetched. From may be forged, so a candidate is not proven.
 #[must_use]
 pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
     // Most mails of a shared mailbox do not contain the domain at all, so their header need not be parsed.
@@ -214,7 +214,7 @@ async fn authenticate_inner(
         };
         match result {
             Authenticity::Trusted(proof) => return addressed_to(recipients, &header, proof),
-            // The next kind of proof may still hold. If no proof holds, a temporary error takes precedence over a rejection.
+            // The next kind of proof may be valid. If no proof is valid, a temporary error takes precedence over a rejection.
             Authenticity::TempError(reason) => rejection = Some(Authenticity::TempError(reason)),
             Authenticity::Rejected(reason) => rejection = rejection.or(Some(Authenticity::Rejected(reason))),
         }
@@ -226,12 +226,12 @@ async fn authenticate_inner(
 struct Candidate<'a> {
     bytes: &'a [u8],
     header: &'a Header<'a>,
-    /// The domain of its From.
+    /// The domain of the mail's From.
     from: &'a str,
     clock: Clock,
 }
 
-/// With `accept = ["none"]`, this value takes the place of a proof. All header fields count as signed.
+/// Returns the value that takes the place of a proof if `accept = ["none"]`. All header fields count as signed.
 fn unproven() -> TrustProof {
     TrustProof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to: Vec::new() }
 }
@@ -250,7 +250,7 @@ fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: TrustPr
     Authenticity::Rejected(Reason::new(ReasonCode::NotOurs, message))
 }
 
-/// The addresses of a mail's To fields. These fields may be forged.
+/// Returns the addresses of a mail's To fields. These fields may be forged.
 #[must_use]
 pub fn to_addresses(mail: &[u8]) -> Vec<String> {
     let mail = header::without_byte_order_mark(mail);
@@ -344,7 +344,7 @@ mod tests {
             "To: payments@shop.example.evil.tld",
             "Cc: payments@shop.example",
             "To: \"payments@shop.example\" <x@y.example>",
-            // Each of these is one address at evil.tld, or no address.
+            // Each To field below has one address at evil.tld, or no address.
             "To: <\"x >,payments@shop.example,<y\"@evil.tld>",
             "To: Shop <\"x\\\">,payments@shop.example,<y\"@evil.tld>",
             "To: payments@shop.example\r\n .evil.tld",

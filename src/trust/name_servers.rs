@@ -1,7 +1,7 @@
 //! The DNS servers: those of `[dns] servers`, or those of /etc/resolv.conf.
 //!
-//! A DHCP lease or a VPN may change /etc/resolv.conf while the daemon runs. The file is read again when it changes, as the C
-//! library does. Without that, key lookups would time out until a restart, although the C library would still find the mail
+//! A DHCP lease or a VPN may change /etc/resolv.conf while the daemon runs. The C library reads the changed file again, and so
+//! does this module. Otherwise key lookups would time out until a restart, although the C library would still find the mail
 //! server.
 
 use std::net::SocketAddr;
@@ -21,23 +21,23 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 type Servers = (ResolverConfig, ResolverOpts);
 
-/// The name servers and the ways to query them.
+/// The DNS servers, and the ways to query these servers.
 pub(super) struct NameServers {
-    /// `None` if the configuration names the servers.
+    /// /etc/resolv.conf; `None` if `[dns] servers` names the servers.
     system: Option<SystemConfig>,
-    /// Sets the options of every query.
+    /// Sets the options that every query has.
     options: fn(&mut ResolverOpts),
     current: Mutex<LoadedConfig>,
 }
 
-/// A file with name servers, and the function that parses it.
+/// A file with DNS servers (/etc/resolv.conf), and the function that parses this file.
 struct SystemConfig {
     file: PathBuf,
     read: fn() -> anyhow::Result<Servers>,
 }
 
 struct LoadedConfig {
-    /// The version of the file that was read.
+    /// The version of /etc/resolv.conf that was read; `None` if `[dns] servers` names the servers.
     version: Option<FileVersion>,
     query_ways: QueryWays,
 }
@@ -50,16 +50,16 @@ type LazyResolver = LazyLock<ResolverResult, Box<dyn FnOnce() -> ResolverResult 
 #[derive(Clone)]
 struct QueryWays {
     usual: Arc<MessageAuthenticator>,
-    /// The fallbacks are created when they are needed, because each resolver of hickory holds the system's certificate
-    /// authorities, about 130 KB.
+    /// UDP without EDNS, and TCP. These resolvers are created when they are needed, because each resolver of hickory holds the
+    /// system's certificate authorities, about 130 KB.
     fallbacks: Arc<[LazyResolver; 2]>,
-    /// The index of the way that worked last. The next lookup begins with this way, so that only the first lookup waits for a
-    /// timeout.
+    /// The index of the way that got the most recent answer. The next lookup begins with this way, so that only the first lookup
+    /// waits for a timeout.
     last_working: Arc<AtomicUsize>,
 }
 
 impl QueryWays {
-    /// All ways; the one that worked last comes first.
+    /// Returns all ways to query. The way that got the most recent answer comes first.
     fn ways(&self) -> impl Iterator<Item = (usize, ResolverResult)> {
         let first = self.last_working.load(Ordering::Relaxed);
         let others = (0..=self.fallbacks.len()).filter(move |way| *way != first);
@@ -74,7 +74,7 @@ impl QueryWays {
     }
 }
 
-/// Modification time and size: a change of either means that the file was written.
+/// Modification time and size of /etc/resolv.conf: a change of either means that the file was written.
 type FileVersion = (Option<SystemTime>, u64);
 
 impl SystemConfig {
@@ -85,7 +85,8 @@ impl SystemConfig {
 }
 
 impl NameServers {
-    /// Uses these servers, or the system's if the list is empty. `options` overrides the options of the system.
+    /// Uses the DNS servers in `servers`, or those of /etc/resolv.conf if the list is empty. `options` overrides the options of
+    /// the system.
     ///
     /// # Errors
     /// The list is empty and /etc/resolv.conf cannot be read, or the resolver cannot be started.
@@ -111,8 +112,8 @@ impl NameServers {
         Ok(NameServers { system: Some(system), options, current: Mutex::new(current) })
     }
 
-    /// Makes the lookup in one way after the other, until a server answers. If no server answers, the error of the first way is
-    /// returned.
+    /// Makes the lookup in one way after the other, until a server answers. If no server answers in any way, returns the error of
+    /// the first way.
     pub(super) async fn query<T, F>(&self, lookup: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
     where
         F: Future<Output = mail_auth::Result<T>>,
@@ -137,14 +138,14 @@ impl NameServers {
         Err(failure.unwrap_or_else(|| mail_auth::Error::Dns(DnsError::Resolver("there is no way to query DNS".into()))))
     }
 
-    /// The resolver of the way that worked last.
+    /// Returns the resolver of the way to query that got the most recent answer.
     pub(super) fn preferred(&self) -> Arc<MessageAuthenticator> {
         let query_ways = self.query_ways();
         query_ways.resolver(query_ways.last_working.load(Ordering::Relaxed)).unwrap_or(query_ways.usual)
     }
 
-    /// The current ways to query. While the machine changes networks, the changed file may have no servers. In that case, the
-    /// previous ways stay.
+    /// Returns the ways to query the current servers. While the machine changes networks, /etc/resolv.conf may have no servers.
+    /// In that case, the previous servers are queried.
     fn query_ways(&self) -> QueryWays {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(system) = &self.system else { return current.query_ways.clone() };
@@ -165,7 +166,7 @@ impl NameServers {
     }
 }
 
-/// Whether this error is an answer: the record does not exist, or it cannot be parsed. An error of the server is not an answer.
+/// Whether this error is an answer: the record does not exist, or cannot be parsed. An error of the server is not an answer.
 fn is_answer(error: &mail_auth::Error) -> bool {
     match error {
         mail_auth::Error::Dns(DnsError::RecordNotFound(code)) => super::dns::is_answer(*code),
@@ -177,7 +178,7 @@ fn is_answer(error: &mail_auth::Error) -> bool {
 fn query_ways(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<QueryWays> {
     let (config, mut options) = servers;
     set(&mut options);
-    // Query all servers at once: a server that does not answer must not use up the time of the others.
+    // hickory queries all servers at once, so that a server without an answer does not use up the time of the other servers.
     options.num_concurrent_reqs = config.name_servers.len();
     let usual =
         resolver(config.clone(), options.clone()).map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))?;
@@ -226,13 +227,13 @@ mod tests {
         path
     });
 
-    /// Reads the file, which has an address with its port, or is empty.
+    /// Reads the server from `FILE`, which contains an address with a port, or is empty.
     fn read() -> anyhow::Result<Servers> {
         let server = fs::read_to_string(&*FILE)?.trim().parse()?;
         Ok((ResolverConfig::from_parts(None, Vec::new(), vec![name_server(server)]), ResolverOpts::default()))
     }
 
-    /// Whether this server receives a query.
+    /// Whether `server` receives a query that `name_servers` sends.
     async fn is_queried(name_servers: &NameServers, server: &UdpSocket) -> bool {
         let authenticator = name_servers.preferred();
         let lookup = tokio::spawn(async move { authenticator.txt_raw_lookup("resmic.com.").await.map(drop) });
