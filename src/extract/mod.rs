@@ -2,10 +2,10 @@
 //!
 //! The parser is pure: it gets bytes and returns a report. The room `trust` decides whether the mail is Resmic's.
 //!
-//! `mime` finds the text parts that a mail program shows, and `views` renders them as lines of visible text. `content`
+//! `mime` finds the text parts that a mail program shows, and `views` renders the parts as lines of visible text. `content`
 //! collects these views and the subject. `labels` finds labels with their values, and `values` parses single values.
-//! `fields` compares all values of a field and everything that states the status. `parser` decides whether the mail is
-//! a payment.
+//! `fields` compares all values of a field, and everything that states the payment's status. `parser` decides whether the
+//! mail reports a payment.
 
 mod content;
 mod explain;

@@ -8,7 +8,7 @@ use super::labels::LabelSettings;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct ExtractSettings {
-    /// More spellings of labels, for each field.
+    /// `[extract.labels]`: more spellings of the labels of each field.
     pub labels: LabelSettings,
 }
 
@@ -16,7 +16,7 @@ impl ExtractSettings {
     /// Checks that each label has a letter or digit and belongs to one field.
     ///
     /// # Errors
-    /// The key below `extract`, and the reason.
+    /// The key below `[extract]` whose labels are wrong, and the reason.
     pub fn check(&self) -> Result<(), (String, String)> {
         self.labels.check().map_err(|(key, message)| (format!("labels.{key}"), message))
     }

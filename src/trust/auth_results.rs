@@ -1,8 +1,8 @@
 //! Authenticates a mail by Authentication-Results (RFC 8601) of the merchant's own receiving server.
 //!
-//! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escapes. So a forger can
-//! write statements into the field. Therefore this module relies on the server's result only for the body. The header fields are
-//! verified here, with the signature that the server found valid.
+//! SPF checkers and content filters copy MAIL FROM and HELO into comments of an Authentication-Results field without escapes. So
+//! a forger can write statements into the field. Therefore this module relies on the server's result only for the body. The
+//! header fields are verified here, with the signature that the server found valid.
 
 use mail_auth::dkim::Signature;
 
@@ -24,7 +24,7 @@ pub(super) struct PassedSignature {
 }
 
 /// Trusts a mail with a DKIM signature that the receiving server found valid. The signature must be by the organisation whose
-/// domain is in the From field, and its `b=` is verified over the header fields.
+/// domain is in the From field. The signature's `b=` is verified over the header fields.
 pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings, resolver: &Resolver) -> Authenticity {
     let passed = authserv::own_fields(mail.header, &settings.authserv_ids).and_then(|f| passed(&f, mail.from));
     let passed = match passed {
@@ -93,8 +93,8 @@ impl PassedSignature {
     }
 }
 
-/// The result for a mail without DKIM-Signature. With `signatures_removed`, the statement of the server is the only proof, and
-/// From and To count as signed.
+/// Returns the result for a mail without a DKIM-Signature field. With `signatures_removed`, the statement of the receiving server
+/// is the only proof, and From and To count as signed.
 fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: &TrustSettings) -> Authenticity {
     if !settings.signatures_removed {
         return untrusted(

@@ -7,7 +7,7 @@ use super::header::{Header, mask_quoted};
 
 /// The entry of `authserv_ids` for Microsoft's servers, whose fields contain no server name.
 const MICROSOFT: &str = "microsoft-365";
-/// The domains of the hosts of Exchange Online and outlook.com in `Received`.
+/// The domains of the hosts that receive mails for Exchange Online and outlook.com, as `Received` fields name these hosts.
 const MICROSOFT_HOSTS: [&str; 2] = [".outlook.com", ".outlook.office365.com"];
 
 /// Whether an entry of `authserv_ids` is valid: a name, `*.` and a domain, or [`MICROSOFT`].

@@ -24,7 +24,7 @@ impl From<Timestamp> for Clock {
 }
 
 impl Clock {
-    /// Whether a signature had expired (`x=`; RFC 6376, 3.5) when the server received the mail.
+    /// Whether a signature had expired (`x=`; RFC 6376, 3.5) when the IMAP server received the mail.
     pub(super) fn has_expired(&self, signature: &Signature) -> bool {
         let (signed_at, expires) = (seconds(signature.t), seconds(signature.x));
         // An x= that is not later than t= also counts as expired.
@@ -36,8 +36,8 @@ impl Clock {
         seconds(signature.t) > self.now.as_second().saturating_add(CLOCK_TOLERANCE)
     }
 
-    /// Returns the receipt time, in seconds since 1970. The expiry is compared with the receipt time, because the daemon may fetch
-    /// a mail days after its receipt.
+    /// Returns the receipt time, in seconds since 1970. The expiry is compared with the receipt time, because the daemon may
+    /// fetch a mail days after its receipt.
     ///
     /// `now` replaces an implausible INTERNALDATE. A date in the future shows that the clocks of the server and of this machine
     /// disagree. A date before the signature is not the receipt time: a client may append a mail with any date, and some servers

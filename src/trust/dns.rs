@@ -48,7 +48,7 @@ impl TryFrom<String> for DnsServer {
 /// The timeout of each way to query: UDP with EDNS, UDP, TCP. Over UDP, hickory repeats the query within this time. Over TCP,
 /// connecting has a separate timeout of the same length.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// The timeout of one lookup in all ways together, and of the verification of all signatures of a mail.
+/// The timeout of one lookup with all ways to query together, and of the verification of all signatures of a mail.
 pub(super) const LOOKUP_LIMIT: Duration = Duration::from_secs(15);
 /// The most DKIM keys in the cache.
 const MAX_KEYS: usize = 1_000;

@@ -34,7 +34,7 @@ use header::Header;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustSettings {
-    /// Domains that Resmic sends from. The domain of a mail's From must be equal to one of them, apart from case.
+    /// Domains that Resmic sends from. The domain of a mail's From must be equal to one of these, apart from case.
     pub from: Vec<String>,
     /// The accepted kinds of proof. One valid proof is enough.
     pub accept: Vec<Accept>,

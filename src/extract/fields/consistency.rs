@@ -1,7 +1,8 @@
 //! Compares all values that were found for a field. If all of them agree, the field gets their value. If two of them differ,
 //! the mail is quarantined.
 //!
-//! The HTML of Resmic's payment mail contains a list of the fields (see `resmic_template`). Messages call it the published list.
+//! The HTML of Resmic's payment mail contains a list of the fields (see `resmic_template`). The reasons of quarantined mails call
+//! this list "the published list".
 
 use jiff::Timestamp;
 
@@ -47,7 +48,7 @@ pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
         || other_fields.iter().filter(|field| has(**field)).count() >= 3
 }
 
-/// Compares all values that a mail has for one field, and stores the most important problem.
+/// Compares all values that a mail has for each field, and stores the most important problem.
 pub(crate) struct ConsistencyCheck<'a> {
     found: &'a [FoundValue],
     notes: &'a mut Vec<ValueNote>,

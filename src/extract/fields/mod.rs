@@ -1,7 +1,7 @@
 //! Compares the values that were found in a mail, and returns the fields of the notification.
 //!
 //! `consistency` compares all values of a field, `topic` classifies subject and headings, and `payment_status` combines
-//! everything that states the status.
+//! everything in a mail that states the payment's status.
 
 mod consistency;
 mod payment_status;

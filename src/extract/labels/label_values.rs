@@ -1,4 +1,4 @@
-//! Finds labels with their values: on one line, in neighbouring cells, on the line below.
+//! Finds labels with their values in a view: on one line, in neighbouring cells, or with the value on the line below.
 
 use std::borrow::Cow;
 
@@ -204,7 +204,7 @@ impl LineScanner<'_> {
         }
     }
 
-    /// Returns the texts below a label that may be its values. They are used if the label has no value on its line.
+    /// Returns the texts below a label that may be its values. These texts are used if the label has no value on its line.
     fn values_below(&self) -> Vec<String> {
         let may_be = |below: &&ViewLine| below.quoted == self.line.quoted && below.cells.len() == 1;
         let next = self.below.first().filter(may_be);

@@ -43,8 +43,8 @@ fn looks_like_amount(next: &str) -> bool {
         && next.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ',' | ' ' | '$'))
 }
 
-/// Whether a hash or an address continues on the next line. A hash or an address of Starknet can have any length up to 64
-/// digits, so its length does not show that it is complete. A base58 text of Solana that lacks its last character can
+/// Whether a hash or an address continues on the next line. Hashes and addresses of Starknet can have any length up to 64
+/// digits, so the length does not show whether a value is complete. A base58 text of Solana without its last character can
 /// still encode the right number of bytes.
 fn identifier_continues(value: &str, next: &str) -> bool {
     match value.strip_prefix("0x") {

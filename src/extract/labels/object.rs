@@ -146,7 +146,7 @@ impl<'a> ObjectParser<'a> {
         if self.rest().starts_with(['"', '\'']) { self.parse_string() } else { self.parse_word().map(str::to_owned) }
     }
 
-    /// Parses a number, a keyword or a bare key.
+    /// Parses a number, a keyword, or a key without quotes.
     fn parse_word(&mut self) -> Option<&'a str> {
         let rest = self.rest();
         let end = rest

@@ -103,8 +103,8 @@ fn is_utf_7(part: &MessagePart<'_>) -> bool {
     ["utf-7", "utf_7", "csutf7"].iter().any(|name| charset.eq_ignore_ascii_case(name))
 }
 
-/// Whether mail programs show this text as it is. They show other types (`text/x-amp-html`, `text/calendar`)
-/// differently or not at all.
+/// Whether a text part is text/plain, which mail programs show unchanged. Mail programs show other types (`text/x-amp-html`,
+/// `text/calendar`) differently or not at all.
 fn is_plain(part: &MessagePart<'_>) -> bool {
     part.content_type().and_then(|t| t.subtype()).is_none_or(|subtype| subtype.eq_ignore_ascii_case("plain"))
 }

@@ -11,8 +11,8 @@ pub(crate) const BOM: &str = "\u{feff}";
 
 const FIELD: &[u8] = b"content-transfer-encoding:";
 
-/// The encodings of RFC 2045. A comment in the field is overwritten with spaces only if the rest of
-/// the field is one of these encodings.
+/// The encodings of RFC 2045. A comment in `Content-Transfer-Encoding` is overwritten with spaces only if the rest of the field
+/// is one of these encodings.
 const ENCODINGS: [&str; 5] = ["7bit", "8bit", "binary", "quoted-printable", "base64"];
 
 /// Removes a byte order mark at the start of the mail. Overwrites byte order marks at the start of a body, and comments in

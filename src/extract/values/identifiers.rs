@@ -48,7 +48,7 @@ pub(crate) fn parse_hash(text: &str, family: ChainFamily) -> Result<String, Stri
     }
 }
 
-/// Parses a hash or an address of any chain.
+/// Parses a transaction hash or a wallet address of any chain, with `parse_hash` or `parse_wallet` as `parse`.
 pub(crate) fn parse_of_any_chain(
     parse: impl Fn(&str, ChainFamily) -> Result<String, String>,
     text: &str,

@@ -14,7 +14,7 @@ pub(crate) fn parse_status(text: &str) -> Result<Status, String> {
     }
 }
 
-/// Returns the status that the signs in a text show, such as `✅`; `None` without signs. It is an error if two signs differ.
+/// Returns the status that the signs in a text show, such as `✅`; `None` without signs. Signs of two statuses are an error.
 pub(crate) fn status_of_signs(text: &str) -> Result<Option<Status>, String> {
     let signs = text.chars().filter_map(|c| match c {
         '✅' | '✔' | '✓' | '☑' => Some(Status::Completed),

@@ -190,7 +190,7 @@ impl Appearance {
         Appearance { display: None, apart: false, odd: false, colour, background, ..self }
     }
 
-    /// Combines two effects on one element. Where only one value can apply, such as one colour, the value of `other` does.
+    /// Combines two effects on one element. Where only one value can apply, such as one colour, the value of `other` is used.
     pub(crate) fn combine(self, other: Appearance) -> Appearance {
         Appearance {
             removed: self.removed || other.removed,

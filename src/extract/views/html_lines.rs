@@ -1,4 +1,4 @@
-//! Builds the visible lines of a view from the tags and texts of HTML. The HTML parser passes them in their order.
+//! Builds the visible lines of a view from the tags and texts of HTML, which the HTML parser passes in their order.
 
 use std::borrow::Cow;
 
@@ -37,7 +37,7 @@ pub(crate) struct HtmlLines<'s, 'a> {
     problem: Option<(ReasonCode, &'static str)>,
 }
 
-/// A page or a cell: its finished lines and the current line.
+/// The output for the page or for one table cell: the finished lines, and the current line.
 #[derive(Default)]
 struct LineBuffer {
     view: View,
