@@ -1,7 +1,7 @@
 //! Parses the raw header of a mail, and finds its sender and its recipients.
 //!
-//! Parsers disagree about malformed headers, and forgers use the differences. mail-parser, for example, takes the last of two From
-//! fields, and treats `Fr om:` as From. So this module counts the fields in the raw bytes, and rejects every ambiguous From.
+//! Parsers disagree about malformed headers, and forgers use the differences. mail-parser, for example, takes the last of two
+//! From fields, and treats `Fr om:` as From. So this module counts the fields in the raw bytes, and rejects every ambiguous From.
 
 use mail_parser::{Address, MessageParser};
 

@@ -147,7 +147,7 @@ const SPELLINGS: &[(PaymentField, &[&str])] = &[
     ),
 ];
 
-/// `[extract.labels]`: more spellings of labels, in case Resmic changes its mails. Their use is that of the built-in spellings.
+/// `[extract.labels]`: more spellings of labels, in case Resmic changes its mails. The built-in spellings stay valid.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 #[allow(missing_docs)]
