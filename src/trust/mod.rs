@@ -63,7 +63,7 @@ pub enum Accept {
     Dkim,
     /// A DKIM signature that the merchant's receiving server verified (RFC 8601).
     AuthenticationResults,
-    /// No proof is required. This is for tests only.
+    /// No proof is required. The value `none` is for tests only.
     None,
 }
 

@@ -69,7 +69,7 @@ fn split_cells(line: &str) -> Vec<String> {
         return split_at("\t");
     }
     if line.starts_with('|') || line.contains(" | ") {
-        // Empty cells are kept, because the row below has the same columns.
+        // Empty cells are kept, so that all rows of the table have the same columns.
         return line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
     }
     match line.split_once("  ") {

@@ -64,7 +64,7 @@ pub enum LineKind {
     Item,
     /// A further line of a list item.
     Inside,
-    /// A term of a definition list. Its definitions follow.
+    /// A term of a definition list. The lines below have the definitions of the term.
     Term,
     /// A definition of a term in a definition list.
     Definition,
@@ -109,7 +109,7 @@ pub(crate) fn normalize_space(text: &str) -> String {
         let mut chars = after.chars();
         match chars.next() {
             // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
-            // The left-to-right mark U+200E is removed too, because JavaScript writes it into dates. It reverses no text.
+            // The left-to-right mark U+200E is removed too, because JavaScript writes it into dates. The mark reverses no text.
             Some(
                 '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}',
             ) => {}
