@@ -41,7 +41,7 @@ pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Auth
     let is_own = |value: &str| server(value).is_some_and(|server| ids.iter().any(|id| matches(id, &server)));
     let run = values.iter().skip_while(|value| !is_own(value)).take_while(|value| is_own(value));
     let fields: Option<Vec<_>> = run.map(|value| AuthResultsField::parse(value)).collect();
-    // The sender may have caused the syntax error in one field, to hide the field's result. So the other fields are not used either.
+    // The sender may have caused the syntax error, to hide the field's result. So the other fields are not used either.
     let fields = fields.ok_or("an Authentication-Results field of its server cannot be parsed")?;
     if fields.is_empty() {
         Err(format!("it has no Authentication-Results of {}", ids.join(" or ")))
