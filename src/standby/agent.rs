@@ -20,7 +20,7 @@ use crate::sending_permit::SendingPermit;
 /// After this time without a heartbeat, the agent counts as stuck. The time is long, because a connect may try several servers.
 pub const AGENT_HEARTBEAT: Duration = Duration::from_secs(3 * 60);
 
-/// A handle on the agent. The agent ends when all handles are dropped.
+/// A handle on the task of the agent (`Driver`). The task ends when all handles are dropped.
 #[derive(Debug, Clone)]
 pub struct LeaseAgent {
     view: watch::Receiver<LeaseView>,
@@ -29,14 +29,14 @@ pub struct LeaseAgent {
 }
 
 impl LeaseAgent {
-    /// Starts the agent. It connects in the background.
+    /// Starts the task of the agent. The task connects to a NATS server in the background.
     #[must_use]
     pub fn start(place: LeasePlace, member: Member, mut file: StandbyFile, heartbeat: Heartbeat) -> Self {
         let (view, seen) = watch::channel(LeaseView::default());
         let (sends_until, permit) = watch::channel(BootInstant::default());
         let (send, commands) = mpsc::unbounded_channel();
         let (known_bucket, known) = file.known();
-        // A command such as `status` may read the file before the first NATS server has answered.
+        // A command such as `status` may read the standby file before the first NATS server has answered.
         file.write(&Report::new(&LeaseView::default(), &known_bucket, &known));
         let machine = LeaseMachine::new(member, known);
         let place = Arc::new(place);
@@ -56,13 +56,13 @@ impl LeaseAgent {
         LeaseAgent { view: seen, sends_until: permit, commands: send }
     }
 
-    /// The view of the lease, and its changes. A renewal does not wake the receiver.
+    /// Returns a receiver of the [`LeaseView`]. A renewal of the lease does not wake this receiver.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<LeaseView> {
         self.view.clone()
     }
 
-    /// The permission to begin attempts. It ends after two thirds of the lease, unless the lease is renewed.
+    /// Returns the permission to begin attempts. The permission ends after two thirds of the lease, unless the lease is renewed.
     #[must_use]
     pub fn permit(&self) -> SendingPermit {
         SendingPermit::until(self.sends_until.clone())
@@ -74,12 +74,12 @@ impl LeaseAgent {
         self.send(LeaseCommand::Opened { term, last_mail_id });
     }
 
-    /// Reports the last `mails.id` of the open database.
+    /// Reports the last `mails.id` of the open database to the agent, which writes the id into the lease.
     pub fn report_last_mail(&self, last_mail_id: i64) {
         self.send(LeaseCommand::LastMail(last_mail_id));
     }
 
-    /// Reports the configuration after a reload.
+    /// Reports the hashes of the configuration to the agent, at the start and after each reload.
     pub fn report_configuration(&self, hashes: ConfigurationHashes) {
         self.send(LeaseCommand::Configuration(hashes));
     }
@@ -98,7 +98,7 @@ impl LeaseAgent {
         let _ = self.commands.send(command);
     }
 
-    /// Returns when the agent has ended. While a handle exists, only a panic ends the agent.
+    /// Returns when the task of the agent has ended. While a [`LeaseAgent`] exists, only a panic ends this task.
     pub async fn ended(&self) {
         let mut view = self.view.clone();
         while view.changed().await.is_ok() {}
@@ -166,7 +166,8 @@ mod tests {
         lost.await;
     }
 
-    /// Starts a NATS server that floods its clients. Returns its URL, and the number of the floods that have begun.
+    /// Starts a NATS server that sends each client an endless message. Returns the URL of this server, and the number of endless
+    /// messages that have begun.
     async fn flooding_server() -> (String, watch::Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("nats://{}", listener.local_addr().unwrap());
@@ -180,7 +181,7 @@ mod tests {
     }
 
     /// Answers a client until the client has read the lease of another host. Then the server begins a message that does not end.
-    /// An error is the end of the connection.
+    /// An error means that the client has closed the connection.
     async fn flood(mut stream: BufReader<TcpStream>, floods: watch::Sender<usize>) -> std::io::Result<()> {
         let config = stream::Config {
             name: format!("KV_{BUCKET}"),
@@ -193,7 +194,7 @@ mod tests {
         let state = json!({"messages": 1, "bytes": 1, "first_seq": 1, "first_ts": time, "last_seq": 1, "last_ts": time,
             "consumer_count": 0});
         let info = json!({"config": config, "created": time, "state": state});
-        // The content is unknown, so it counts as the lease of another host.
+        // The content of the key cannot be parsed, so the content counts as the lease of another host.
         let lease = json!({"message": {"subject": "", "seq": 1, "data": "eA==", "time": time}});
         stream.write_all(b"INFO {\"version\":\"2.12.0\",\"headers\":true,\"max_payload\":1048576}\r\n").await?;
         let (mut line, mut inbox) = (String::new(), String::new());

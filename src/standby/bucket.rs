@@ -17,17 +17,17 @@ use crate::model::printable;
 use crate::nats::judge_server;
 use crate::units::HumanDuration;
 
-/// How long the server may take to answer.
+/// How long the NATS server may take to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// The shortest and the longest lease.
+/// The shortest and the longest lease (TTL of a bucket) that this program accepts.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
-/// A shorter lease can end while a cluster elects a leader, which takes up to 8 seconds.
+/// A lease that is shorter than this can end while a NATS cluster elects a leader, which takes up to 8 seconds.
 const ELECTION: Duration = Duration::from_secs(10);
 /// The header field of a deleted key, and the header field of the marker that newer servers write when a key expires.
 const OPERATION: &str = "KV-Operation";
 const MARKER: &str = "Nats-Marker-Reason";
-/// The longest error message of a server, in characters.
+/// The number of characters after which an error message of the server is cut off.
 const MAX_ERROR_LENGTH: usize = 200;
 
 /// Access to one key of the bucket. The value of this key is the lease of one database.
@@ -49,7 +49,7 @@ pub(super) enum BucketError {
 }
 
 impl LeaseBucket {
-    /// Looks the bucket up and checks its settings. It creates nothing.
+    /// Looks up the bucket and checks its settings, without creating the bucket.
     ///
     /// # Errors
     /// [`BucketError`].
@@ -84,7 +84,7 @@ impl LeaseBucket {
         self.stream.cached_info().config.max_age
     }
 
-    /// The time at which the bucket was created. It distinguishes this bucket from a later bucket with the same name.
+    /// The time at which the bucket was created. This time distinguishes the bucket from a later bucket with the same name.
     #[must_use]
     pub(super) fn created(&self) -> String {
         self.stream.cached_info().created.unix_timestamp_nanos().to_string()
@@ -125,7 +125,7 @@ impl LeaseBucket {
         subscribed.map_err(|error| no_answer("cannot watch", &self.subject, &error))
     }
 
-    /// Reads the key at the leader of the stream.
+    /// Reads the key of the lease at the leader of the bucket's stream.
     ///
     /// # Errors
     /// [`BucketError::NoAnswer`].
@@ -141,8 +141,8 @@ impl LeaseBucket {
         }
     }
 
-    /// Writes the key if its revision is still `expected`; 0 means that the key does not exist. If the result is unknown, the
-    /// reason is returned, too.
+    /// Writes `value` under the key if the key's revision is still `expected`; 0 means that the key does not exist. If the result
+    /// is unknown, the reason is returned, too.
     pub(super) async fn write(&self, expected: u64, value: &LeaseValue) -> (WriteResult, Option<BucketError>) {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, header::HeaderValue::from(expected));
@@ -175,7 +175,7 @@ fn one_line(error: &impl std::fmt::Display) -> String {
     printable(&error.to_string(), MAX_ERROR_LENGTH)
 }
 
-/// The content of a stored message.
+/// Converts a message of the bucket's stream to the content of the key.
 fn content(message: &StreamMessage) -> EntryContent {
     if message.headers.get(MARKER).is_some() {
         return EntryContent::Absent { last_revision: None };
@@ -186,7 +186,7 @@ fn content(message: &StreamMessage) -> EntryContent {
     LeaseValue::parse(&message.payload).map_or(EntryContent::Unreadable, EntryContent::Value)
 }
 
-/// The command that creates a fit bucket.
+/// The command of the NATS CLI that creates a fit bucket.
 fn add_command(bucket: &str, replicas: usize) -> String {
     format!("nats kv add {bucket} --ttl=20s --history=1 --storage=file --replicas={}", replicas.max(1))
 }
@@ -195,7 +195,7 @@ fn bucket_name(config: &stream::Config) -> &str {
     config.name.strip_prefix("KV_").unwrap_or(&config.name)
 }
 
-/// Why a stream is not fit to be the bucket; `None` if it is fit.
+/// Why a stream is not fit to be the bucket of a lease; `None` if the stream is fit.
 fn problem(config: &stream::Config) -> Option<String> {
     let age = HumanDuration(config.max_age);
     let problem = match config {

@@ -7,14 +7,14 @@ use async_nats::Subscriber;
 use super::bucket::LeaseBucket;
 use crate::nats::{NatsConnection, NatsServers};
 
-/// Where the lease is.
+/// The NATS servers, the bucket and the key that contain the lease.
 #[derive(Debug)]
 pub struct LeasePlace {
-    /// The servers.
+    /// The NATS servers.
     pub servers: NatsServers,
-    /// The bucket.
+    /// The name of the bucket.
     pub bucket: String,
-    /// The key.
+    /// The key in the bucket: the name of the database.
     pub name: String,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct LeaseConnection {
     pub(super) announcements: Subscriber,
 }
 
-/// Connects and opens the bucket.
+/// Connects to a NATS server, opens the bucket of the lease, and subscribes to the writes of the key.
 pub(super) async fn open_connection(place: Arc<LeasePlace>) -> Result<LeaseConnection, String> {
     let nats = place.servers.connect().await.map_err(|error| error.to_string())?;
     let bucket = LeaseBucket::open(nats.client().clone(), &place.bucket, &place.name).await;
@@ -35,8 +35,8 @@ pub(super) async fn open_connection(place: Arc<LeasePlace>) -> Result<LeaseConne
     Ok(LeaseConnection { nats, bucket, announcements })
 }
 
-/// Adds the last error of the connection to `error`. If the server does not permit a request, it does not answer the request. It
-/// only sends an error (`-ERR`) on the connection.
+/// Adds the last error that the server sent on the connection to `error`. If a permission is missing, the server does not answer
+/// a request, and only sends an error (`-ERR`) on the connection.
 fn explain(connection: &NatsConnection, error: String) -> String {
     match connection.last_error() {
         Some(reported) => format!("{error}; the server reports: {reported}"),

@@ -1,4 +1,4 @@
-//! Carries out the steps of the [`LeaseMachine`] at a NATS server.
+//! The task of the agent: executes the steps of the [`LeaseMachine`], which are reads and writes of the lease at a NATS server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +23,11 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// After this number of requests in a row without a valid answer, the agent opens a new connection, because another server may
 /// answer.
 const FAILURES: u32 = 2;
-/// The pauses between attempts to connect: for the host that has the lease, and for a standby.
+/// The pauses before the next connect to a NATS server after a failure: for the host that has the lease, and for a standby.
 const HOLDER_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
 const STANDBY_RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(5) };
 
-/// A command that a handle (`LeaseAgent`) sends to the driver.
+/// A command that a handle (`LeaseAgent`) sends to the [`Driver`].
 #[derive(Debug)]
 pub(crate) enum LeaseCommand {
     Opened { term: u64, last_mail_id: i64 },
@@ -36,7 +36,7 @@ pub(crate) enum LeaseCommand {
     Release { pause: Duration, failure: Option<String>, done: oneshot::Sender<()> },
 }
 
-/// The task of the agent.
+/// The task that gets, renews and releases the lease. A `LeaseAgent` is a handle that sends commands to this task.
 pub(super) struct Driver {
     pub(super) place: Arc<LeasePlace>,
     pub(super) machine: LeaseMachine,
@@ -52,7 +52,8 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Runs until all handles are dropped.
+    /// Connects to a NATS server, executes the steps of the machine there, and connects again after each failure. Returns when
+    /// every `LeaseAgent` is dropped.
     pub(super) async fn run(mut self) {
         let mut failures = 0;
         loop {
@@ -80,7 +81,8 @@ impl Driver {
         }
     }
 
-    /// Waits for `work`, and meanwhile executes commands and notices the end of the lease. `None`: all handles were dropped.
+    /// Waits for `work` while there is no connection, and meanwhile executes commands and ends an expired lease. `None`: every
+    /// `LeaseAgent` was dropped.
     async fn while_offline<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         loop {
@@ -97,8 +99,8 @@ impl Driver {
         }
     }
 
-    /// Carries out the machine's steps until the connection is lost, or `FAILURES` requests in a row have no valid answer.
-    /// False if all handles were dropped.
+    /// Executes the machine's steps until the connection is lost, or `FAILURES` requests in a row have no valid answer. Returns
+    /// false if every `LeaseAgent` was dropped.
     async fn serve(&mut self, connection: LeaseConnection) -> bool {
         let LeaseConnection { nats, bucket, mut announcements } = connection;
         let lost = nats.lost();
@@ -146,7 +148,7 @@ impl Driver {
         true
     }
 
-    /// Reads the key. False if there is no valid answer.
+    /// Reads the key of the lease, and passes its content to the machine. Returns false if the NATS server gives no valid answer.
     async fn read(&mut self, bucket: &LeaseBucket) -> bool {
         let read = bucket.read().await;
         let now = BootInstant::now();
@@ -161,7 +163,7 @@ impl Driver {
         true
     }
 
-    /// Writes the key. False if there is no valid answer.
+    /// Writes the key of the lease, and passes the result to the machine. Returns false if the NATS server gives no valid answer.
     async fn write(&mut self, bucket: &LeaseBucket, expected: u64, value: LeaseValue) -> bool {
         let sent = BootInstant::now();
         let (result, problem) = bucket.write(expected, &value).await;
@@ -170,7 +172,8 @@ impl Driver {
         result != WriteResult::Unknown
     }
 
-    /// Passes an announcement to the machine. If several announcements wait, only the last of them matters.
+    /// Passes the announcement of a write of the key to the machine. If several announcements wait, only the last one is passed
+    /// on.
     fn hear(&mut self, announcements: &mut Subscriber, first: async_nats::Message) {
         let mut last = first;
         while let Some(Some(message)) = announcements.next().now_or_never() {
@@ -203,17 +206,17 @@ impl Driver {
         self.problem = problem;
     }
 
-    /// Publishes the machine's state, if it has changed.
+    /// Sends the machine's view of the lease to the receivers and writes the view into the standby file, if the view has changed.
     fn publish(&mut self) {
         let mut view = self.machine.view();
         view.problem = self.problem.clone().or(view.problem);
-        // The end of the permission is published first, because a receiver of the view may begin attempts at once.
+        // The end of the permission is sent before the view, because a receiver of the view may begin attempts at once.
         let sends_until = self.machine.sends_until();
         self.sends_until.send_if_modified(|before| std::mem::replace(before, sends_until) != sends_until);
         if *self.view.borrow() != view {
             log_change(&self.view.borrow(), &view);
             self.file.write(&Report::new(&view, &self.known_bucket, self.machine.known()));
-            // A renewal wakes no receiver. A receiver that needs the end of the lease reads it from the view.
+            // A renewal of the lease wakes no receiver. A receiver that needs the end of the lease reads `LeaseView::ends`.
             self.view.send_if_modified(|before| {
                 let is_renewal = view.is_renewal_of(before);
                 *before = view;
@@ -223,13 +226,13 @@ impl Driver {
         if !self.machine.is_holder()
             && let Some(released) = self.released.take()
         {
-            // The receiver may have stopped waiting.
+            // An error means that the caller of `LeaseAgent::release` has stopped waiting.
             let _ = released.send(());
         }
     }
 }
 
-/// Logs a change of the state or of the holder.
+/// Logs a change of this host's state, or of the host that has the lease.
 fn log_change(before: &LeaseView, after: &LeaseView) {
     let host = |view: &LeaseView| view.holder.as_ref().map(|holder| holder.host.clone());
     let (holder_before, holder) = (host(before), host(after));

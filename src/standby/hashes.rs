@@ -1,4 +1,4 @@
-//! Hashes of the configuration. Two hosts compare them to notice that their configurations differ.
+//! Hashes of the configuration, which two hosts compare to notice that their configurations differ.
 
 use ring::digest;
 

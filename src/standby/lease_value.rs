@@ -1,5 +1,5 @@
-//! The value of the lease in the bucket. It names the host that has the lease, the version of that host's program, and the host
-//! with the newest database.
+//! The value of the lease in the bucket. The value names the host that has the lease, the version of that host's program, and the
+//! host with the newest database.
 //!
 //! Other versions of this program read the value, so members of this JSON object may be added, but not removed. A value that
 //! cannot be parsed counts as the value of another host that is active.
@@ -11,7 +11,7 @@ const MAX_VALUE: usize = 4 * 1024;
 /// The longest text in a value, in bytes.
 const MAX_TEXT: usize = 128;
 
-/// The lease as its holder wrote it.
+/// The value under the key of the lease, as the holder of the lease wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseValue {
     /// The holder's host.
@@ -22,7 +22,7 @@ pub struct LeaseValue {
     pub home: String,
     /// The number of this write. Each process counts its attempts to write, from 1.
     pub count: u64,
-    /// The stage of the holder.
+    /// Whether the holder takes over, is active, or has released the lease.
     pub stage: LeaseStage,
     /// `standby release` sets this: the holder must release the lease.
     #[serde(default)]
@@ -47,7 +47,7 @@ pub enum LeaseStage {
     TakingOver,
     /// The holder watches the mailboxes and delivers.
     Active,
-    /// The holder has stopped. Another host may take the lease at once.
+    /// The holder has stopped and has released the lease, so another host may take the lease at once.
     Released,
 }
 
@@ -65,7 +65,7 @@ pub struct ConfigurationHashes {
 /// The host with the newest database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataOwner {
-    /// The host.
+    /// The name of the host in the lease.
     pub host: String,
     /// Identifies the host's standby file, as [`LeaseValue::home`] does.
     pub home: String,
@@ -90,10 +90,10 @@ impl LeaseValue {
         texts.all(|text| text.len() <= MAX_TEXT && text.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 
-    /// The bytes for the bucket.
+    /// Returns the value as JSON, for the key in the bucket.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        // This cannot fail, because the value has only maps with text keys.
+        // The serialization cannot fail, because the value has only maps with text keys.
         serde_json::to_vec(self).unwrap_or_default()
     }
 

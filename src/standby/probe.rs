@@ -1,5 +1,5 @@
-//! Reads the lease from outside of the daemon, for `check --connect` and for commands that need the holder's name. For `standby
-//! release`, it also writes a request into the key.
+//! Reads the lease for `check --connect` and for other commands that need the holder's name, without the daemon. For `standby
+//! release`, this module also writes a request into the key of the lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use super::machine::{Entry, EntryContent, WriteResult};
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long `standby release` waits for the next holder after the lease was released.
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);
-/// The longest pause between two reads.
+/// The longest pause between two reads of the key, while `standby release` waits.
 const POLL: Duration = Duration::from_millis(500);
 /// The error if the value of the lease cannot be parsed.
 const UNREADABLE: &str = "the lease has a content that this version does not know";
 
-/// Whether a host has the lease.
+/// The host that has the lease, if any.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseHolder {
     /// The host with this name has the lease.
     Host(String),
-    /// The key has an unknown content.
+    /// The key of the lease has a content that this version cannot parse.
     Unknown,
     /// No host has the lease.
     None,
@@ -40,7 +40,8 @@ pub enum Handover {
     Released,
 }
 
-/// Connects, checks the settings of the bucket and reads the lease. Returns lines for the operator; nothing is written.
+/// Connects to a NATS server, checks the settings of the bucket and reads the lease, without a write. Returns lines for the
+/// operator; an error is a line about something that must be corrected.
 pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
     let servers = place.servers.to_string();
     let connection = match open_connection(Arc::new(place)).await {
@@ -58,15 +59,15 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
         }),
         Err(error) => Err(error.to_string()),
     });
-    // If the server does not permit the subscription, only `last_error` shows it.
+    // If the server does not permit the subscription, only `last_error` shows this problem.
     lines.extend(connection.nats.last_error().map(|error| Err(format!("the server reports: {error}"))));
     lines
 }
 
-/// Which host has the lease.
+/// Reads the key of the lease, and returns the host that has the lease.
 ///
 /// # Errors
-/// Why the holder is not known.
+/// A text for the operator, if the bucket or the key cannot be read.
 pub async fn find_holder(place: LeasePlace) -> Result<LeaseHolder, String> {
     let connection = open_connection(Arc::new(place)).await?;
     connection.bucket.read().await.map(|entry| holder(&entry)).map_err(|error| error.to_string())
@@ -117,7 +118,8 @@ pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, 
     }
 }
 
-/// Sets `release` in the lease value of `host`, so that its daemon releases the lease. Returns the holder's process.
+/// Sets `release` in the lease value of `host`, so that the daemon of `host` releases the lease. Returns the random text that
+/// identifies the process of this daemon ([`LeaseValue::process`]).
 async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Result<String, String> {
     loop {
         let entry = connection.bucket.read().await.map_err(|error| error.to_string())?;
@@ -133,7 +135,7 @@ async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Res
         let request = LeaseValue { release: true, ..value };
         match connection.bucket.write(entry.revision, &request).await {
             (WriteResult::Stored(_), _) => return Ok(process),
-            // The daemon has renewed the lease meanwhile.
+            // The daemon has renewed the lease meanwhile, so the loop reads the key again.
             (WriteResult::Conflict, _) if Instant::now() < deadline => {}
             (_, problem) => {
                 return Err(

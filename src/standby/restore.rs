@@ -1,4 +1,4 @@
-//! Runs the program that fetches the database before this host opens it.
+//! Runs the restore command: the program that fetches a copy of the shared database before this host opens the database.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,23 +10,23 @@ use tokio::time::timeout;
 
 use crate::model::printable;
 
-/// The limits of the program's output in the log: the length of a line in characters, and the number of lines of each
+/// The limits of the restore command's output in the log: the length of a line in characters, and the number of lines of each
 /// stream (standard output, standard error).
 const MAX_LINE: usize = 300;
 const MAX_LINES: usize = 100;
-/// How long the output may go on after the end of the program, and how long the program may take to end after SIGTERM.
+/// How long the output may go on after the end of the restore command, and how long the command may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Why the program did not fetch the database. The text is for the operator.
+/// Why the restore command did not fetch the database. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct RestoreError(String);
 
-/// Runs the program until its end, without a shell. The output is logged. `environment`: variables for the program. If `stop`
-/// returns first, the program and its children are ended.
+/// Runs the restore command until its end, without a shell, and logs its output. `environment`: variables for the command. If
+/// `stop` returns first, the command and its children are ended.
 ///
 /// # Errors
-/// The program cannot be started, fails, or was ended.
+/// The restore command cannot be started, fails, or was ended.
 pub async fn run_restore(
     command: &[String],
     environment: &[(&str, String)],
@@ -62,13 +62,13 @@ pub async fn run_restore(
     if status.success() { Ok(()) } else { Err(failed(format!("{status}; the log has its output"))) }
 }
 
-/// The process group of the program. Dropping this value kills the processes that are left in the group.
+/// The process group of the restore command. Dropping this value kills the processes that are left in the group.
 struct ProcessGroup(Option<Pid>);
 
 impl ProcessGroup {
     fn signal(&self, signal: Signal) {
         if let Some(group) = self.0 {
-            // An error means that no process is left.
+            // An error means that no process of the group is left.
             let _ = kill_process_group(group, signal);
         }
     }
@@ -93,7 +93,7 @@ async fn log_lines(output: Option<impl AsyncRead + Unpin>) {
         for byte in buffer.iter().take(read) {
             match byte {
                 b'\n' => log_line(&std::mem::take(&mut line), &mut lines),
-                // A character has up to four bytes in UTF-8.
+                // The limit counts characters, and a character has up to four bytes in UTF-8.
                 _ if line.len() < 4 * MAX_LINE => line.push(*byte),
                 _ => {}
             }

@@ -24,7 +24,8 @@ pub struct StandbySettings {
     pub restore: Option<RestoreSettings>,
 }
 
-/// All keys of the table. The keys of [`NatsSettings`] are repeated here, because serde's `flatten` would accept unknown keys.
+/// All keys of the table `[standby]`. The keys of [`NatsSettings`] are repeated here, because serde's `flatten` would accept
+/// unknown keys.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StandbyTable {
@@ -61,11 +62,11 @@ impl From<StandbyTable> for StandbySettings {
     }
 }
 
-/// The program that fetches the database.
+/// The table `[standby.restore]`: the program that fetches a copy of the shared database.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreSettings {
-    /// The program and its arguments. They are not passed to a shell.
+    /// The program and its arguments, which are not passed to a shell.
     pub command: Vec<String>,
 }
 
@@ -73,7 +74,7 @@ pub struct RestoreSettings {
 type KeyProblem = (String, String);
 
 impl StandbySettings {
-    /// Checks the values.
+    /// Checks the values of the table `[standby]`.
     ///
     /// # Errors
     /// The configuration key with the wrong value, and the problem.
@@ -123,7 +124,7 @@ impl StandbySettings {
         ))
     }
 
-    /// Reads the secrets and certificates for the servers. It does not connect.
+    /// Reads the secrets and certificates for the NATS servers, and does not connect.
     ///
     /// # Errors
     /// The configuration key with the wrong value, and the problem.

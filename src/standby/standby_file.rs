@@ -1,8 +1,8 @@
 //! The standby file, with the state of the daemon and the [`KnownData`]: the last revision and the newest database. The commands
 //! on this host read the state. The daemon reads the `KnownData` after a restart.
 //!
-//! The daemon keeps the file locked. It overwrites the content in place at each change, without fsync. After a power failure the
-//! content may be old or missing. Then the daemon may wait longer for the lease, and may fetch the database again.
+//! The daemon keeps the standby file locked, and overwrites the content in place at each change, without fsync. After a power
+//! failure the content may be old or missing. Then the daemon may wait longer for the lease, and may fetch the database again.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -17,32 +17,32 @@ use super::machine::KnownData;
 use super::view::{LeaseState, LeaseView};
 use crate::boot_clock::BootInstant;
 
-/// If the content is half-written, a command reads the file up to this number of times. The daemon also tries the lock again up
-/// to this number of times, because a command may have the lock for a moment. `PAUSE` is the pause between two tries.
+/// If the content is half-written, a command reads the standby file up to this number of times. The daemon also tries the lock
+/// again up to this number of times, because a command may have the lock for a moment. `PAUSE` is the pause between two tries.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The locked file of a daemon.
+/// The standby file of this host, whose lock this daemon has.
 #[derive(Debug)]
 pub struct StandbyFile {
     file: File,
     path: PathBuf,
-    /// The content before this daemon started.
+    /// The content that the file had before this daemon started; `None` if that content cannot be parsed.
     before: Option<Report>,
-    /// The length of the last content.
+    /// The present length of the file in bytes.
     length: u64,
 }
 
-/// The content of the file.
+/// The content of the standby file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The state of the daemon.
+    /// The state of the daemon with respect to the lease.
     pub state: LeaseState,
-    /// The holder's value, if there is a holder.
+    /// The lease value of the host that has the lease; `None` if no such host is known.
     pub holder: Option<LeaseValue>,
     /// The end of the holder's lease, in milliseconds since the start of the machine.
     ends_ms: Option<u64>,
-    /// Why this host could not take over.
+    /// Why this host could not take over, if it has released the lease for this reason.
     pub failure: Option<String>,
     /// Why the lease cannot be read or written, or why an operator must look at the content of the key.
     pub problem: Option<String>,
@@ -50,13 +50,13 @@ pub struct Report {
     known: KnownData,
 }
 
-/// Why the file cannot be used.
+/// Why the standby file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StandbyFileError {
     /// Another daemon of this host is already running for this database.
     #[error("{0}: another resmic-mailhook daemon of this host is running; stop that daemon first")]
     Busy(PathBuf),
-    /// The file cannot be opened, locked or read.
+    /// The standby file cannot be opened, locked or read.
     #[error("{path}: {source}")]
     Io {
         /// The file.
@@ -67,13 +67,13 @@ pub enum StandbyFileError {
 }
 
 impl StandbyFile {
-    /// The path of the file for this database and host, in the state folder.
+    /// The path of the standby file for the database `name` and the host `host`, in the state folder `folder`.
     #[must_use]
     pub fn path(folder: &Path, name: &str, host: &str) -> PathBuf {
         folder.join(format!("standby-{name}-{host}.json"))
     }
 
-    /// Creates and locks the file. The kernel releases the lock when this process ends.
+    /// Creates the standby file if it is missing, and locks it. The kernel releases the lock when this process ends.
     ///
     /// # Errors
     /// [`StandbyFileError`].
@@ -87,7 +87,7 @@ impl StandbyFile {
         loop {
             match file.try_lock() {
                 Ok(()) => break,
-                // A command takes the lock for a moment to see whether it is free.
+                // A command takes the lock for a moment to find out whether a daemon has it.
                 Err(TryLockError::WouldBlock) if tries > 0 => std::thread::sleep(PAUSE),
                 Err(TryLockError::WouldBlock) => return Err(StandbyFileError::Busy(path.to_owned())),
                 Err(TryLockError::Error(source)) => return Err(io(source)),
@@ -99,8 +99,8 @@ impl StandbyFile {
         Ok(StandbyFile { file, path: path.to_owned(), before: serde_json::from_slice(&content).ok(), length })
     }
 
-    /// Identifies the file by its machine, its path, its device and its inode. A copy of the folder on another machine has
-    /// another identity.
+    /// Returns a hash that identifies the standby file by its machine, its path, its device and its inode. A copy of the state
+    /// folder on another machine has another hash.
     #[must_use]
     pub fn identity(&self) -> String {
         let metadata = self.file.metadata().map(|found| (found.dev(), found.ino())).unwrap_or_default();
@@ -110,13 +110,14 @@ impl StandbyFile {
         data_encoding::HEXLOWER.encode(digest.as_ref().get(..16).unwrap_or_default())
     }
 
-    /// The knowledge of this host before the daemon started: the creation time of the bucket, and the [`KnownData`].
+    /// The data that the standby file had before this daemon started: the creation time of the bucket, and the [`KnownData`].
     #[must_use]
     pub fn known(&self) -> (String, KnownData) {
         self.before.as_ref().map(|report| (report.bucket.clone(), report.known.clone())).unwrap_or_default()
     }
 
-    /// Replaces the content. A failure is logged: the daemon works without the file, and commands see an older state.
+    /// Replaces the content of the standby file. A failure is only logged, because the daemon works without the file. Commands
+    /// then see an older state.
     pub fn write(&mut self, report: &Report) {
         let content = serde_json::to_vec(report).unwrap_or_default();
         let length = content.len() as u64;
@@ -130,7 +131,7 @@ impl StandbyFile {
         }
     }
 
-    /// The last report of the running daemon; `None` if no daemon runs.
+    /// Reads the last report of the daemon that runs on this host; `None` if no daemon runs.
     ///
     /// # Errors
     /// [`StandbyFileError::Io`], also if the content stays incomplete.
@@ -158,7 +159,8 @@ impl StandbyFile {
 }
 
 impl Report {
-    /// The content for a view of the lease. `bucket`: the creation time of the bucket that gave the revision in `known`.
+    /// Creates the content of the standby file from a view of the lease. `bucket`: the creation time of the bucket to which the
+    /// revision in `known` belongs.
     #[must_use]
     pub fn new(view: &LeaseView, bucket: &str, known: &KnownData) -> Self {
         Report {
@@ -172,7 +174,7 @@ impl Report {
         }
     }
 
-    /// The view that the daemon had, without the parts that only the daemon needs.
+    /// Converts the report to the daemon's view of the lease. The fields that only the daemon needs have their default values.
     #[must_use]
     pub fn view(self) -> LeaseView {
         let Report { state, holder, ends_ms, failure, problem, .. } = self;

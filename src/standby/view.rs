@@ -1,4 +1,4 @@
-//! The lease as the rest of the program sees it.
+//! The [`LeaseView`]: the state of the lease, which the agent sends to the rest of the program.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub enum LeaseState {
     TakingOver,
     /// This host has the lease, watches the mailboxes and delivers.
     Active,
-    /// This host could not take over. It releases the lease, and tries again later.
+    /// This host could not take over, so it releases the lease and tries again later.
     Waiting,
 }
 
@@ -33,12 +33,12 @@ impl LeaseState {
     }
 }
 
-/// The lease at one moment.
+/// The state of the lease at one moment, as this host knows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseView {
-    /// The state of this host.
+    /// The state of this host with respect to the lease.
     pub state: LeaseState,
-    /// The value of the host that has the lease; `None` if no such host is known.
+    /// The lease value of the host that has the lease; `None` if no such host is known.
     pub holder: Option<LeaseValue>,
     /// When the holder's lease ends, unless it is renewed.
     pub ends: Option<BootInstant>,
@@ -46,10 +46,10 @@ pub struct LeaseView {
     pub is_asked_to_release: bool,
     /// This host no longer works with the database, and the release of the lease is being written.
     pub is_releasing: bool,
-    /// The knowledge of this host about the database when it took the lease; `None` if this host does not have the
+    /// The facts that this host knew about the newest database when it took the lease; `None` if this host does not have the
     /// lease, or releases it.
     pub takeover: Option<Takeover>,
-    /// Why this host could not take over.
+    /// Why this host could not take over, if it has released the lease for this reason.
     pub failure: Option<String>,
     /// Why the lease cannot be read or written, or why an operator must look at the content of the key.
     pub problem: Option<String>,
@@ -60,7 +60,7 @@ pub struct LeaseView {
 }
 
 impl LeaseView {
-    /// Whether the two views differ at most in the end of the lease and in the values that a renewal may change.
+    /// Whether `self` and `before` differ at most in the end of the lease and in the values that a renewal may change.
     pub(super) fn is_renewal_of(&self, before: &LeaseView) -> bool {
         let without_time = |view: &LeaseView| {
             let mut view = LeaseView { ends: None, ..view.clone() };
@@ -72,7 +72,7 @@ impl LeaseView {
         without_time(self) == without_time(before)
     }
 
-    /// Whether this host has had the lease without a break since this term began, and has it at `now`.
+    /// Whether this host has had the lease without a break since `term` began, and has the lease at `now`.
     #[must_use]
     pub fn is_held_since(&self, term: u64, now: BootInstant) -> bool {
         self.term == term && self.is_held(now)
@@ -86,7 +86,7 @@ impl LeaseView {
     }
 }
 
-/// The knowledge of a host about the database when it takes the lease.
+/// The facts that a host knows about the newest database when it takes the lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Takeover {
     /// The host with the newest database; `None` if no such host is known.

@@ -1,4 +1,4 @@
-//! The lease as the rest of the program sees it.
+//! Creates the [`LeaseView`]: the state of the lease, for the rest of the program.
 
 use super::{EntryContent, HolderStage, LeaseMachine, Place};
 use crate::standby::view::{LeaseState, LeaseView};
@@ -18,7 +18,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The lease as the rest of the program sees it.
+    /// Creates the [`LeaseView`]: the state of the lease, for the rest of the program.
     pub(in crate::standby) fn view(&self) -> LeaseView {
         let mut view = LeaseView { takeovers: self.takeovers, term: self.term, ..LeaseView::default() };
         match &self.place {

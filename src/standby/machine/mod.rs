@@ -1,19 +1,21 @@
-//! Decides when to read and write the lease, and whether this host has it. Pure: the time and the answers are arguments.
+//! Decides when this host reads and writes the lease, and whether this host has the lease. Pure: the time and the answers of the
+//! NATS server are arguments.
 //!
 //! The rules, for a lease of length L:
 //!
-//! - For the holder, L begins when it **sends** a write that succeeds. After two thirds of L without another such write, the
-//!   holder begins no attempt. After L it has lost the lease.
-//! - For another host, L begins when it **sees** a write. It takes the lease after L and a margin without a new write. So this
-//!   end of the lease is later than the end that the holder expects, and the clock of the NATS server does not matter.
+//! - For the holder, L begins when the holder **sends** a write that succeeds. After two thirds of L without another such write,
+//!   the holder begins no attempt. After L without another such write, the holder has lost the lease.
+//! - For another host, L begins when that host **sees** a write of the holder. The other host takes the lease after L and a
+//!   margin without a new write. At that time the holder has already lost the lease by its own clock, so the clock of the NATS
+//!   server does not matter.
 //! - Each write names the revision that it replaces, so only one of two hosts that write at the same time succeeds.
 //! - A missing key does not prove that the lease has ended, because the clock of the NATS server may have been set. A host that
-//!   has not watched the holder waits for L and the margin after it first sees that the key is missing. It takes the lease at
-//!   once if no host ever had the lease. It also takes the lease at once if it knows the last write in the bucket, and that
-//!   write names its database as the newest.
+//!   has not watched the holder waits for L and the margin after the host first sees that the key is missing. Such a host takes
+//!   the lease at once in two cases: no host ever had the lease, or the host knows the last write in the bucket, and that write
+//!   names the database of this host as the newest.
 //! - A released lease can be taken at once.
-//! - If a daemon is killed, the next process on its host takes the lease again after a third of L without a new write. The lock
-//!   of the standby file proves that no other process of this host has the lease.
+//! - If the holder's daemon is killed, the next daemon on the same host takes the lease again after a third of L without a new
+//!   write. The lock of the standby file proves that no other process of this host has the lease.
 
 mod lease_view;
 mod standing_by;
@@ -31,19 +33,20 @@ use super::lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue}
 use super::view::Takeover;
 use crate::boot_clock::BootInstant;
 
-/// Decides about the lease. See the [module](self).
+/// Decides when this host reads and writes the key of the lease, and whether this host has the lease. The [module](self) has the
+/// rules.
 #[derive(Debug)]
 pub(super) struct LeaseMachine {
     me: Member,
     lease: Duration,
     place: Place,
     known: KnownData,
-    /// Whether `known` is the last value that any host wrote.
+    /// Whether `known` comes from the last value that any host wrote under the key.
     is_exact: bool,
     takeovers: u64,
     /// The number of times that this process has got the lease.
     term: u64,
-    /// The number of the last write.
+    /// The number of writes that this process has begun. Each lease value contains the number of its write.
     count: u64,
     /// The latest time at which the next call of `next_step` is expected. If that call comes later, the process did not run
     /// meanwhile.
@@ -51,14 +54,14 @@ pub(super) struct LeaseMachine {
 }
 
 /// Whether `value` only renews the lease in `content`. A renewal has the same process and the same stage as `content`, and does
-/// not release the lease. Neither of them contains a request to release the lease.
+/// not release the lease. Neither `content` nor `value` contains a request to release the lease.
 fn is_renewal(content: &EntryContent, value: &LeaseValue) -> bool {
     let EntryContent::Value(seen) = content else { return false };
     seen.process == value.process && seen.stage == value.stage && value.is_live() && !value.release && !seen.release
 }
 
 impl LeaseMachine {
-    /// A machine that has read nothing yet. `known`: what this host knew before its restart.
+    /// Creates the machine of a standby that has not read the key yet. `known`: the [`KnownData`] from the standby file.
     pub(super) fn new(me: Member, known: KnownData) -> Self {
         let place = Place::Standby(Standby::default());
         LeaseMachine {
@@ -84,7 +87,8 @@ impl LeaseMachine {
         self.me.configuration = configuration;
     }
 
-    /// A connection was opened. The key may have changed while there was no connection.
+    /// Processes the opening of a connection. The next step reads the key, because the key may have changed while there was no
+    /// connection.
     pub(super) fn connected(&mut self, now: BootInstant) {
         self.awaited_by = now;
         match &mut self.place {
@@ -95,7 +99,7 @@ impl LeaseMachine {
         }
     }
 
-    /// Returns the next step. If the lease of this host has ended, this host first becomes a standby.
+    /// Returns the next step for the driver. If the lease of this host has ended, this host first becomes a standby.
     pub(super) fn next_step(&mut self, now: BootInstant) -> Step {
         self.tick(now);
         let slack = self.lease / 4;
@@ -145,7 +149,8 @@ impl LeaseMachine {
         holder.sent.plus(self.lease)
     }
 
-    /// The holder becomes a standby at the end of its lease, also while no server can be reached.
+    /// If this host's lease has ended, this host becomes a standby. The driver calls this function also while no NATS server can
+    /// be reached.
     pub(super) fn tick(&mut self, now: BootInstant) {
         if let Place::Holder(holder) = &self.place
             && self.ends(holder) <= now
@@ -163,7 +168,7 @@ impl LeaseMachine {
         self.place = Place::Standby(standby);
     }
 
-    /// The key was read.
+    /// Processes `entry`, the key as it was read from the bucket.
     pub(super) fn on_read(&mut self, now: BootInstant, entry: Entry) {
         self.note_data(&entry);
         match &mut self.place {
@@ -172,7 +177,7 @@ impl LeaseMachine {
                 let mine = match &entry.content {
                     EntryContent::Value(value) if value.process == self.me.process => Some(value.release),
                     // The NATS server or an operator removed the key. This host keeps the lease, because no other host may take
-                    // it yet.
+                    // the lease yet.
                     EntryContent::Absent { .. } => Some(false),
                     EntryContent::Deleted => Some(true),
                     EntryContent::Value(_) | EntryContent::Unreadable => None,
@@ -192,7 +197,7 @@ impl LeaseMachine {
         }
     }
 
-    /// Remembers which database is the newest.
+    /// Updates `known` (the last revision and the newest database) and `is_exact` from `entry`, the key as it was read.
     fn note_data(&mut self, entry: &Entry) {
         match &entry.content {
             EntryContent::Value(value) => {
@@ -230,13 +235,13 @@ impl LeaseMachine {
         }
     }
 
-    /// The key is read again, because its revision is uncertain.
+    /// Makes a read of the key the next step, because the key's revision is uncertain.
     fn reread(&mut self, now: BootInstant) {
         match &mut self.place {
             Place::Standby(standby) => standby.read_at = now,
             Place::Holder(holder) => (holder.must_read, holder.next_at) = (true, now),
         }
-        // A conflict without a visible cause must not become a busy loop.
+        // Without this pause, a conflict that occurs again and again would cause a busy loop of reads and writes.
         self.pause_until(now.plus(self.lease / 400));
     }
 
@@ -279,8 +284,8 @@ impl LeaseMachine {
         }
     }
 
-    /// A write of the key was announced. This process or another program sent it, and the server may have refused it. `value`:
-    /// the written value, if it can be parsed.
+    /// Processes the announcement of a write of the key. This process or another program sent the write, and the NATS server may
+    /// have refused the write. `value`: the value in the announcement, if that value can be parsed.
     pub(super) fn on_announcement(&mut self, now: BootInstant, value: Option<LeaseValue>) {
         match &mut self.place {
             Place::Standby(standby) => match (&mut standby.seen, value) {
@@ -320,8 +325,8 @@ impl LeaseMachine {
         }
     }
 
-    /// Notes the id of the last mail in the database. If this host is active and the id is new, the id is written into the key at
-    /// once, for the next host.
+    /// Stores the last `mails.id` of the database in `known`, if this host is active. If the id has changed, this host writes the
+    /// id into the key at once, so that the next host can recognise an older copy.
     pub(super) fn note_last_mail(&mut self, now: BootInstant, last_mail_id: i64) {
         let Place::Holder(holder) = &mut self.place else { return };
         if holder.stage != HolderStage::Active {
@@ -335,8 +340,8 @@ impl LeaseMachine {
         }
     }
 
-    /// This host has stopped its work, and releases the lease. It then leaves the lease to others until `pause` is over, or until
-    /// another host becomes active. `failure`: why this host could not take over.
+    /// Makes the release of the lease the next write, because this host has stopped its work. This host then leaves the lease to
+    /// others until `pause` is over, or until another host becomes active. `failure`: why this host could not take over.
     pub(super) fn release(&mut self, now: BootInstant, pause: Duration, failure: Option<String>) {
         if let Place::Holder(holder) = &mut self.place {
             (holder.stage, holder.next_at) = (HolderStage::Releasing { pause, failure }, now);
@@ -356,17 +361,18 @@ impl LeaseMachine {
         }
     }
 
-    /// Forgets the known revision, because it belongs to another bucket.
+    /// Forgets the known revision of the key, because that revision belongs to another bucket.
     pub(super) fn forget_revision(&mut self) {
         self.known.revision = u64::MAX;
     }
 
-    /// The last revision and the newest database that this host knows. The agent keeps them for the next start.
+    /// The last revision of the key and the newest database that this host knows. The driver writes both into the standby file,
+    /// so that this host knows them after a restart.
     pub(super) fn known(&self) -> &KnownData {
         &self.known
     }
 
-    /// The time until which attempts may begin.
+    /// The time until which this host may begin attempts; zero if this host must not begin any.
     pub(super) fn sends_until(&self) -> BootInstant {
         match &self.place {
             Place::Holder(holder)

@@ -22,7 +22,7 @@ impl LeaseMachine {
         Step::Wait(take_at.min(standby.read_at))
     }
 
-    /// When this host may take the lease, if nothing new is seen.
+    /// When this host may take the lease, if it sees no further write of the key.
     fn take_at(&self, standby: &Standby, seen: &Seen) -> BootInstant {
         let lease = self.end_of_live(&seen.entry, seen.since);
         let at = match &seen.entry.content {
@@ -46,18 +46,18 @@ impl LeaseMachine {
         last_revision.is_some_and(|last| last == 0 && known.is_none() || is_ours && last == self.known.revision)
     }
 
-    /// When the lease of a live holder ends at the latest, if its last write was seen at `since`.
+    /// When the lease in `entry` ends at the latest, if this host saw the holder's last write at `since`.
     fn end_of_live(&self, entry: &Entry, since: BootInstant) -> BootInstant {
         let theirs = match &entry.content {
             EntryContent::Value(value) => Duration::from_millis(value.lease_ms).min(self.lease * 4),
             _ => self.lease,
         };
-        // The margin covers clocks that run at slightly different rates.
+        // The margin covers clocks of two hosts that run at slightly different rates.
         since.plus(theirs.max(self.lease)).plus(self.lease / 40)
     }
 
-    /// Whether an earlier process of this host wrote the value. That process no longer runs, because this process has the
-    /// lock of the standby file.
+    /// Whether an earlier process of this host wrote `value`. That process no longer runs, because this process has the lock of
+    /// the standby file.
     fn is_predecessor(&self, value: &LeaseValue) -> bool {
         value.host == self.me.host && value.home == self.me.home && value.process != self.me.process
     }
@@ -73,8 +73,8 @@ impl LeaseMachine {
             standby.not_before = BootInstant::default();
         }
         match &mut standby.seen {
-            // The content is the same, so the time at which it was first seen stays. A later write has another content, because
-            // each value contains the number of its write.
+            // The content is the same, so the time at which this host first saw the content stays. A later write has another
+            // content, because each value contains the number of its write.
             Some(seen) if seen.entry.content == entry.content => (seen.entry, seen.is_announced) = (entry, false),
             _ => {
                 if let Some(live_until) = live_until {

@@ -1,4 +1,4 @@
-//! The types for the key in the bucket, for this host, and for its place: standby or holder.
+//! The types for the key of the lease in the bucket, for this process, and for the role of this host: standby or holder.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::boot_clock::BootInstant;
 use crate::standby::lease_value::{ConfigurationHashes, DataOwner, LeaseValue};
 use crate::standby::view::Takeover;
 
-/// The description of a process in its lease values.
+/// The description of this process, which each of its lease values contains.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// The name of this host in the lease.
@@ -23,16 +23,16 @@ pub struct Member {
     pub configuration: ConfigurationHashes,
 }
 
-/// The key in the bucket.
+/// The key of the lease in the bucket: its revision and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::standby) struct Entry {
     /// The revision that a write has to name: 0 if the key does not exist.
     pub(in crate::standby) revision: u64,
-    /// The content.
+    /// The value under the key, if there is one.
     pub(in crate::standby) content: EntryContent,
 }
 
-/// The content of the key.
+/// The content of the key of the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(in crate::standby) enum EntryContent {
@@ -49,7 +49,7 @@ pub(in crate::standby) enum EntryContent {
     Unreadable,
 }
 
-/// The next step that the driver carries out.
+/// The next step of the machine, which the driver executes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(in crate::standby) enum Step {
@@ -71,18 +71,19 @@ pub(in crate::standby) enum Step {
 pub(in crate::standby) enum WriteResult {
     /// The value is stored under this revision.
     Stored(u64),
-    /// The key has another revision.
+    /// The server has not stored the value, because the key has another revision than expected.
     Conflict,
     /// There is no valid answer. The server may have stored the value, or may store it later.
     Unknown,
 }
 
-/// The last revision and the newest database that this host knows. The standby file keeps them for the next start.
+/// The last revision of the key and the newest database that this host knows. The standby file contains both, so that this host
+/// knows them after a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KnownData {
     /// The revision of the last value that this host read or wrote.
     pub revision: u64,
-    /// The host with the newest database.
+    /// The host with the newest database; `None` if no such host is known.
     pub data: Option<DataOwner>,
 }
 
@@ -98,28 +99,28 @@ pub(super) struct Standby {
     pub(super) seen: Option<Seen>,
     /// When this host last saw a new value of the key.
     pub(super) live_seen: BootInstant,
-    /// When the lease in that value ends at the latest; zero if no other host has the lease.
+    /// When the lease in the value that was seen at `live_seen` ends at the latest; zero if no other host has the lease.
     pub(super) live_until: BootInstant,
     /// Until this time there was no connection, or the process did not run. So this host may have missed writes of the key before
     /// this time.
     pub(super) blind_until: BootInstant,
-    /// Why this host could not take over.
+    /// Why this host could not take over, if it has released the lease for this reason.
     pub(super) failure: Option<String>,
     /// This host does not take the lease before this time.
     pub(super) not_before: BootInstant,
-    /// When the key is read again if nothing happens before.
+    /// When this host reads the key again, unless an announcement causes an earlier read.
     pub(super) read_at: BootInstant,
     /// After a failed request or a conflict, no request is sent before this time.
     pub(super) pause_until: BootInstant,
 }
 
-/// The key as it was last read or announced.
+/// The content of the key that this host last read from the bucket, or got in an announcement.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) entry: Entry,
-    /// When this write was first seen.
+    /// When this host first saw this content.
     pub(super) since: BootInstant,
-    /// The content was announced and not read, so its revision is not known.
+    /// The content comes from an announcement and was not read from the bucket, so its revision is not known.
     pub(super) is_announced: bool,
 }
 
@@ -129,15 +130,15 @@ pub(super) struct Holder {
     /// When the last successful write was sent.
     pub(super) sent: BootInstant,
     pub(super) stage: HolderStage,
-    /// When the next request is due.
+    /// When this host sends its next read or write of the key.
     pub(super) next_at: BootInstant,
-    /// The revision is uncertain, so the key is read before the next write.
+    /// The revision of the key is uncertain, so this host reads the key before its next write.
     pub(super) must_read: bool,
     /// An operator wants this host to release the lease, and has run `standby release` or deleted the key.
     pub(super) is_asked: bool,
     /// Another process has tried to write the key. No attempt begins until this host has read or written the key.
     pub(super) is_challenged: bool,
-    /// The knowledge about the database when the lease was taken.
+    /// The facts that this host knew about the newest database when it took the lease.
     pub(super) takeover: Takeover,
 }
 
@@ -145,8 +146,8 @@ pub(super) struct Holder {
 pub(super) enum HolderStage {
     TakingOver,
     Active,
-    /// This host has stopped its work. It leaves the lease to others until the pause is over, or until another host becomes
-    /// active.
+    /// This host has stopped its work, and writes the release. Then this host leaves the lease to others until the pause is over,
+    /// or until another host becomes active.
     Releasing {
         pause: Duration,
         failure: Option<String>,

@@ -1,4 +1,4 @@
-//! Tests of single rules of the lease.
+//! Tests of single rules of the [`LeaseMachine`].
 
 mod simulation;
 
@@ -34,7 +34,7 @@ fn absent(last_revision: u64) -> Entry {
     Entry { revision: 0, content: EntryContent::Absent { last_revision: Some(last_revision) } }
 }
 
-/// The value that a host of this name writes in this stage.
+/// Returns the lease value that the host `host` writes in the stage `stage`, as its write number `count`.
 fn value(host: &str, stage: LeaseStage, count: u64) -> LeaseValue {
     let machine = machine(host);
     LeaseValue { stage, count, ..machine.value(&HolderStage::Active) }
@@ -44,7 +44,7 @@ fn entry(revision: u64, value: LeaseValue) -> Entry {
     Entry { revision, content: EntryContent::Value(value) }
 }
 
-/// Lets the machine write at this time, with this result.
+/// Expects a write as the machine's next step at `now`, and answers the write with `result`. Returns the written value.
 fn write(machine: &mut LeaseMachine, now: u64, result: WriteResult) -> LeaseValue {
     match machine.next_step(at(now)) {
         Step::Write { value, .. } => {
@@ -55,7 +55,7 @@ fn write(machine: &mut LeaseMachine, now: u64, result: WriteResult) -> LeaseValu
     }
 }
 
-/// A machine that took the lease at 0 and is active.
+/// Returns a machine that took the lease at the time 0 and is active.
 fn holder() -> LeaseMachine {
     let mut machine = machine("a");
     machine.on_read(at(0), absent(0));
@@ -85,7 +85,7 @@ fn the_holder_counts_from_the_send_time() {
     assert_eq!(machine.sends_until(), at(13_333).plus(Duration::from_nanos(333_333)));
     assert_eq!(machine.next_step(at(1)), Step::Wait(at(5_000)));
     let Step::Write { expected: 2, value } = machine.next_step(at(5_000)) else { panic!("no renewal") };
-    // The answer takes three seconds.
+    // The server answers this renewal after three seconds. The new lease counts from the time of the request.
     machine.on_write(at(8_000), at(5_000), &value, WriteResult::Stored(3));
     assert_eq!(machine.view().ends, Some(at(25_000)));
     assert_eq!(machine.next_step(at(8_000)), Step::Wait(at(10_000)));
@@ -167,7 +167,7 @@ fn a_standby_takes_over_after_the_lease() {
     let mut machine = machine("b");
     machine.on_read(at(0), entry(5, value("a", LeaseStage::Active, 1)));
     assert_eq!(machine.next_step(at(0)), Step::Wait(at(20_000)));
-    // A renewal is announced; it is not read.
+    // The standby takes the renewal from the announcement, and does not read the key.
     machine.on_announcement(at(5_000), Some(value("a", LeaseStage::Active, 2)));
     assert_eq!(machine.next_step(at(5_001)), Step::Wait(at(25_000)));
     // The NATS server has removed the key early, because its clock was set.
@@ -186,7 +186,7 @@ fn a_stored_announcement_keeps_its_time() {
     // The clock of the NATS server was set back, so the key has not expired. The host takes the lease all the same, because it
     // knows the revision of the old value.
     let Step::Write { expected: 6, .. } = machine.next_step(at(25_500)) else { panic!("no takeover") };
-    // A later write begins a new wait.
+    // After a later write of the holder, the standby waits for the whole lease again.
     machine.on_read(at(25_500), entry(7, value("a", LeaseStage::Active, 3)));
     assert_eq!(machine.next_step(at(25_500)), Step::Wait(at(45_500)));
 }
@@ -271,14 +271,14 @@ fn a_killed_daemon_takes_its_own_lease_again() {
     let mut lonely = machine;
     write(&mut lonely, 6_667, WriteResult::Stored(6));
     assert!(lonely.view().takeover.unwrap().is_newest_here, "no restore is needed");
-    // The daemon of another machine may run from a copy of the disk. It renews the lease, so this host waits.
+    // The daemon of another machine may run from a copy of the disk. That daemon renews the lease, so this host waits.
     let mut twin = LeaseMachine::new(member("a", "a2"), KnownData::default());
     twin.set_lease(LEASE);
     twin.connected(at(0));
     twin.on_read(at(0), entry(5, before.clone()));
     twin.on_announcement(at(5_000), Some(LeaseValue { count: 2, ..before }));
     assert!(matches!(twin.next_step(at(6_667)), Step::Wait(_)));
-    // The same host with another state folder waits for the end of the lease.
+    // A process on the same host with another state folder waits for the end of the lease.
     let other = Member { home: "other".into(), ..member("a", "a2") };
     let mut other = LeaseMachine::new(other, KnownData::default());
     other.set_lease(LEASE);
@@ -331,7 +331,7 @@ fn an_active_host_ends_the_pause() {
     machine.release(at(100), Duration::from_secs(60), None);
     write(&mut machine, 100, WriteResult::Stored(3));
     assert_eq!(machine.next_step(at(100)), Step::Read);
-    // A takeover that fails does not end the pause.
+    // A takeover of another host that fails does not end the pause.
     machine.on_read(at(200), entry(4, value("b", LeaseStage::TakingOver, 1)));
     machine.on_read(at(300), entry(5, value("b", LeaseStage::Released, 2)));
     assert!(matches!(machine.next_step(at(300)), Step::Wait(_)));

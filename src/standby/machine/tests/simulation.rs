@@ -53,7 +53,7 @@ impl SimulatedNats {
     }
 }
 
-/// A request that has no answer yet.
+/// A read or write of the key that the simulated server has not answered yet.
 struct Request {
     step: Step,
     sent: u64,
