@@ -38,13 +38,14 @@ pub(super) enum RetryRule {
     Counted(Option<Duration>),
     /// The delivery is retried after a pause. The period of `give_up_after` starts again.
     Uncounted,
-    /// The delivery is due again at once. It is retried when the target can be reached and this host may send. The period of
+    /// The delivery is due again at once. The retry begins when the target can be reached and this host may send. The period of
     /// `give_up_after` starts again.
     WhenReachable,
 }
 
 impl AttemptEnd {
-    /// The record of an attempt that began at `at` and lasted for `took`.
+    /// Logs the end of an attempt that began at `at` and lasted for `took`, and converts the end to a [`FinishedAttempt`] for the
+    /// database.
     pub(super) fn finish(
         self,
         target: &CommonTarget,
@@ -84,7 +85,7 @@ fn after_failure(target: &CommonTarget, claimed: &Claimed, now: Timestamp, failu
     }
 }
 
-/// The record of an attempt whose task panicked. The target may have the event if `sent` is set.
+/// Returns the [`FinishedAttempt`] of an attempt whose task panicked. The target may have the event if `sent` is set.
 pub(super) fn after_panic(target: &CommonTarget, claimed: &Claimed, sent: bool) -> FinishedAttempt {
     let result = if sent { AttemptResult::Interrupted } else { AttemptResult::NotSent };
     let error = "internal error during the attempt".into();

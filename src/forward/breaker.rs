@@ -16,11 +16,11 @@ use crate::backoff::Backoff;
 use crate::db::{ClaimLimit, Outage};
 use crate::model::AttemptResult;
 
-/// The number of failed connections in a row that opens the breaker. It is larger than the number of requests that may be open at
-/// the same time, so that a restart of the handler does not open the breaker.
+/// The number of failed connections in a row that opens the breaker. The number is larger than the number of requests that may be
+/// open at the same time, so that a restart of the handler does not open the breaker.
 const FAILURES: u32 = 32;
 
-/// The pauses between probes. They stay short, because all deliveries wait for the probe that succeeds.
+/// The pauses between probes. The pauses stay short, because all deliveries wait for the probe that succeeds.
 const PROBES: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(30) };
 
 /// If a commit may have stored an event, the next probe is made at most this long after the last failure. So the event does not
@@ -31,12 +31,12 @@ const AFTER_COMMIT: Duration = Duration::from_secs(1);
 pub(super) struct Breaker {
     target: Arc<CommonTarget>,
     state: BreakerState,
-    /// The counter of commits that may have made deliveries due.
+    /// The value of `Store::watch_outbox`: a counter of commits that may have made deliveries due.
     commits: u64,
 }
 
 enum BreakerState {
-    /// The number of connections that have failed since the last one that succeeded.
+    /// The number of connections that have failed since a connection succeeded.
     Closed(u32),
     Open(OpenBreaker),
 }
@@ -54,8 +54,8 @@ impl Breaker {
         Breaker { target, state: BreakerState::Closed(0), commits: 0 }
     }
 
-    /// The deliveries that may be claimed. `in_flight`: the number of attempts that run; `free`: the number of attempts that may
-    /// begin.
+    /// How many due deliveries the worker may attempt now. `in_flight`: the number of attempts that run; `free`: the number of
+    /// further attempts that may begin.
     pub(super) fn limit(&self, now: Instant, in_flight: usize, free: usize) -> ClaimLimit {
         match &self.state {
             BreakerState::Closed(_) => ClaimLimit::Due(free),
@@ -68,8 +68,8 @@ impl Breaker {
         }
     }
 
-    /// When to claim again if nothing wakes the worker earlier. `now` must be the time that was passed to [`Breaker::limit`].
-    /// `next_due`: when a delivery becomes due.
+    /// When the worker must read the due deliveries again, if nothing wakes the worker earlier. `now` must be the time that was
+    /// passed to [`Breaker::limit`]. `next_due`: when a delivery becomes due.
     pub(super) fn wake_at(&self, now: Instant, in_flight: usize, next_due: Option<Instant>) -> Option<Instant> {
         match &self.state {
             // The end of a running attempt wakes the worker.
@@ -79,7 +79,7 @@ impl Breaker {
         }
     }
 
-    /// Takes the result of an attempt into account.
+    /// Opens or closes the breaker, or postpones the next probe, according to the result of an attempt.
     pub(super) fn note_result(&mut self, result: AttemptResult, now: Instant) {
         let callback = self.target.name.as_str();
         match &mut self.state {
@@ -110,7 +110,8 @@ impl Breaker {
         }
     }
 
-    /// Makes the next probe earlier if there were commits. `commits`: the counter of commits.
+    /// Makes the next probe earlier if `commits` has changed, because a commit may have stored an event. `commits`: the value of
+    /// `Store::watch_outbox`.
     pub(super) fn note_commits(&mut self, commits: u64) {
         let is_new = std::mem::replace(&mut self.commits, commits) != commits;
         if let BreakerState::Open(open) = &mut self.state
@@ -181,7 +182,7 @@ mod tests {
             let next = breaker.wake_at(now, 0, None).unwrap();
             let pause = next - now;
             assert!(pause >= longest * SECOND / 2 && pause <= longest * SECOND, "{pause:?} of {longest} s");
-            // An older attempt fails meanwhile.
+            // An attempt that began earlier fails before the time of the next probe.
             breaker.note_result(AttemptResult::NotSent, now);
             assert_eq!(breaker.wake_at(now, 0, None), Some(next));
             now = next;

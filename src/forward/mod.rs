@@ -30,7 +30,8 @@ use crate::db::{self, Store};
 /// The pause after each failed try to hold and release deliveries.
 const RETRY: Backoff = Backoff { base: STORE_PAUSE, cap: STORE_PAUSE };
 
-/// Delivers until `shutdown` is true or its sender is dropped. It then waits a few seconds for the responses of open requests.
+/// Delivers until `shutdown` is true or its sender is dropped. The function then waits a few seconds for the responses of open
+/// requests.
 ///
 /// # Errors
 /// [`db::Error::Stopped`] if the database writer has ended, so that results cannot be recorded.
@@ -75,7 +76,7 @@ pub async fn run_permitted(
     while let Some(ended) = workers.join_next().await {
         match ended {
             Ok(result) => result?,
-            // A panic ends the process, and systemd restarts it.
+            // A panic of a worker ends the process, and systemd restarts the process.
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => return Err(db::Error::Stopped),
         }

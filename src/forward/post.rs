@@ -1,4 +1,4 @@
-//! One POST within one deadline. Only the status of the response decides about success.
+//! Sends one POST within one deadline. Only the status of the response decides about success.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub(super) struct HandlerResponse {
     pub(super) status: Option<u16>,
     /// The reason for a failure; `None`: the handler accepted the event.
     pub(super) error: Option<String>,
-    /// `Retry-After`.
+    /// The pause until the next attempt that the handler requests in `Retry-After`.
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -104,7 +104,8 @@ async fn exchange(
     received: &mut Option<HandlerResponse>,
 ) -> Result<(), String> {
     let stream = head.record(handler.destination.connect(deadline).await?);
-    // The process may have been stopped since the delivery was claimed, so `permit` may have ended.
+    // The process may have been suspended since the worker read this delivery from the database, so `write.permit` may have
+    // ended.
     if !write.permit.is_valid() {
         return Err(NO_PERMIT.into());
     }
@@ -120,7 +121,7 @@ async fn receive(response: Response<Incoming>, received: &mut Option<HandlerResp
     received.error = received.error.take().map(|error| with_excerpt(error, &excerpt));
 }
 
-/// The status of a response that hyper rejects, or that is incomplete.
+/// Evaluates the status of a response that hyper rejects, or that is incomplete.
 fn recover_status(head: &ResponseHead) -> Option<HandlerResponse> {
     let found = head.status()?;
     Some(evaluate(found.status, |name| found.field(&name)))
@@ -140,7 +141,7 @@ fn failure(status: StatusCode, field: impl Fn(HeaderName) -> Option<String>) -> 
     status.to_string()
 }
 
-/// Adds the first line of the body, which often names the problem.
+/// Adds the first line of the response body to `error`, because this line often names the problem.
 fn with_excerpt(error: String, excerpt: &[u8]) -> String {
     let text = String::from_utf8_lossy(excerpt);
     match text.lines().map(str::trim).find(|line| !line.is_empty()) {
@@ -149,13 +150,13 @@ fn with_excerpt(error: String, excerpt: &[u8]) -> String {
     }
 }
 
-/// Reads up to [`MAX_BODY`] bytes. The beginning goes to `excerpt`.
+/// Reads up to [`MAX_BODY`] bytes. The beginning of the body goes to `excerpt`.
 async fn read_body(mut body: Incoming, excerpt: &mut Vec<u8>) {
     let mut read = 0;
     while let Some(Ok(frame)) = body.frame().await {
         let Some(data) = frame.data_ref() else { continue };
         read += data.len();
-        // A character has up to four bytes in UTF-8.
+        // The limit counts characters, and a character has up to four bytes in UTF-8.
         excerpt.extend(data.iter().take((4 * MAX_EXCERPT).saturating_sub(excerpt.len())));
         if read >= MAX_BODY {
             return;

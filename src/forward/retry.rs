@@ -17,8 +17,8 @@ pub(super) fn pause(attempt: i64) -> Duration {
 
 /// When the next attempt is made; `None` if the time `last` has passed.
 ///
-/// The next attempt is `pause` after `now`, or `retry_after` after `now` if that is longer. It is never later than `last`, the
-/// latest time for an attempt. A `retry_after` of more than one day counts as one day.
+/// The next attempt is `pause` after `now`, or `retry_after` after `now` if that is longer. The next attempt is never later than
+/// `last`, the latest time for an attempt. A `retry_after` of more than one day counts as one day.
 pub(super) fn next(
     now: Timestamp,
     pause: Duration,

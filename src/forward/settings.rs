@@ -74,7 +74,7 @@ pub enum Confirm {
     /// The event is held until it is confirmed.
     #[default]
     Require,
-    /// The event is delivered at once. A header reports that it is not confirmed.
+    /// The event is delivered at once. A header reports that the event is not confirmed.
     Tell,
 }
 
@@ -282,7 +282,7 @@ impl ForwardSettings {
         }
     }
 
-    /// The part of the settings that the outbox needs.
+    /// The settings that the database needs to create and hold the deliveries of this target.
     #[must_use]
     pub fn target(&self) -> db::TargetRules {
         db::TargetRules {

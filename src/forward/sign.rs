@@ -21,9 +21,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The keys derived from a target's secret. `Debug` prints none of them.
 pub(super) struct Signer {
-    /// For `X-Signature`: the text of the secret.
+    /// The key for `X-Signature`: the text of the secret.
     resmic: hmac::Key,
-    /// For `webhook-signature`: the decoded bytes after `whsec_`.
+    /// The key for `webhook-signature`: the decoded bytes after `whsec_`.
     standard: Option<hmac::Key>,
 }
 
@@ -43,12 +43,13 @@ impl Signer {
         Ok(Signer { resmic: key(secret.as_bytes()), standard })
     }
 
-    /// `X-Signature`: the hexadecimal HMAC-SHA256 of the body. The key is the text of the secret.
+    /// The value of `X-Signature`: the hexadecimal HMAC-SHA256 of the body. The key is the text of the secret.
     pub(super) fn resmic(&self, body: &[u8]) -> String {
         HEXLOWER.encode(hmac::sign(&self.resmic, body).as_ref())
     }
 
-    /// `webhook-signature`: `v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`; `None` without a `whsec_` secret.
+    /// The value of `webhook-signature`: `v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`; `None` without a `whsec_`
+    /// secret.
     pub(super) fn standard(&self, id: &str, at: Timestamp, body: &[u8]) -> Option<String> {
         let mut context = hmac::Context::with_key(self.standard.as_ref()?);
         context.update(format!("{id}.{}.", at.as_second()).as_bytes());

@@ -13,11 +13,11 @@ use super::sign::Signer;
 use crate::http::Destination;
 use crate::tls;
 
-/// A wrong value in the table of a target.
+/// A wrong value in a `[[forward]]` table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {message}")]
 pub struct TargetError {
-    /// The key in the table.
+    /// The key in the `[[forward]]` table.
     pub key: String,
     /// The problem.
     pub message: String,
@@ -61,8 +61,8 @@ fn wrong(key: &str, message: impl Into<String>) -> TargetError {
 }
 
 impl Target {
-    /// Creates a target from its settings and its secret. This function reads the other secrets and the certificates of a stream,
-    /// and the system's root certificates for `https` and `tls`. It does not connect.
+    /// Creates a target from its settings and its secret, without connecting to the target. This function reads the other secrets
+    /// and the certificates of a stream, and the system's root certificates for `https` and `tls`.
     ///
     /// # Errors
     /// [`TargetError`], which names the setting whose value is wrong.
@@ -87,7 +87,7 @@ impl Target {
         &self.common.name
     }
 
-    /// Whether events travel unencrypted to another machine.
+    /// Whether events may travel unencrypted to another machine.
     pub(super) fn is_cleartext_remote(&self) -> bool {
         match &self.kind {
             TargetKind::Handler(handler) => handler.destination.is_cleartext_remote(),

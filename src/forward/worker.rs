@@ -1,7 +1,7 @@
 //! The delivery worker of one target.
 //!
-//! A worker sleeps until a commit wakes it, an attempt ends, or the next delivery is due. It claims a few due deliveries at a
-//! time from the database, so a long outbox needs no memory.
+//! A worker sleeps until a commit wakes it, an attempt ends, or the next delivery is due. The worker reads a few due deliveries
+//! at a time from the database, so a long outbox needs no memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use crate::telemetry::PublishTimes;
 /// How many requests to one target may be open at the same time.
 pub(super) const CONCURRENCY: usize = 16;
 
-/// How long open requests may take after `shutdown`, unless [`Sending`] says otherwise.
+/// How long open requests may take after `shutdown`, unless `Sending::grace` has another value.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// The pause after a failed call of the store.
+/// The pause after a failed call of the [`Store`].
 pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest sleep before a delivery is due. After this sleep, the worker reads the wall clock again, because the clock may
 /// have been set.
@@ -60,9 +60,9 @@ pub(super) struct DeliveryWorker {
     breaker: Breaker,
     requests: JoinSet<FinishedAttempt>,
     in_flight: HashMap<Id, RunningAttempt>,
-    /// Attempts that have ended and are not recorded yet.
+    /// Attempts that have ended, and whose results are not in the database yet.
     ended: Vec<FinishedAttempt>,
-    /// The wall clock at the last call of the store.
+    /// The time of the wall clock at the last call of [`Store::record_and_claim`].
     clock: Option<Timestamp>,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct DeliveryWorker {
 #[derive(Clone)]
 pub(super) enum Route {
     Handler(Arc<HandlerTarget>),
-    /// A connection to a stream. It is not opened again after it was lost.
+    /// A connection to a stream. The worker does not open a lost connection again.
     Stream(Arc<StreamConnection>),
 }
 
@@ -97,8 +97,8 @@ struct RunningAttempt {
     claimed: Claimed,
     /// Whether the request is being written, or was written.
     sent: Arc<AtomicBool>,
-    /// Whether the breaker counts the result. It does not count attempts at a stream: a connection to a stream is lost as a whole,
-    /// and a message that is too large for the stream says nothing about the others.
+    /// Whether the breaker counts the result. The breaker does not count attempts at a stream: a connection to a stream is lost
+    /// as a whole, and a message that is too large for the stream says nothing about the others.
     counts_for_breaker: bool,
 }
 
@@ -154,8 +154,8 @@ impl DeliveryWorker {
         Ok(())
     }
 
-    /// Records ended attempts, claims due deliveries and sends them. Returns the time at which the worker must claim deliveries
-    /// again.
+    /// Writes the results of ended attempts into the database, reads due deliveries and sends them. Returns the time at which the
+    /// worker must do this again.
     async fn record_and_send(&mut self, route: &Route) -> db::Result<Option<Instant>> {
         let now = Instant::now();
         let free = route.concurrency().saturating_sub(self.in_flight.len());
@@ -187,7 +187,8 @@ impl DeliveryWorker {
 
     async fn record_and_claim(&mut self, limit: ClaimLimit) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
-        // The first call also requeues deliveries, because the clock may have been set back while no daemon ran.
+        // After the clock was set back, waiting deliveries become due. The first call does this too, because the clock may have
+        // been set back while no daemon ran.
         if self.clock.is_none_or(|before| clock < before) {
             self.store.requeue_after_clock_change(&self.target.name).await?;
         }
@@ -206,7 +207,7 @@ impl DeliveryWorker {
         self.in_flight.insert(handle.id(), RunningAttempt { claimed, sent, counts_for_breaker });
     }
 
-    /// Collects an attempt that has ended, and all others that have ended.
+    /// Moves the ended attempt `first`, and all other attempts that have ended, from `in_flight` to `ended`.
     fn collect_ended(&mut self, first: Result<(Id, FinishedAttempt), JoinError>) {
         let mut next = Some(first);
         while let Some(ended) = next {
@@ -216,7 +217,7 @@ impl DeliveryWorker {
                     Ok((_, finished)) => finished,
                     Err(_) => after_panic(&self.target, &running.claimed, running.sent.load(Ordering::Relaxed)),
                 };
-                // The breaker ignores an attempt whose `give_up_after` starts over: this host had no permission to send.
+                // The breaker ignores an attempt whose `give_up_after` starts again, because this host had no permission to send.
                 if running.counts_for_breaker && !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
                     self.breaker.note_result(finished.result, Instant::now());
                 }
@@ -226,7 +227,8 @@ impl DeliveryWorker {
         }
     }
 
-    /// Waits for open requests, at most for the time that [`Sending`] allows. Their results are recorded with the next claim.
+    /// Waits for open requests, at most for the time that [`Sending`] allows. The next call of `record_and_claim` writes the
+    /// results into the database.
     pub(super) async fn wait_for_requests(&mut self) {
         let deadline = Instant::now() + self.sending.grace;
         while let Ok(Some(ended)) = timeout_at(deadline, self.requests.join_next_with_id()).await {
@@ -234,10 +236,11 @@ impl DeliveryWorker {
         }
     }
 
-    /// Records the attempts that have ended.
+    /// Writes the results of the attempts that have ended into the database.
     ///
     /// # Errors
-    /// [`db::Error::Stopped`]: the database writer has ended. After another error, the results are recorded with the next claim.
+    /// [`db::Error::Stopped`]: the database writer has ended. After another error, the next call of `record_and_claim` writes the
+    /// results.
     pub(super) async fn record_ended(&mut self) -> db::Result<()> {
         match self.record_and_claim(ClaimLimit::Due(0)).await {
             Err(db::Error::Stopped) => Err(db::Error::Stopped),
@@ -246,7 +249,7 @@ impl DeliveryWorker {
     }
 
     /// Waits for open requests, at most for the time that [`Sending`] allows. Then aborts the requests that are still open, and
-    /// records the results of the ended requests.
+    /// writes the results of the ended requests into the database.
     pub(super) async fn stop(mut self) -> db::Result<()> {
         self.wait_for_requests().await;
         self.requests.abort_all();
@@ -280,7 +283,7 @@ async fn attempt(
     end.finish(target, claimed, at, began.elapsed())
 }
 
-/// The end of an attempt with this response of a handler.
+/// Converts the response of a handler to the end of the attempt.
 fn evaluate(response: HandlerResponse, permit: &SendingPermit, sent: &AtomicBool) -> AttemptEnd {
     let HandlerResponse { status, error, retry_after } = response;
     let Some(error) = error else { return AttemptEnd::Accepted(status) };

@@ -1,8 +1,8 @@
 //! One connection to a NATS server.
 //!
 //! async-nats connects again by itself after a connection was lost, and then sends the messages that it had not sent before. But
-//! a [`NatsConnection`] that is lost stays lost. The caller drops it, calls [`NatsServers::connect`], and knows that nothing was
-//! sent in between.
+//! a [`NatsConnection`] that is lost stays lost. The caller drops the lost connection, calls [`NatsServers::connect`], and knows
+//! that nothing was sent in between.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,7 @@ use crate::model::printable;
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit for a connection to one address of a server, including the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a request waits for its answer, if it names no other timeout.
+/// How long a request waits for its answer, if the request names no other timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The sizes of the buffers of async-nats. The defaults are for thousands of messages at once.
 const QUEUED_COMMANDS: usize = 256;
@@ -35,10 +35,10 @@ const MAX_MESSAGE: u64 = 16 << 20;
 const QUEUED_MESSAGES: usize = 64;
 /// How often the size of an incomplete message is checked. The interval is long, because an idle daemon should sleep.
 const SIZE_CHECK: Duration = Duration::from_secs(5);
-/// The longest error message, in characters.
+/// The number of characters after which an error message of a server is cut off.
 const MAX_ERROR_LENGTH: usize = 200;
 
-/// How this program logs in.
+/// How this program logs in to a NATS server.
 pub(super) enum NatsLogin {
     /// No login, or only a client certificate.
     None,
@@ -49,7 +49,7 @@ pub(super) enum NatsLogin {
     Token(SecretString),
 }
 
-/// The servers with the login and the TLS configuration. `Debug` prints the URLs only.
+/// The NATS servers of one table, with the login and the TLS configuration. `Debug` prints the URLs only.
 pub struct NatsServers {
     pub(super) urls: Vec<NatsUrl>,
     pub(super) allow_remote: bool,
@@ -64,7 +64,7 @@ impl std::fmt::Debug for NatsServers {
     }
 }
 
-/// The URLs, separated by commas.
+/// Prints the URLs, separated by commas.
 impl std::fmt::Display for NatsServers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let urls: Vec<_> = self.urls.iter().map(NatsUrl::to_string).collect();
@@ -80,7 +80,7 @@ impl NatsServers {
         NatsServers { ping_interval, ..self }
     }
 
-    /// Whether messages travel unencrypted to another machine.
+    /// Whether messages may travel unencrypted to another machine.
     #[must_use]
     pub fn is_cleartext_remote(&self) -> bool {
         self.allow_remote && self.urls.iter().any(|url| !url.tls && !url.is_loopback())
@@ -99,8 +99,8 @@ pub enum NatsError {
 }
 
 impl NatsServers {
-    /// Connects to one of the servers and logs in. It tries each server at most once. After a refused login, it tries no other
-    /// server.
+    /// Connects to one of the servers and logs in. The function tries each server at most once, and tries no other server after a
+    /// refused login.
     ///
     /// # Errors
     /// [`NatsError`], with the error of the last attempt.
@@ -159,8 +159,8 @@ impl NatsServers {
         }
     }
 
-    /// The addresses for async-nats. Without `allow_remote`, the host of an unencrypted server is resolved here, and only its
-    /// loopback addresses are used.
+    /// Returns the addresses of the servers for async-nats. Without `allow_remote`, the host of an unencrypted server is resolved
+    /// here, and only its loopback addresses are used.
     async fn addresses(&self) -> Result<Vec<ServerAddr>, NatsError> {
         let (mut addresses, mut problem) = (Vec::new(), None);
         for url in &self.urls {
@@ -213,7 +213,7 @@ impl NatsLogin {
     }
 }
 
-/// The error of the TLS handshake, if the handshake has failed. async-nats returns it inside an I/O error.
+/// Finds the error of a failed TLS handshake, which async-nats returns inside an I/O error; `None` if the cause was another one.
 fn tls_error(error: &async_nats::ConnectError) -> Option<&rustls::Error> {
     let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
     io.get_ref()?.downcast_ref()
@@ -235,7 +235,7 @@ fn is_about_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// The loopback addresses of an unencrypted server, as URLs.
+/// Looks up the host of an unencrypted server, and returns the loopback addresses of this host as URLs.
 async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
     let found = lookup_host((url.host.as_str(), url.port)).await;
     let found = found.map_err(|e| NatsError::Unreachable(format!("cannot look up {:?}: {e}", url.host)))?;
@@ -253,7 +253,7 @@ async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
 /// The state that the callbacks of async-nats share with the connection.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Whether the connection was opened. After that, async-nats must not log in again.
+    /// Whether the connection was opened. After the opening, async-nats must not log in again.
     is_used: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
@@ -268,7 +268,7 @@ impl Shared {
     }
 }
 
-/// A connection that was opened by [`NatsServers::connect`]. When it is lost, it stays lost.
+/// A connection that was opened by [`NatsServers::connect`]. A connection that is lost stays lost.
 #[derive(Debug)]
 pub struct NatsConnection {
     client: Client,
@@ -277,8 +277,8 @@ pub struct NatsConnection {
 }
 
 impl NatsConnection {
-    /// The client, for requests and for the JetStream context of async-nats. A clone of it keeps the connection open
-    /// after this value is dropped.
+    /// The client, for requests and for the JetStream context of async-nats. A clone of the client keeps the connection open
+    /// after the [`NatsConnection`] is dropped.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client

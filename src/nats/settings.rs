@@ -9,20 +9,21 @@ use crate::loopback::is_loopback;
 use crate::secret::SecretSource;
 use crate::tls::{self, ClientCertificate};
 
-/// The servers of a table, and the login. Each table that uses NATS has these keys, in addition to others.
+/// The keys of a configuration table that name NATS servers and the login. `[standby]` and `[[forward]]` have these keys, in
+/// addition to others.
 #[derive(Debug, Clone, Default)]
 pub struct NatsSettings {
     /// The key `nats`: the servers of one cluster. Other servers, which a server may announce, are not used.
     pub servers: Vec<NatsUrl>,
     /// Whether the host of a `nats://` URL may be another machine. The host of a `tls://` URL may always be another machine.
     pub allow_remote: bool,
-    /// The user's name. It needs `password`.
+    /// The user's name, which needs `password`.
     pub user: Option<String>,
     /// The user's password.
     pub password: Option<SecretSource>,
     /// A token, in place of a user and a password.
     pub token: Option<SecretSource>,
-    /// A PEM file with a client certificate. It may be combined with the other logins.
+    /// A PEM file with a client certificate, which may be combined with the other logins.
     pub client_certificate: Option<PathBuf>,
     /// The private key of `client_certificate`, as PEM.
     pub client_key: Option<SecretSource>,
@@ -67,7 +68,8 @@ impl NatsSettings {
         }
     }
 
-    /// Checks a URL with an IP address. A host name is checked at each connect, by the addresses that it resolves to.
+    /// Checks that a `nats://` URL with an IP address is allowed. A host name is checked at each connect, by the addresses that
+    /// it resolves to.
     fn check_host(&self, server: &NatsUrl) -> Result<(), KeyProblem> {
         match server.host.parse::<IpAddr>() {
             Ok(ip) if !server.tls && !self.allow_remote && !is_loopback(ip) => Err(wrong(
@@ -94,7 +96,7 @@ impl NatsSettings {
         }
     }
 
-    /// Reads the secrets and the certificates. It does not connect.
+    /// Reads the secrets and the certificates for the NATS servers, and does not connect.
     ///
     /// # Errors
     /// The configuration key with the wrong value, and the problem.
@@ -129,7 +131,7 @@ async fn load_secret(key: &str, source: &SecretSource) -> Result<secrecy::Secret
     source.load().await.map_err(|missing| wrong(key, missing.to_string()))
 }
 
-/// The key of the value that caused this error.
+/// The configuration key whose value caused `error`.
 fn certificate_key(error: &tls::Error) -> &'static str {
     match error {
         tls::Error::ClientCertificate { .. } => "client_certificate",

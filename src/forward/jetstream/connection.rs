@@ -1,5 +1,5 @@
-//! One connection to a stream that `inspect` found fit. It publishes events until the connection is lost, or an answer shows that
-//! the stream cannot be relied on.
+//! One connection to a stream that `inspect` found fit. The connection publishes events until it is lost, or until an answer
+//! shows that the stream cannot be relied on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use crate::model::{AttemptResult, NO_ANSWER};
 use crate::nats::{JetStreamError, NatsConnection, PublishAnswer, StoredMessage};
 use crate::sending_permit::NO_PERMIT;
 
-/// A connection to a stream.
+/// A connection to a NATS server, for publishing events to one stream.
 pub(in crate::forward) struct StreamConnection {
     stream: Arc<StreamTarget>,
     sending: Sending,
@@ -27,9 +27,10 @@ pub(in crate::forward) struct StreamConnection {
     reads_directly: bool,
     version: String,
     notes: Vec<String>,
-    /// Whether an event was acknowledged. Before that, one attempt is made at a time.
+    /// Whether the stream has acknowledged an event on this connection. Before the first acknowledgement, the worker makes one
+    /// attempt at a time.
     is_acknowledged: AtomicBool,
-    /// Whether the stream has answered, or there was nothing to publish.
+    /// Whether the stream has answered a publish on this connection, or no delivery was due.
     is_proven: watch::Sender<bool>,
     /// Why the connection has ended; `None` while it is open.
     end: watch::Sender<Option<StreamProblem>>,
@@ -46,7 +47,7 @@ impl StreamConnection {
         Ok(StreamConnection::new(stream, sending, inspection))
     }
 
-    /// A connection to a stream that was inspected.
+    /// Creates the connection from the result of [`StreamTarget::inspect`].
     pub(super) fn new(stream: &Arc<StreamTarget>, sending: Sending, inspection: Inspection) -> Self {
         let Inspection { connection: nats, version, info, fitness, .. } = inspection;
         StreamConnection {
@@ -62,7 +63,7 @@ impl StreamConnection {
         }
     }
 
-    /// How many attempts may run at the same time.
+    /// How many attempts may run at the same time; 0 after the end of the connection.
     pub(in crate::forward) fn concurrency(&self) -> usize {
         if self.end.borrow().is_some() {
             0
@@ -85,7 +86,7 @@ impl StreamConnection {
         }
     }
 
-    /// Returns when the stream has answered, or when there was nothing to publish.
+    /// Returns when the stream has answered a publish on this connection, or when no delivery was due.
     pub(super) async fn proven(&self) {
         let _ = self.is_proven.subscribe().wait_for(|proven| *proven).await;
     }
@@ -94,12 +95,12 @@ impl StreamConnection {
         *self.is_proven.borrow()
     }
 
-    /// Notes that the stream has answered, or that nothing is due.
+    /// Sets `is_proven`, because the stream has answered a publish, or because no delivery is due.
     pub(in crate::forward) fn note_idle(&self) {
         self.is_proven.send_if_modified(|proven| !std::mem::replace(proven, true));
     }
 
-    /// Marks the connection as ended. If it has ended already, the first reason stays.
+    /// Ends the connection for the reason `problem`. If the connection has ended already, the first reason stays.
     pub(super) fn end(&self, problem: StreamProblem) {
         self.end.send_if_modified(|end| {
             let is_first = end.is_none();
@@ -151,7 +152,7 @@ impl StreamConnection {
         }
     }
 
-    /// Makes one attempt. `sent` is set before the message is written.
+    /// Publishes an event as one attempt of its delivery. `sent` is set before the message is written.
     pub(in crate::forward) async fn deliver(
         &self,
         target: &CommonTarget,
@@ -190,7 +191,7 @@ impl StreamConnection {
         }
     }
 
-    /// Reads the message that the subject already has. The event counts as delivered only if that message can be read.
+    /// Reads the message that the event's subject already has. The event counts as delivered only if that message can be read.
     async fn read_back(&self, event: &OutboundEvent, began: Instant) -> AttemptEnd {
         match self.stored(event).await {
             Ok(Some(found)) => {
@@ -221,7 +222,7 @@ impl StreamConnection {
         }
     }
 
-    /// The message that the stream has for an event.
+    /// Reads the message that the stream has for an event.
     pub(super) async fn stored(&self, event: &OutboundEvent) -> Result<Option<StoredMessage>, JetStreamError> {
         self.nats.stored_message(&self.stream.name, &self.stream.subject(event), self.reads_directly).await
     }
@@ -236,7 +237,7 @@ impl StreamConnection {
         self.note_idle();
     }
 
-    /// A line about this stream.
+    /// Returns a line for the operator: the name of the stream, its servers and `reason`.
     pub(super) fn about(&self, reason: &str) -> String {
         format!("stream {} at {}: {reason}", self.stream.name, self.stream.servers)
     }

@@ -1,10 +1,10 @@
-//! Connects and reads the stream's configuration.
+//! Connects to a NATS server, reads the configuration of a target's stream, and decides whether the stream is fit.
 
 use super::{StreamProblem, StreamTarget};
 use crate::model::printable;
 use crate::nats::{Fitness, JetStreamError, NatsConnection, NatsError, StreamInfo, judge_server};
 
-/// A connection, the version of its server, and the configuration of the stream with the judgement about it.
+/// A connection, the version of its server, the configuration of the stream, and the problems of this configuration.
 pub(super) struct Inspection {
     pub(super) connection: NatsConnection,
     /// The version that the server reports.

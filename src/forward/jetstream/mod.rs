@@ -1,8 +1,8 @@
 //! A target that is a JetStream stream: each event becomes a message whose subject ends with the event's id.
 //!
 //! The server creates the message only if the subject has none. So a message can be published any number of times, and the stream
-//! has it once. `inspect` reads the configuration of the stream and decides whether the stream is fit. `connection` is one
-//! connection to a fit stream. `run` keeps such a connection open and lets the worker deliver. `republish` publishes the last
+//! has that message once. `inspect` reads the configuration of the stream and decides whether the stream is fit. `connection` is
+//! one connection to a fit stream. `run` keeps such a connection open and lets the worker deliver. `republish` publishes the last
 //! events again after each connect. `verify` compares the stream with the database.
 
 mod connection;
@@ -27,7 +27,7 @@ use crate::db::OutboundEvent;
 use crate::model::Status;
 use crate::nats::{NatsServers, RequiredStream};
 
-/// The stream of a target.
+/// The JetStream stream to which a target publishes its events.
 #[derive(Debug)]
 pub(super) struct StreamTarget {
     pub(super) servers: NatsServers,
@@ -40,7 +40,7 @@ pub(super) struct StreamTarget {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StreamProblem {
     lines: Vec<String>,
-    /// The problem does not pass by itself.
+    /// Whether an operator must correct the problem, because it does not pass by itself.
     needs_person: bool,
 }
 
@@ -59,7 +59,7 @@ impl StreamProblem {
 }
 
 impl StreamTarget {
-    /// The stream that the settings name. The settings were checked, so the names are there.
+    /// Creates the target from settings that were checked, so the names of the stream and of the subject are set.
     pub(super) fn new(servers: NatsServers, settings: &ForwardSettings) -> Self {
         StreamTarget {
             servers,
@@ -78,7 +78,7 @@ impl StreamTarget {
         format!("{}.{}.{}", self.prefix, event.status, event.event_id)
     }
 
-    /// The headers of a message.
+    /// Returns the headers of the message for an event.
     fn headers(&self, target: &CommonTarget, event: &OutboundEvent) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         let mut add = |name: &str, value: &str| {

@@ -1,4 +1,4 @@
-//! Publishes the last acknowledged events again.
+//! Publishes the last acknowledged events again, after each connect to a stream.
 //!
 //! A server acknowledges a message before it is on the disk (`sync_interval`, by default two minutes). After a power failure the
 //! stream may lack the last messages. The server does not store a message again if the stream still has it.
@@ -17,10 +17,10 @@ use crate::nats::PublishAnswer;
 /// Events that were acknowledged within this time before the last acknowledgement are published again. The server is expected to
 /// have written older messages to the disk.
 const WINDOW: Duration = Duration::from_secs(5 * 60);
-/// How many events are read at once.
+/// How many events are read from the database at once.
 const PAGE: u32 = 500;
 
-/// Why publishing again has stopped.
+/// Why the repeated publishing of acknowledged events has stopped.
 pub(super) enum RepublishError {
     Store(db::Error),
     /// The connection to the stream has ended or must end.
@@ -72,7 +72,7 @@ fn finish(ended: Option<Ended>, sessions: &mut Vec<Option<String>>) -> Result<()
     result
 }
 
-/// Whether an event of the same payment session is being published.
+/// Whether another event of the payment session of `delivered` is being published.
 fn is_blocked(sessions: &[Option<String>], delivered: &DeliveredEvent) -> bool {
     let Some(session_id) = &delivered.event.session_id else { return false };
     sessions.iter().flatten().any(|running| running.eq_ignore_ascii_case(session_id))

@@ -1,4 +1,4 @@
-//! Keeps a connection to the stream open and lets the worker deliver through it.
+//! Keeps a connection to a target's stream open, and lets the worker deliver events through this connection.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::backoff::Backoff;
 use crate::db::{self, Store, StreamChange};
 use crate::forward::worker::{DeliveryWorker, Route};
 
-/// The pauses between two connections.
+/// The pauses between the end of a connection and the next connect.
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(15) };
 
-/// Delivers until `shutdown`.
+/// Delivers the events of a target to its stream until `shutdown`.
 ///
 /// # Errors
 /// [`db::Error::Stopped`]: the database writer has ended.
@@ -49,19 +49,20 @@ pub(in crate::forward) async fn run(
     keeper.worker.stop().await
 }
 
-/// The worker, and the state that is kept from one connection to the next.
+/// The worker of a stream, and the data that outlasts a single connection.
 struct ConnectionKeeper {
     worker: DeliveryWorker,
     stream: Arc<StreamTarget>,
     log: StateLog,
     /// How many connections have failed or ended since the stream last acknowledged an event.
     failures: u32,
-    /// The problem of the last connection, until the stream answers again.
+    /// The problem that ended the last connection; `None` after the stream has answered again.
     reported: Option<StreamProblem>,
 }
 
 impl ConnectionKeeper {
-    /// Delivers through a connection. Returns why the connection has ended; `None` after `shutdown`.
+    /// Delivers events through a connection until the connection ends. Returns why the connection has ended; `None` after
+    /// `shutdown`.
     async fn use_connection(
         &mut self,
         connection: Arc<StreamConnection>,
@@ -75,7 +76,7 @@ impl ConnectionKeeper {
             return Ok(Some(problem));
         }
         // After a failure, the stream is recorded as connected only when it has answered, or when there is nothing to publish.
-        // Without this rule, its state would change with each attempt that fails.
+        // Without this rule, the recorded state of the stream would change with each failed attempt.
         let (log, must_prove) = (self.log.clone(), self.reported.is_some());
         let recording = async {
             if must_prove {
@@ -108,7 +109,7 @@ impl ConnectionKeeper {
         ))
     }
 
-    /// Makes the pending deliveries due, and publishes the last events again.
+    /// Makes the target's pending deliveries due, and publishes the last acknowledged events again.
     async fn prepare(&self, connection: &StreamConnection) -> db::Result<Result<(), StreamProblem>> {
         let (store, target) = (&self.worker.store, &self.worker.target);
         let preparing = async {
@@ -131,7 +132,8 @@ impl ConnectionKeeper {
         }
     }
 
-    /// Records why the last connection ended. The same problem is logged once.
+    /// Writes the problem that ended the last connection into the database. The problem is logged only if it differs from the
+    /// previous one.
     async fn report(&mut self, problem: StreamProblem) -> db::Result<()> {
         let callback = self.worker.target.name.as_str();
         if self.reported.as_ref() != Some(&problem) {

@@ -1,4 +1,4 @@
-//! Compares the stream with the database: `deliveries verify`.
+//! Compares a target's stream with the delivered events in the database, for `deliveries verify`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::forward::target::{CommonTarget, TargetKind};
 use crate::forward::worker::{CONCURRENCY, Sending};
 use crate::nats::{PublishAnswer, StoredMessage};
 
-/// How many events are read at once.
+/// How many events are read from the database at once.
 const PAGE: u32 = 500;
 
 /// An event that the stream has lost, or has with another body than the delivered one.
@@ -38,7 +38,7 @@ pub enum FindingKind {
     Refilled(String),
 }
 
-/// The counts of a comparison.
+/// The counts of a comparison between a stream and the delivered events in the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Verification {
     /// How many delivered events were compared.
@@ -104,7 +104,7 @@ pub async fn verify(
     Some(compared.await)
 }
 
-/// Opens a connection for reading. An unfit stream can be read, but not refilled.
+/// Connects to the stream for the comparison. A stream that is not fit can be compared, but not refilled.
 async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamConnection, String> {
     let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
     let problems = stream.problems(&inspection);

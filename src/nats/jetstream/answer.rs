@@ -1,4 +1,4 @@
-//! The answer to a publish. Pure.
+//! Parses JetStream's answer to a publish. Pure.
 //!
 //! Any program that subscribes to the subject can answer first, and servers sometimes acknowledge a message that they have not
 //! stored. So an answer counts only if it names a sequence number and the expected stream.
@@ -7,17 +7,17 @@ use serde_json::Value;
 
 use crate::model::printable;
 
-/// The subject has a message already (nats-server, `JSStreamWrongLastSequenceErrF`).
+/// The error code of a publish to a subject that has a message already (nats-server, `JSStreamWrongLastSequenceErrF`).
 const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// The stream is full, or its files cannot be written (`JSStreamStoreFailedF`). This error also has the code
-/// [`UNAVAILABLE`], but it does not pass by itself.
+/// The error code of a stream that is full, or whose files cannot be written (`JSStreamStoreFailedF`). The answer also has the
+/// code [`UNAVAILABLE`], although this error does not pass by itself.
 const STORE_FAILED: u64 = 10077;
 /// The code of errors that pass by themselves: no leader, no quorum, no resources.
 const UNAVAILABLE: u64 = 503;
-/// The longest error message, in characters.
+/// The number of characters after which an error message of a server is cut off.
 const MAX_MESSAGE: usize = 200;
 
-/// The answer to a publish.
+/// JetStream's answer to a publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublishAnswer {
     /// The expected stream has stored the message under this sequence number.
@@ -31,11 +31,11 @@ pub enum PublishAnswer {
         /// Whether the NATS server is only temporarily unavailable.
         passes: bool,
     },
-    /// The answer proves nothing. The message may be stored.
+    /// The answer does not prove that the expected stream has stored the message. The message may be stored.
     Unproven(String),
     /// There was no answer. The message may be stored.
     NoAnswer(String),
-    /// Nothing was sent.
+    /// The message was not sent, for this reason.
     NotSent(String),
 }
 

@@ -1,4 +1,4 @@
-//! Whether a stream keeps every message that it acknowledges. Pure.
+//! Checks the configuration of a stream: whether the stream keeps every message that it acknowledges. Pure.
 //!
 //! A stream is refused if it does not store and acknowledge each message, or if a consumer may miss an acknowledged message or
 //! get it twice.
@@ -23,7 +23,7 @@ pub struct RequiredStream<'a> {
     pub name: &'a str,
     /// The beginning of each subject; the status and the event's id follow.
     pub prefix: &'a str,
-    /// The statuses that are published.
+    /// The statuses of the events that the target publishes.
     pub statuses: &'a [Status],
 }
 
@@ -36,7 +36,7 @@ pub struct StreamInfo {
     cluster: Option<ClusterInfo>,
 }
 
-/// A single server reports an empty name and no replicas.
+/// The cluster of the server. A single server reports an empty name and no replicas.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct ClusterInfo {
@@ -59,7 +59,7 @@ struct StreamConfig {
     discard: String,
     max_msgs: i64,
     max_bytes: i64,
-    /// Nanoseconds; 0: messages do not expire.
+    /// The age at which messages expire, in nanoseconds; 0: messages do not expire.
     max_age: i64,
     num_replicas: u64,
     no_ack: bool,
@@ -96,7 +96,7 @@ impl Default for StreamConfig {
     }
 }
 
-/// The judgement about a stream. Each text is a line for the operator.
+/// The result of [`StreamInfo::judge`]. Each text is a line for the operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fitness {
     /// The settings that forbid the use of the stream.
@@ -106,25 +106,25 @@ pub struct Fitness {
 }
 
 impl StreamInfo {
-    /// Whether the stream answers reads on every node, and not only on its leader.
+    /// Whether every replica of the stream answers reads, and not only the leader of the stream.
     #[must_use]
     pub fn allows_direct(&self) -> bool {
         self.config.allow_direct
     }
 
-    /// Whether the server is part of a cluster.
+    /// Whether the server that has the stream is part of a cluster.
     #[must_use]
     pub fn is_clustered(&self) -> bool {
         self.cluster.as_ref().is_some_and(|cluster| !cluster.name.is_empty() || !cluster.replicas.is_empty())
     }
 
-    /// The number of stored messages.
+    /// The number of messages in the stream.
     #[must_use]
     pub fn messages(&self) -> u64 {
         self.state.messages
     }
 
-    /// Compares the stream with what a target needs.
+    /// Compares the configuration of the stream with the needs of a target.
     #[must_use]
     pub fn judge(&self, required: &RequiredStream) -> Fitness {
         let config = &self.config;
@@ -182,7 +182,7 @@ impl StreamInfo {
 
     fn judge_age(&self, fitness: &mut Fitness) {
         let age = Duration::from_nanos(u64::try_from(self.config.max_age).unwrap_or(0));
-        // A fraction of a millisecond is not shown.
+        // The line for the operator does not show a fraction of a millisecond.
         let shown = HumanDuration(Duration::from_millis(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
         let expected = HumanDuration(RECOMMENDED_AGE);
         if age.is_zero() || age >= RECOMMENDED_AGE {
@@ -198,8 +198,8 @@ impl StreamInfo {
         }
     }
 
-    /// The problem, if the stream's list of subjects does not cover the subjects of the target. A subject that is more general
-    /// than the target's prefix does not count.
+    /// Returns the problem, if the stream's list of subjects does not cover the subjects of the target. A subject in the list
+    /// that is more general than the target's prefix does not count.
     fn uncovered(&self, required: &RequiredStream) -> Option<String> {
         let RequiredStream { prefix, statuses, .. } = required;
         let has = |subject: String| self.config.subjects.contains(&subject);
@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    /// The judgement about a fitting stream with these changes.
+    /// Judges the configuration of a fit stream after `changes`.
     fn judge(changes: Value) -> Fitness {
         let mut config = json!({
             "name": "PAID", "subjects": ["shop.paid.>"], "retention": "limits", "storage": "file", "discard": "new",

@@ -26,7 +26,7 @@ const INFO_REQUESTS: usize = 20;
 /// "No message found" and "stream not found" (nats-server, errors.json).
 const NO_MESSAGE: u64 = 10037;
 const NO_STREAM: u64 = 10059;
-/// The longest error message, in characters.
+/// The number of characters after which an error message of a server is cut off.
 const MAX_ERROR_LENGTH: usize = 200;
 
 /// Why a request to JetStream has no result.
@@ -111,8 +111,8 @@ impl NatsConnection {
         }
     }
 
-    /// Reads the message that `stream` has for a subject. With `direct`, any node may answer. If that node has no message, the
-    /// request goes to the leader, because a node may not have the newest messages yet.
+    /// Reads the message that `stream` has for a subject. With `direct`, any replica of the stream may answer. If that replica
+    /// has no message, the function asks the leader, because a replica may not have the newest messages yet.
     ///
     /// # Errors
     /// [`JetStreamError`].
@@ -147,8 +147,8 @@ impl NatsConnection {
         })
     }
 
-    /// Adds the last error that the server reported. If a permission is missing, the server reports such an error and does not
-    /// answer the request.
+    /// Adds the last error that the server reported to `message`. If a permission is missing, the server reports such an error
+    /// and does not answer the request.
     fn with_last_error(&self, message: String) -> String {
         match self.last_error() {
             Some(error) => format!("{message}; the server reported: {error}"),
@@ -164,7 +164,7 @@ fn unreadable(reason: &str) -> JetStreamError {
     ))
 }
 
-/// An answer of the API as JSON, or its error.
+/// Parses an answer of the JetStream API as JSON. An error in the answer becomes a [`JetStreamError`].
 fn parse_answer(answer: &Message) -> Result<Value, JetStreamError> {
     let value: Value = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e.to_string()))?;
     let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return Ok(value) };
@@ -180,7 +180,7 @@ fn parse_answer(answer: &Message) -> Result<Value, JetStreamError> {
     })
 }
 
-/// The message in the answer to a direct read; `None` if the answer has no message of this stream and this subject.
+/// Extracts the message from the answer to a direct read; `None` if the answer has no message of this stream and this subject.
 fn direct_message(answer: &Message, stream: &str, subject: &str) -> Option<StoredMessage> {
     let headers = answer.headers.as_ref()?;
     let text = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);
@@ -191,7 +191,7 @@ fn direct_message(answer: &Message, stream: &str, subject: &str) -> Option<Store
     Some(StoredMessage { sequence, body: answer.payload.to_vec() })
 }
 
-/// The message in the leader's answer; `None`: the leader has no message for the subject.
+/// Extracts the message from the answer of the stream's leader; `None`: the leader has no message for the subject.
 fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMessage>, JetStreamError> {
     #[derive(Deserialize)]
     struct StoredAnswer {

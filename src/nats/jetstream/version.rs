@@ -4,12 +4,12 @@ use crate::model::printable;
 
 /// The first version whose Direct Get API (`allow_direct`) this program can use.
 const OLDEST: ServerVersion = ServerVersion(2, 9, 0);
-/// The first version that is accepted in a cluster. Clusters of older servers lose or duplicate messages.
+/// The first version that is accepted in a cluster. Clusters with older versions lose or duplicate messages.
 const OLDEST_IN_CLUSTER: ServerVersion = ServerVersion(2, 10, 23);
-/// The first version that is recommended.
+/// The first version that this program recommends.
 const RECOMMENDED: ServerVersion = ServerVersion(2, 12, 0);
 
-/// The version of a server: `2.10.27`.
+/// The version of a NATS server, for example `2.10.27`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServerVersion(u64, u64, u64);
 
