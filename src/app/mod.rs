@@ -42,14 +42,14 @@ const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 const REOPEN: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(5) };
 /// How long the loops may take to end after `shutdown`.
 const DRAIN: Duration = Duration::from_secs(4);
-/// The id of the last mail is reported to the agent of the lease when deliveries become due, or after `REPORT_INTERVAL`. After
-/// each report there is a pause of `REPORT_PAUSE`.
+/// The last `mails.id` is reported to the agent of the lease when deliveries become due, or after `REPORT_INTERVAL`. After each
+/// report there is a pause of `REPORT_PAUSE`.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the database may take to close after the loops have ended.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// Locks the database against a second daemon. It creates the folder if the folder is missing.
+/// Locks the database against a second daemon, and creates the folder of the database if that folder is missing.
 ///
 /// # Errors
 /// Another daemon has the lock, or the folder or the lock file cannot be created.
@@ -60,7 +60,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
     Ok(DaemonLock::acquire(database)?)
 }
 
-/// Runs the daemon until `shutdown`. The caller holds the [`lock`].
+/// Runs a daemon without `[standby]` until `shutdown`. The caller holds the [`lock`].
 ///
 /// # Errors
 /// The database cannot be opened, or a loop has failed.
@@ -74,7 +74,7 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
 /// The conditions under which the loops run.
 struct Duty {
     sending: Sending,
-    /// For a `[standby]`: the agent of the lease.
+    /// The agent of the lease; `None` without `[standby]`.
     agent: Option<LeaseAgent>,
     heartbeats: Heartbeats,
     /// How long the loops may take to end after `shutdown`.
@@ -112,7 +112,8 @@ async fn run_loops(
         wait_for_all(&mut loops, drain).await;
     }
     if let (Some(agent), Ok(LoopsEnd::Shutdown)) = (&agent, &ended) {
-        // The last mail is reported, because the next host compares its copy of the database with that mail.
+        // The last `mails.id` is reported to the agent of the lease, because the next host compares its copy of the database with
+        // that id.
         let _ = tokio::time::timeout(drain, report_last_mail(&store, agent)).await;
     }
     // Closing waits for every clone of the store, and a loop has such a clone. So the store is not closed while a loop runs.
@@ -122,7 +123,7 @@ async fn run_loops(
     ended
 }
 
-/// Spawns the loops of a configuration.
+/// Spawns the loops of the daemon into `loops`, such as a watcher for each mailbox and the worker of each target.
 fn spawn_loops(
     prepared: Prepared,
     store: &Store,
@@ -191,8 +192,8 @@ fn spawn_loops(
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
 }
 
-/// Reports the id of the last mail to the agent of the lease until `shutdown`. With this id, another host recognises an older
-/// copy of the database.
+/// Reports the last `mails.id` of the database to the agent of the lease until `shutdown`. With this id, another host recognises
+/// an older copy of the database.
 async fn report_last_mails(store: Store, agent: LeaseAgent, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let mut outbox = store.watch_outbox();
     loop {
@@ -219,7 +220,7 @@ async fn report_last_mail(store: &Store, agent: &LeaseAgent) {
     }
 }
 
-/// Opens the database. It retries while the disk is full or another program locks the file; `None` after `shutdown`.
+/// Opens the database, and retries while the disk is full or another program locks the file; `None` after `shutdown`.
 async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Result<Option<Store>> {
     let report = |error: db::Error| {
         if !error.is_temporary() {
@@ -292,7 +293,7 @@ async fn wait_for_end(
     Ok(LoopsEnd::Shutdown)
 }
 
-/// Waits until all loops have ended. False if that takes longer than `limit`.
+/// Waits until all loops have ended, but not longer than `limit`. Returns whether all loops have ended.
 async fn wait_for_all(loops: &mut JoinSet<anyhow::Result<()>>, limit: Duration) -> bool {
     tokio::time::timeout(limit, async { while loops.join_next().await.is_some() {} }).await.is_ok()
 }
@@ -314,9 +315,9 @@ fn watch_account(
     }
 }
 
-/// Runs a watcher with its ingest. The ingest ends after the watcher, when all reports of the watcher are committed. An error of
-/// the ingest ends both at once. Without this rule, the watcher would notice the error only with its next report, perhaps an
-/// hour later.
+/// Runs the watcher of a mailbox with its ingest, which stores the mails. The ingest ends after the watcher, when all reports of
+/// the watcher are committed. An error of the ingest ends both at once. Without this rule, the watcher would notice the error
+/// only with its next report, perhaps an hour later.
 async fn watch_and_ingest(
     watching: impl Future<Output = ()>,
     ingesting: impl Future<Output = db::Result<()>>,

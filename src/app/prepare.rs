@@ -20,7 +20,7 @@ use crate::{confirm, db, extract, forward, payments, resmic, tls, trust};
 /// How many watchers may connect to one mail server at the same time.
 const CONNECTS: usize = 16;
 
-/// The rules for the mails of an account.
+/// Creates the [`Rules`] by which the mails of an account are authenticated, parsed and matched.
 ///
 /// # Errors
 /// A secret cannot be read, or a value in the configuration is invalid.
@@ -28,7 +28,7 @@ pub async fn rules(config: &Config, account: &imap::ImapSettings) -> anyhow::Res
     rules_with(config, account, addresses(config).await?)
 }
 
-/// The signed addresses, if they are configured.
+/// Loads the key of the signed addresses, and prepares these addresses; `None` if `[sessions.address]` is not configured.
 ///
 /// # Errors
 /// The key of the signed addresses cannot be read, or their mailbox is invalid.
@@ -39,7 +39,7 @@ pub async fn addresses(config: &Config) -> anyhow::Result<Option<payments::Signe
     Ok(Some(addresses.map_err(|message| config.wrong("sessions.address.mailbox", message))?))
 }
 
-/// The rules for the mails of an account, with the given signed addresses.
+/// Creates the [`Rules`] for the mails of an account. `addresses`: the signed addresses, if they are configured.
 ///
 /// # Errors
 /// A value in the configuration is invalid.
@@ -58,7 +58,7 @@ pub fn rules_with(
     })
 }
 
-/// The rules for a mail that belongs to no account.
+/// Creates the [`Rules`] for a mail that belongs to no account, without recipients and signed addresses.
 #[must_use]
 pub fn rules_without_account(config: &Config) -> Rules {
     Rules {
@@ -69,14 +69,14 @@ pub fn rules_without_account(config: &Config) -> Rules {
     }
 }
 
-/// The part of the configuration that the store needs.
+/// Collects the values of the configuration that the database needs.
 #[must_use]
 pub fn store_settings(config: &Config) -> db::StoreSettings {
     db::StoreSettings {
         path: config.database(),
         targets: config.forwards.iter().map(forward::ForwardSettings::target).collect(),
         matching: config.sessions.matching(),
-        // The configuration was checked, so each table names a chain.
+        // The configuration was checked, so each `[[chain]]` table names a known chain.
         chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).collect(),
         resmic: config.resmic.as_ref().map(|resmic| db::ResmicRules { require: resmic.require }),
     }
@@ -94,7 +94,7 @@ pub struct Prepared {
     pub(super) metrics: Option<(SocketAddr, Arc<TcpListener>)>,
 }
 
-/// Reads the secrets and certificates, and binds the port for metrics. It starts nothing.
+/// Reads the secrets and certificates, and binds the port for metrics, without starting a loop.
 ///
 /// `before`: the listener of the running daemon, which is used again if its address stays the same.
 ///
@@ -126,7 +126,7 @@ async fn listen(config: &Config, address: SocketAddr) -> anyhow::Result<TcpListe
     })
 }
 
-/// The address for metrics, and its listener.
+/// The address on which metrics are served, and the listener that is bound to this address.
 pub type Listener = (SocketAddr, Arc<TcpListener>);
 
 impl Prepared {
@@ -155,9 +155,9 @@ impl Prepared {
     }
 }
 
-/// The accounts with their secrets.
+/// Creates the accounts of the configuration, with their secrets and their [`Rules`].
 async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
-    // Each server has its own limit (`CONNECTS`). So a server that does not answer does not block the others.
+    // Each mail server has a separate limit (`CONNECTS`). So a server that does not answer does not block the others.
     let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::TlsClients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {
@@ -176,7 +176,7 @@ async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>
     Ok(accounts)
 }
 
-/// The credentials and the TLS configuration of the account at index `n` of the configuration.
+/// Loads the credentials and the TLS configuration of the account at index `n` of the configuration.
 ///
 /// # Errors
 /// A secret or a file of certificates cannot be read.
@@ -222,7 +222,7 @@ async fn tokens(
     Ok(imap::AccessTokens::new(settings, client_secret, refresh_token, folder, tls))
 }
 
-/// The targets with their secrets.
+/// Creates the targets of all `[[forward]]` tables, with their secrets.
 ///
 /// # Errors
 /// A value in a table is invalid, or a secret or a certificate cannot be read.
@@ -234,7 +234,7 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
     Ok(targets)
 }
 
-/// The target at index `n` of the configuration, with its secrets.
+/// Creates the target of the `[[forward]]` table at index `n`, with its secrets.
 ///
 /// # Errors
 /// A value in the table is invalid, or a secret or a certificate cannot be read.
@@ -248,7 +248,8 @@ pub async fn forward_target(
     Ok(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.message))?)
 }
 
-/// The chains with their nodes, which count their calls in `requests`. This function sends no request.
+/// Creates the chains of the `[[chain]]` tables, with their nodes, which count their calls in `requests`. This function sends no
+/// request.
 ///
 /// # Errors
 /// The URL of a node cannot be read, or is invalid.
@@ -267,7 +268,7 @@ pub async fn chains(config: &Config, requests: &NodeRequests) -> anyhow::Result<
     Ok(chains)
 }
 
-/// The client of Resmic's API, if `[resmic]` is configured. It has sent no request yet.
+/// Creates the client of Resmic's API, and sends no request; `None` without `[resmic]`.
 ///
 /// # Errors
 /// A secret cannot be read or is invalid.

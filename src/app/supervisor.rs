@@ -1,5 +1,6 @@
-//! Supervises the other loops. It pings the database writer, and checks that the outbox moves: due deliveries are attempted. It
-//! resets systemd's watchdog only while every loop makes progress, and reports the health to systemd in one line.
+//! Supervises the other loops. The supervisor pings the database writer, and checks that due deliveries are attempted. The
+//! supervisor resets systemd's watchdog only while every loop makes progress, and reports the health of the daemon to systemd in
+//! one line.
 
 use std::time::Duration;
 
@@ -14,14 +15,14 @@ use crate::model::iso;
 use crate::standby::LeaseView;
 use crate::systemd;
 
-/// The pause between two checks while nothing changes. It is long, because each check wakes several threads.
+/// The pause between two checks while nothing changes. The pause is long, because each check wakes several threads.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The pause between two checks while the database changes.
+/// The pause between two checks after a change of the health, or while commits make deliveries due.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the writer may leave pings without an answer, in addition to the pause between two pings. SQLite's wait for a lock
 /// and a batch of a thousand mails take less time.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a delivery may be due without an attempt.
+/// How long a delivery may be due without an attempt, before the forwarding counts as stuck.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 pub(super) struct Supervisor {
@@ -32,7 +33,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Checks the loops until `shutdown`.
+    /// Checks again and again, until `shutdown`, that the other loops make progress.
     ///
     /// # Errors
     /// [`db::Error::Stopped`]: the writer has ended; [`db::Error::Moved`]: the database file was deleted or replaced.
@@ -60,7 +61,7 @@ impl Supervisor {
             } else {
                 systemd::status(&line);
                 reported = line;
-                // More changes may follow soon.
+                // The health has changed, and more changes may follow soon.
                 shortest
             };
             match self.heartbeats.late() {
@@ -69,7 +70,7 @@ impl Supervisor {
             }
             let (shortest_pause, pause) = (sleep(shortest), sleep(pause));
             let change = async {
-                // An error means that the store is closed. The next ping reports that.
+                // An error means that the store is closed. The next ping of the writer reports that.
                 let _ = outbox.changed().await;
                 shortest_pause.await;
             };
@@ -81,7 +82,7 @@ impl Supervisor {
         }
     }
 
-    /// Reports progress of the writer, if it answers in time.
+    /// Pings the database writer, and beats `heartbeat` if the writer answers in time.
     async fn ping_writer(&self, heartbeat: &Heartbeat) -> db::Result<()> {
         match timeout(ping_timeout(), self.store.ping()).await {
             Ok(Err(db::Error::Stopped)) => Err(db::Error::Stopped),
@@ -94,8 +95,8 @@ impl Supervisor {
         }
     }
 
-    /// The health in one line, and whether the outbox moves. An outbox that waits for disk space or a lock counts as moving,
-    /// because a restart would not help.
+    /// Returns the health of the daemon in one line, and whether the outbox moves: no due delivery lacks an attempt for too long.
+    /// An outbox that waits for disk space or a lock counts as moving, because a restart would not help.
     async fn check(&self) -> db::Result<(String, bool)> {
         let lease = self.lease.as_ref().map(|lease| lease.borrow().clone());
         let (reader, health) =
@@ -107,7 +108,8 @@ impl Supervisor {
     }
 }
 
-/// The time limit of a ping. It is so short that a slow answer does not delay the reset of the watchdog.
+/// The time limit of a ping of the database writer. The limit is so short that a slow answer does not delay the reset of the
+/// watchdog.
 fn ping_timeout() -> Duration {
     systemd::watchdog_interval().map_or(SHORTEST_PAUSE, |interval| (interval / 4).min(SHORTEST_PAUSE))
 }

@@ -187,8 +187,8 @@ impl DeliveryWorker {
 
     async fn record_and_claim(&mut self, limit: ClaimLimit) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
-        // After the clock was set back, waiting deliveries become due. The first call does this too, because the clock may have
-        // been set back while no daemon ran.
+        // If the clock was set back, deliveries that were scheduled by the later clock become due. The first call does this too,
+        // because the clock may have been set back while no daemon ran.
         if self.clock.is_none_or(|before| clock < before) {
             self.store.requeue_after_clock_change(&self.target.name).await?;
         }

@@ -62,7 +62,7 @@ impl From<StandbyTable> for StandbySettings {
     }
 }
 
-/// The table `[standby.restore]`: the program that fetches a copy of the shared database.
+/// The key `restore` of `[standby]`: the program that fetches a copy of the shared database.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreSettings {

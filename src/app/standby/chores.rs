@@ -19,7 +19,7 @@ use crate::telemetry::{PushLatency, RequestCounters};
 /// The longest pause between two resets of the watchdog.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The chores of a daemon that is not active.
+/// The watchdog, the health report and the metrics of a daemon that is not active.
 pub(super) struct Chores {
     pub(super) lease: watch::Receiver<LeaseView>,
     pub(super) heartbeats: Heartbeats,
@@ -29,7 +29,7 @@ pub(super) struct Chores {
 }
 
 impl Chores {
-    /// Does the chores until this future is dropped.
+    /// Resets the watchdog, reports the health to systemd and serves metrics, until this future is dropped.
     pub(super) async fn run(self, listener: Option<Listener>) -> Infallible {
         let Chores { mut lease, heartbeats, own, latency, requests } = self;
         let (_open, shutdown) = watch::channel(false);

@@ -31,7 +31,7 @@ use crate::standby::{
 use crate::systemd;
 use crate::telemetry::{PushLatency, RequestCounters};
 
-/// The pauses after a failed takeover. Another host may try meanwhile.
+/// The pauses after failed takeovers, in which this host leaves the lease to others. Another host may take over meanwhile.
 const TAKEOVER_RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
 /// How long open requests (`GRACE`) and all loops (`DRAIN`) may take to end before the lease is released. The next host waits for
 /// the release.
@@ -45,20 +45,20 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long this host leaves the lease to others after `standby release`.
 const HOLD_OFF: Duration = Duration::from_secs(60);
 
-/// The role of this daemon in a `[standby]`, for the life of the process.
+/// This daemon as one of the hosts that share a database (`[standby]`). The value exists for the life of the process.
 pub struct Standby {
     agent: LeaseAgent,
     /// The progress of the agent and of the loops.
     heartbeats: Heartbeats,
     /// The lock of the database, while this host has the lease.
     lock: Option<DaemonLock>,
-    /// `run --fresh`: the next takeover opens the database as it is.
+    /// `run --fresh`: the next takeover opens the database of this host as it is, without the restore command.
     fresh: bool,
     /// How many takeovers have failed in a row.
     failures: u32,
 }
 
-/// The servers, the bucket and the key of a configuration's `[standby]`.
+/// Loads the NATS servers, the bucket and the key of the lease from `[standby]`.
 ///
 /// # Errors
 /// A secret or a certificate cannot be read.
@@ -69,7 +69,7 @@ pub async fn lease_place(config: &Config, standby: &StandbySettings) -> anyhow::
     Ok(LeasePlace { servers, bucket: standby.bucket.clone(), name: standby.name.clone() })
 }
 
-/// This host's name in a configuration's `[standby]`, and the last report of its daemon; `None` if no daemon runs.
+/// Returns this host's name in the lease, and the last report of the daemon on this host; `None` if no daemon runs.
 ///
 /// # Errors
 /// The report cannot be read, or the machine's name is no valid host name.
@@ -113,7 +113,7 @@ enum ActiveEnd {
 
 impl Standby {
     /// Joins the hosts that share the database: locks this host's standby file, and begins to watch the lease. `fresh`: the first
-    /// takeover opens the database as it is.
+    /// takeover opens the database of this host as it is.
     ///
     /// # Errors
     /// Another daemon of this host is running, or a secret cannot be read.
@@ -186,7 +186,7 @@ impl Standby {
         }
     }
 
-    /// Releases the lease. If no server can be reached, the function waits until the lease has ended, or until `shutdown`.
+    /// Releases the lease. If no NATS server can be reached, the function waits until the lease has ended, or until `shutdown`.
     async fn release(&mut self, pause: Duration, failure: Option<String>, shutdown: &watch::Receiver<bool>) {
         self.lock = None;
         let mut ending = shutdown.clone();
@@ -196,8 +196,8 @@ impl Standby {
         }
     }
 
-    /// Waits for the lease, opens the database, and returns the term of the lease. After a failure it tries again. `None` after
-    /// `shutdown`.
+    /// Waits for the lease, opens the database, and returns the term of the lease. After a failed takeover, the function waits
+    /// for the lease again. `None` after `shutdown`.
     ///
     /// # Errors
     /// The agent has ended, so this host cannot get the lease again.
@@ -275,7 +275,7 @@ impl Standby {
         was_active
     }
 
-    /// Runs the loops until `shutdown`, the end of the lease of this term, or a request to release it.
+    /// Runs the loops until `shutdown`, until the lease of `term` ends, or until an operator requests the release of the lease.
     async fn run_active(
         &self,
         ready: Prepared,

@@ -22,7 +22,8 @@ pub(super) enum NotOpened {
 }
 
 impl Standby {
-    /// Fetches and opens the database, and returns the term of the lease. After a reload it only opens the database.
+    /// Fetches and opens the database, and returns the term of the lease. After a reload of the configuration, the function only
+    /// opens the database.
     pub(super) async fn take_over(
         &mut self,
         config: &Config,
@@ -42,8 +43,8 @@ impl Standby {
             Ok(last_mail_id) => {
                 self.agent.report_opened(term, last_mail_id);
                 self.fresh = false;
-                // Deliveries are permitted only while this host is active, so the takeover waits for that state. If the lease is
-                // lost while it waits, the loops end at once.
+                // Deliveries are permitted only while this host is active, so the takeover waits until this host is active. If
+                // the lease is lost during this wait, the loops end at once.
                 let mut lease = self.agent.watch();
                 let _ = lease.wait_for(|lease| lease.term != term || lease.state != LeaseState::TakingOver).await;
                 Ok((term, store))
@@ -79,7 +80,8 @@ impl Standby {
             let stop = async { stopped = Some(self.stopped(term, shutdown).await) };
             let ran = run_restore(&restore.command, &environment, stop).await;
             ran.map_err(|error| stopped.unwrap_or_else(|| NotOpened::Failed(error.to_string())))?;
-            // The command may have replaced the file of the lock, or mounted another file system over its folder.
+            // The restore command may have replaced the lock file, or mounted another file system over the folder of the lock
+            // file.
             self.lock_database(&database)?;
         }
         match db::inspect_copy(&database) {
@@ -98,7 +100,7 @@ impl Standby {
         Ok(())
     }
 
-    /// Returns the reason as soon as a takeover must end early.
+    /// Waits until a takeover must end early, and returns the reason.
     async fn stopped(&self, term: u64, shutdown: &watch::Receiver<bool>) -> NotOpened {
         let (mut ending, mut lease) = (shutdown.clone(), self.agent.watch());
         tokio::select! {
@@ -109,7 +111,7 @@ impl Standby {
     }
 }
 
-/// The variables for the restore command.
+/// The environment variables for the restore command.
 fn environment(database: &Path, takeover: &Takeover) -> [(&'static str, String); 3] {
     let database = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
     let data = takeover.data.as_ref();
@@ -120,7 +122,7 @@ fn environment(database: &Path, takeover: &Takeover) -> [(&'static str, String);
     ]
 }
 
-/// Whether the restore command must run. It need not run if the newest database is certainly on this host.
+/// Whether the restore command must run. The command need not run if the newest database is certainly on this host.
 fn must_restore(copy: &db::Result<Option<CopyState>>, takeover: &Takeover) -> bool {
     let Ok(copy) = copy else { return true };
     // If no host ever had the lease, the database of this host becomes the shared one.

@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::db::{self, Store, StreamChange};
 use crate::forward::worker::{DeliveryWorker, Route};
 
-/// The pauses between the end of a connection and the next connect.
+/// The pauses after the end of a connection or a failed connect, before the next connect.
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(15) };
 
 /// Delivers the events of a target to its stream until `shutdown`.

@@ -36,7 +36,7 @@ pub struct StreamInfo {
     cluster: Option<ClusterInfo>,
 }
 
-/// The cluster of the server. A single server reports an empty name and no replicas.
+/// The cluster of the stream's server. A single server reports an empty name and no replicas.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct ClusterInfo {
