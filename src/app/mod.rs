@@ -34,7 +34,7 @@ use crate::standby::LeaseAgent;
 use crate::telemetry::PushLatency;
 use crate::{confirm, forward, inquire, metrics, systemd};
 
-/// The capacity of the channel from a watcher to its ingest, in reports.
+/// The capacity of the channel from the watcher of a mailbox to its ingest, as a number of reports.
 const QUEUE: usize = 8;
 /// How long one step of a watcher may take, in addition to an IDLE. In a long FETCH, each mail may take five minutes.
 const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
@@ -329,7 +329,7 @@ async fn watch_and_ingest(
     tokio::try_join!(watching, ingesting).map(|_| ()).context("storing mails")
 }
 
-/// Returns the function that reads the resume point of a mailbox for its watcher.
+/// Returns the function with which the watcher of a mailbox reads its [`imap::ResumePoint`] from the database.
 fn load_resume_point(ingest: &Ingest) -> imap::LoadResumePoint {
     let (store, account) = (ingest.store.clone(), ingest.account.clone());
     Box::new(move |mailbox| {

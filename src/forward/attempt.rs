@@ -15,7 +15,7 @@ use crate::units::HumanDuration;
 pub(super) enum AttemptEnd {
     /// The handler accepted the event, with this HTTP status.
     Accepted(Option<u16>),
-    /// A stream has the event.
+    /// The stream of the target has the event, as this receipt shows.
     Stored(StreamReceipt),
     /// It is not certain that the target has the event.
     Failed(Failure),

@@ -1,4 +1,4 @@
-//! The loop that sends each due delivery as a signed POST or as a message in a stream, and records the result.
+//! The loop that sends each due delivery as a signed POST or as a message in a stream, and writes the result into the database.
 //!
 //! Each target has its own `worker`, so that a handler that hangs delays no other target. `jetstream` has the code for a target
 //! that is a JetStream stream.
@@ -30,11 +30,11 @@ use crate::db::{self, Store};
 /// The pause after each failed try to hold and release deliveries.
 const RETRY: Backoff = Backoff { base: STORE_PAUSE, cap: STORE_PAUSE };
 
-/// Delivers until `shutdown` is true or its sender is dropped. The function then waits a few seconds for the responses of open
-/// requests.
+/// Delivers the due events to all `targets` until `shutdown` is true or its sender is dropped. The function then waits a few
+/// seconds for the responses of open requests.
 ///
 /// # Errors
-/// [`db::Error::Stopped`] if the database writer has ended, so that results cannot be recorded.
+/// [`db::Error::Stopped`] if the database writer has ended, so that results cannot be written.
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> db::Result<()> {
     run_permitted(store, targets, Sending::default(), shutdown).await
 }

@@ -146,7 +146,7 @@ impl TryFrom<String> for SubjectPrefix {
     }
 }
 
-/// The longest name of a stream, and the longest prefix of subjects.
+/// The longest name of a stream, and the longest prefix of subjects, in bytes.
 const MAX_STREAM_NAME: usize = 200;
 const MAX_PREFIX: usize = 200;
 

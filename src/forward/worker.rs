@@ -155,7 +155,7 @@ impl DeliveryWorker {
     }
 
     /// Writes the results of ended attempts into the database, reads due deliveries and sends them. Returns the time at which the
-    /// worker must do this again.
+    /// worker must call this function again.
     async fn record_and_send(&mut self, route: &Route) -> db::Result<Option<Instant>> {
         let now = Instant::now();
         let free = route.concurrency().saturating_sub(self.in_flight.len());

@@ -293,7 +293,8 @@ impl NatsConnection {
     }
 
     /// Returns when the connection is lost, or must be dropped because the server sends a message that is too large. The future
-    /// counts the bytes that the server sends, and a new future begins to count from zero. So a loop must keep one future.
+    /// counts the bytes that the server sends, and a new future begins to count from zero. So a loop must not create a new future
+    /// in each iteration.
     pub async fn lost(&self) {
         let mut lost = self.lost.clone();
         tokio::select! {

@@ -39,7 +39,7 @@ fn wrong(key: &str, message: impl Into<String>) -> KeyProblem {
 }
 
 impl NatsSettings {
-    /// Checks the servers, and the keys that belong together.
+    /// Checks the URLs of the servers, and the keys that must be set together.
     ///
     /// # Errors
     /// The configuration key with the wrong value, and the problem.

@@ -17,7 +17,7 @@ const DEFAULT_PORT: u16 = 4222;
 pub struct NatsUrl {
     /// Whether the scheme is `tls`. The connection is then encrypted before the login is sent.
     pub tls: bool,
-    /// A name or an IP address, without the brackets of IPv6.
+    /// The host: a name or an IP address, without the brackets of IPv6.
     pub host: String,
     /// The port; the default is 4222.
     pub port: u16,

@@ -90,7 +90,7 @@ impl LeaseBucket {
         self.stream.cached_info().created.unix_timestamp_nanos().to_string()
     }
 
-    /// Lines for the operator about the settings of the bucket, with notes and warnings.
+    /// Returns lines for the operator about the settings of the bucket, with notes and warnings.
     #[must_use]
     pub(super) fn describe(&self) -> Vec<String> {
         let info = self.stream.cached_info();

@@ -40,7 +40,7 @@ pub(crate) enum LeaseCommand {
 pub(super) struct Driver {
     pub(super) place: Arc<LeasePlace>,
     pub(super) machine: LeaseMachine,
-    /// The creation time of the bucket whose revisions the machine knows (`LeaseBucket::created`).
+    /// The creation time (`LeaseBucket::created`) of the bucket to which the revision in the machine's `KnownData` belongs.
     pub(super) known_bucket: String,
     pub(super) file: StandbyFile,
     pub(super) view: watch::Sender<LeaseView>,

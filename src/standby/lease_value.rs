@@ -6,9 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The longest value that is parsed, in bytes.
+/// The longest lease value that is parsed, in bytes.
 const MAX_VALUE: usize = 4 * 1024;
-/// The longest text in a value, in bytes.
+/// The longest text in a lease value, in bytes.
 const MAX_TEXT: usize = 128;
 
 /// The value under the key of the lease, as the holder of the lease wrote it.
@@ -51,7 +51,7 @@ pub enum LeaseStage {
     Released,
 }
 
-/// Hashes of the tables that decide which events exist and where they are delivered.
+/// Hashes of the configuration tables that decide which events exist and where they are delivered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationHashes {
     /// `[trust]`
@@ -74,14 +74,14 @@ pub struct DataOwner {
 }
 
 impl LeaseValue {
-    /// Parses a value; `None` if the bytes are not a value that this version knows.
+    /// Parses a lease value from the bucket; `None` if the bytes are not a value that this version knows.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let value: LeaseValue = serde_json::from_slice(bytes.get(..bytes.len().min(MAX_VALUE + 1))?).ok()?;
         (bytes.len() <= MAX_VALUE && value.is_plain()).then_some(value)
     }
 
-    /// Whether all texts are short and have only visible ASCII characters.
+    /// Whether each text of the value has at most [`MAX_TEXT`] bytes, all of them visible ASCII characters.
     fn is_plain(&self) -> bool {
         let LeaseValue { host, process, home, version, configuration, data, .. } = self;
         let ConfigurationHashes { trust, sessions, forward } = configuration;

@@ -1,9 +1,10 @@
 //! `[standby]`: several daemons share one database, and one of them at a time has the lease on it.
 //!
-//! `machine` decides about the lease; it is pure. `bucket` reads and writes the key in the NATS server. `lease_value` is the
-//! content of the key. `driver` is the task that carries out the decisions, and `agent` has the handles of this task.
-//! `standby_file` shows the state to the commands on this host. `restore` runs the program that fetches the database. `probe`
-//! reads the lease for commands, and can ask the holder to release the lease.
+//! `machine` decides when this host reads and writes the lease, and is pure. `bucket` reads and writes the key in the NATS
+//! server. `lease_value` is the content of the key. `driver` is the task that carries out the decisions, and `agent` has the
+//! handles of this task. `standby_file` is the file from which the commands on this host read the state of the daemon. `restore`
+//! runs the program that fetches a copy of the database. `probe` reads the lease for commands, and can ask the holder to release
+//! the lease.
 
 mod agent;
 mod bucket;

@@ -11,7 +11,7 @@ use super::connection::{LeaseConnection, LeasePlace, open_connection};
 use super::lease_value::LeaseValue;
 use super::machine::{Entry, EntryContent, WriteResult};
 
-/// How long the daemon may take to stop and release the lease.
+/// How long the holder's daemon may take to stop its work and release the lease, after `standby release`.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long `standby release` waits for the next holder after the lease was released.
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);

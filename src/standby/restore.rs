@@ -40,7 +40,7 @@ pub async fn run_restore(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // The program gets a new process group, so that a script ends together with its children.
+        // The restore command gets a new process group, so that a script ends together with its children.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
@@ -57,7 +57,7 @@ pub async fn run_restore(
         output.abort();
         return Err(failed("ended before it was complete, because this host no longer takes over".into()));
     };
-    // A child of the program may keep the output open, so this wait has a limit.
+    // A child of the restore command may keep the output open, so this wait has a limit.
     let _ = timeout(GRACE, output).await;
     if status.success() { Ok(()) } else { Err(failed(format!("{status}; the log has its output"))) }
 }
@@ -85,7 +85,8 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// Logs the first lines of an output. Reads the further lines without logging them, so that the program does not block.
+/// Logs the first lines of an output. Reads the further lines without logging them, so that the restore command does not block on
+/// a full pipe.
 async fn log_lines(output: Option<impl AsyncRead + Unpin>) {
     let Some(mut output) = output else { return };
     let (mut line, mut lines, mut buffer) = (Vec::new(), 0_usize, [0; 4096]);

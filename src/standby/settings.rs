@@ -15,12 +15,12 @@ const LONGEST_NAME: usize = 64;
 #[serde(from = "StandbyTable")]
 pub struct StandbySettings {
     servers: NatsSettings,
-    /// The key-value bucket with the lease. Its TTL is the length of the lease.
+    /// The key-value bucket with the lease. The TTL of this bucket is the length of the lease.
     pub bucket: String,
     /// The name of the shared database, which is the key in the bucket.
     pub name: String,
     host: Option<String>,
-    /// The program that fetches the database before this host opens it.
+    /// The program that fetches a copy of the shared database before this host opens the database.
     pub restore: Option<RestoreSettings>,
 }
 

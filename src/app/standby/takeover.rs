@@ -56,7 +56,8 @@ impl Standby {
         }
     }
 
-    /// Locks the database, runs the restore command if another host may have a newer database, and checks the result.
+    /// Locks the database, runs the restore command if another host may have a newer database, and checks that the database is
+    /// not older than the newest known one.
     async fn fetch(
         &mut self,
         config: &Config,

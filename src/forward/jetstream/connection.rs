@@ -37,7 +37,8 @@ pub(in crate::forward) struct StreamConnection {
 }
 
 impl StreamConnection {
-    /// Connects, and returns an error if the stream is not fit. Events are published within the limits of `sending`.
+    /// Connects to a NATS server, and returns an error if the stream is not fit. Events are published within the limits of
+    /// `sending`.
     pub(super) async fn open(stream: &Arc<StreamTarget>, sending: Sending) -> Result<Self, StreamProblem> {
         let inspection = stream.inspect().await?;
         let lines = stream.problems(&inspection);

@@ -47,13 +47,13 @@ impl StreamTarget {
         }
     }
 
-    /// The line with the command that creates a fit stream.
+    /// Returns a line for the operator with the command that creates a fit stream.
     fn advice(&self, is_cluster: bool) -> String {
         format!("the stream that is meant: {}", self.required().command(is_cluster))
     }
 
-    /// Lines about everything that forbids the use of the stream, and a line with the command that creates a fit stream. The list
-    /// is empty if nothing forbids the use of the stream.
+    /// Returns lines about everything that forbids the use of the stream, and a line with the command that creates a fit stream.
+    /// The list is empty if nothing forbids the use of the stream.
     pub(super) fn problems(&self, inspection: &Inspection) -> Vec<String> {
         let problems = &inspection.fitness.problems;
         let mut lines: Vec<_> = problems.iter().map(|problem| format!("stream {}: {problem}", self.name)).collect();

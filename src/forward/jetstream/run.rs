@@ -167,7 +167,7 @@ impl StateLog {
     }
 
     /// # Errors
-    /// [`db::Error::Stopped`] only. After another error the state is not recorded, and the deliveries go on.
+    /// [`db::Error::Stopped`] only. After another error the state of the stream is not written, and the deliveries go on.
     async fn record(&self, change: StreamChange) -> db::Result<()> {
         let StreamTarget { name, servers, .. } = &*self.stream;
         match self.store.record_stream(&self.target, name, &servers.to_string(), change).await {

@@ -1,6 +1,7 @@
 //! The requests to JetStream that a target needs: read a stream's configuration, publish, and read a message.
 //!
-//! The answers are parsed here and not by async-nats, because only one kind of answer may count as a delivery.
+//! The answers are parsed here and not by async-nats, because only an answer that names the expected stream and a sequence number
+//! may count as a delivery.
 
 mod answer;
 mod fitness;

@@ -1,4 +1,4 @@
-//! The requests to JetStream, and the errors in its answers.
+//! The requests to JetStream, and the errors in the answers of JetStream.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// and the election of a leader takes some seconds.
 const INFO_INTERVAL: Duration = Duration::from_millis(500);
 const INFO_REQUESTS: usize = 20;
-/// "No message found" and "stream not found" (nats-server, errors.json).
+/// The JetStream error codes of "no message found" and "stream not found" (nats-server, errors.json).
 const NO_MESSAGE: u64 = 10037;
 const NO_STREAM: u64 = 10059;
 /// The number of characters after which an error message of a server is cut off.
@@ -48,7 +48,7 @@ pub enum JetStreamError {
 pub struct StoredMessage {
     /// The sequence number of the message in the stream.
     pub sequence: u64,
-    /// The body.
+    /// The body of the message.
     pub body: Vec<u8>,
 }
 

@@ -82,7 +82,7 @@ impl LeaseMachine {
         self.lease = lease;
     }
 
-    /// Replaces the hashes of the configuration, after a reload.
+    /// Replaces the hashes of this host's configuration, after a reload.
     pub(super) fn set_configuration(&mut self, configuration: ConfigurationHashes) {
         self.me.configuration = configuration;
     }
@@ -159,7 +159,7 @@ impl LeaseMachine {
         }
     }
 
-    /// This host becomes a standby, because the lease was lost or released.
+    /// Makes this host a standby, because the lease was lost or released.
     fn stand_by(&mut self, now: BootInstant) {
         let mut standby = Standby { read_at: now, ..Standby::default() };
         if let Place::Holder(Holder { stage: HolderStage::Releasing { pause, failure }, .. }) = &self.place {
@@ -211,7 +211,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The key could not be read. The next request follows after a pause.
+    /// Postpones the next request, because the key could not be read.
     pub(super) fn on_read_failure(&mut self, now: BootInstant) {
         self.pause_until(now.plus(self.lease / 40));
     }
@@ -313,7 +313,7 @@ impl LeaseMachine {
     }
 
     /// The database was opened in `term`, so this host becomes active. The call has no effect if this host no longer takes over
-    /// in that term. `last_mail_id`: the id of the last mail in the database.
+    /// in that term. `last_mail_id`: the last `mails.id` of the database.
     pub(super) fn opened(&mut self, now: BootInstant, term: u64, last_mail_id: i64) {
         if let Place::Holder(holder) = &mut self.place
             && holder.stage == HolderStage::TakingOver

@@ -17,9 +17,9 @@ pub struct Member {
     pub home: String,
     /// The version of this program.
     pub version: String,
-    /// The schema that this program knows.
+    /// The database schema that this program knows (`PRAGMA user_version`).
     pub schema: i64,
-    /// Hashes of the configuration.
+    /// Hashes of this host's configuration.
     pub configuration: ConfigurationHashes,
 }
 
@@ -45,7 +45,7 @@ pub(in crate::standby) enum EntryContent {
     Deleted,
     /// A lease value that this version can parse.
     Value(LeaseValue),
-    /// A content that this version cannot parse. It counts as the lease of another host.
+    /// A content that this version cannot parse. Such a content counts as the lease of another host.
     Unreadable,
 }
 
