@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 /// A discount of 100 %, in millionths.
 const WHOLE: u32 = 1_000_000;
-/// The most decimals that are accepted for a token. 10 to this power fits into 128 bits.
+/// The most decimals that a token may have. 10 to the power of this number fits into 128 bits.
 pub(super) const MOST_DECIMALS: u8 = 30;
 
 /// The largest discount that a merchant gives: at least `0%`, and less than `100%`.

@@ -16,12 +16,12 @@ const BLOOM_BYTES: usize = 256;
 /// A block's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Block {
-    /// Its number.
+    /// The block's number.
     #[serde(deserialize_with = "u64_quantity")]
     pub number: u64,
-    /// Its hash.
+    /// The block's hash.
     pub hash: Hash,
-    /// Seconds since 1970.
+    /// The block's time, in seconds since 1970.
     #[serde(deserialize_with = "u64_quantity")]
     pub timestamp: u64,
 }
@@ -30,14 +30,14 @@ pub struct Block {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
-    /// The transaction.
+    /// The hash of the transaction.
     pub transaction_hash: Hash,
-    /// Its place in the block.
+    /// The position of the transaction in its block.
     #[serde(deserialize_with = "u64_quantity")]
     pub transaction_index: u64,
-    /// The block that contains it.
+    /// The hash of the block that contains the transaction.
     pub block_hash: Hash,
-    /// The number of that block.
+    /// The number of the block that contains the transaction.
     #[serde(deserialize_with = "u64_quantity")]
     pub block_number: u64,
     /// Whether the transaction was executed, and not reverted.
@@ -54,21 +54,21 @@ pub struct Receipt {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Log {
-    /// The contract.
+    /// The contract that wrote the log.
     pub address: Address,
     /// Up to four values by which `eth_getLogs` can filter. The first names the kind of the log, such as [`TRANSFER`].
     pub topics: Vec<Hash>,
     /// The values of the log that are not in its topics.
     #[serde(deserialize_with = "any_data")]
     pub data: Vec<u8>,
-    /// Its index in the block.
+    /// The index of the log in its block.
     #[serde(deserialize_with = "u64_quantity")]
     pub log_index: u64,
-    /// The transaction that wrote it.
+    /// The hash of the transaction that wrote the log.
     pub transaction_hash: Hash,
-    /// The block that contains it.
+    /// The hash of the block that contains the log.
     pub block_hash: Hash,
-    /// Whether a reorganisation has removed it.
+    /// Whether a reorganisation has removed the log.
     #[serde(default)]
     pub removed: bool,
 }
@@ -77,20 +77,20 @@ pub struct Log {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Transaction {
-    /// Its hash.
+    /// The transaction's hash.
     pub hash: Hash,
-    /// Its sender.
+    /// The sender of the transaction.
     pub from: Address,
-    /// Its recipient. `None`: the transaction creates a contract.
+    /// The recipient of the transaction. `None`: the transaction creates a contract.
     pub to: Option<Address>,
-    /// How much of the native coin it moves.
+    /// How much of the native coin the transaction moves, in the coin's smallest units.
     #[serde(deserialize_with = "u128_quantity")]
     pub value: u128,
-    /// The block that contains it.
+    /// The hash of the block that contains the transaction. `None`: the transaction is pending.
     pub block_hash: Option<Hash>,
 }
 
-/// A call in the trace of a transaction, in the format of geth's `callTracer`. It contains the calls that it made.
+/// A call in the trace of a transaction, in the format of geth's `callTracer`. Each call contains the calls that it made.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Frame {
     /// `CALL`, `DELEGATECALL` and so on.
@@ -107,7 +107,7 @@ pub struct Frame {
     /// The error, if the call failed or was reverted.
     #[serde(default)]
     pub error: Option<String>,
-    /// The calls that it made.
+    /// The calls that this call made.
     #[serde(default)]
     pub calls: Vec<Frame>,
 }

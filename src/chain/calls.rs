@@ -1,4 +1,4 @@
-//! The JSON-RPC calls that a look sends to a node. Each returns a typed result.
+//! The JSON-RPC calls that a look sends to a node. Each function returns a typed result.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ pub struct LogFilter {
 }
 
 impl LogFilter {
-    /// The transfers of `token` from an address to any of `wallets`.
+    /// Creates a filter for the transfers of `token` from the address `from` to any of `wallets`.
     #[must_use]
     pub fn transfers(token: Address, from: Address, wallets: &[Address]) -> Self {
         let wallets = wallets.iter().copied().map(Hash::of_address).collect();
@@ -49,7 +49,7 @@ fn hex(number: u64) -> String {
 }
 
 impl Node {
-    /// `eth_chainId` (EIP-695).
+    /// `eth_chainId` (EIP-695): the id of the node's chain.
     ///
     /// # Errors
     /// [`NodeError`].
@@ -105,7 +105,7 @@ impl Node {
         self.same(METHOD, transaction, |transaction| transaction.hash == hash)
     }
 
-    /// The calls that a transaction made.
+    /// The calls that a transaction made, as a tree. The root is the call of the transaction itself.
     ///
     /// # Errors
     /// [`NodeError`].
@@ -155,7 +155,7 @@ impl Node {
         u64::try_from(value).map_err(|_| self.bad(method, "the number is larger than 64 bits".into()))
     }
 
-    /// Returns an error for an answer about another block or transaction.
+    /// Returns `answer`, or an error if `is_asked` shows that the answer is about another block or transaction.
     fn same<T: DeserializeOwned>(
         &self,
         method: &'static str,

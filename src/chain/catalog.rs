@@ -1,31 +1,32 @@
 //! The chains and tokens that are built in.
 //!
-//! Contracts and decimals are those of Resmic's published payment page, compared with a public token list. Where the two
-//! disagree, this table has the true decimals. A merchant can configure other tokens.
+//! Contracts and decimals are those of Resmic's published payment page, compared with a public token list. Where these two
+//! sources disagree, this table has the true decimals. A merchant can configure other tokens.
 
 use std::time::Duration;
 
 /// A chain that is built in.
 #[derive(Debug)]
 pub(super) struct BuiltIn {
-    /// Resmic's name for it.
+    /// Resmic's name for the chain.
     pub(super) name: &'static str,
     /// The chain id of EIP-155.
     pub(super) id: u64,
     pub(super) block_time: Duration,
-    /// The names of the native coin. It has 18 decimals on every chain.
+    /// The names of the native coin, which has 18 decimals on every chain.
     pub(super) native: &'static [&'static str],
-    /// Symbol, contract, decimals.
+    /// The tokens: the symbol, the contract and the decimals of each token.
     pub(super) tokens: &'static [(&'static str, &'static str, u8)],
 }
 
-/// Stablecoins. One unit is worth one dollar by design, so the amount is compared with an amount in dollars in the mail.
+/// The symbols of stablecoins. One unit of a stablecoin is worth one dollar by design, so its amount can be compared with an
+/// amount in dollars in a mail.
 const DOLLARS: [&str; 5] = ["USDT", "USDC", "DAI", "BUSD", "USDe"];
 
 /// Chains of Resmic whose nodes do not have Ethereum's JSON-RPC API.
 pub(super) const NOT_EVM: [&str; 2] = ["Solana", "Starknet"];
 
-/// Whether one unit of the token is one dollar by design.
+/// Whether one unit of the token `symbol` is worth one dollar by design.
 pub(super) fn is_dollar(symbol: &str) -> bool {
     DOLLARS.iter().any(|dollar| dollar.eq_ignore_ascii_case(symbol))
 }

@@ -1,4 +1,5 @@
-//! The claim in a mail, and the question that the claim becomes for the nodes of a chain.
+//! A [`Claim`] has the statements of a mail about a payment, as text. A [`Question`] has the same statements as parsed values,
+//! which the nodes of a chain can check.
 
 use jiff::Timestamp;
 
@@ -8,23 +9,23 @@ use super::hex::{Address, Hash};
 use super::verdict::{ConfirmationCode, ConfirmationReason};
 use crate::model::{Event, fold_chain, printable, same_token};
 
-/// The longest quotation from a mail in a reason, in characters.
+/// A reason quotes at most this number of characters of a value in a mail.
 const KEPT_VALUE: usize = 40;
 
-/// The claim of a mail about a completed payment.
+/// The statements of a mail about a completed payment, which the nodes of a chain shall check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The chain's name.
     pub blockchain: Option<String>,
     /// The token's name.
     pub token: Option<String>,
-    /// The payer's transaction.
+    /// The hash of the payer's transaction.
     pub transaction_hash: Option<String>,
     /// The payer's wallet.
     pub from_wallet_address: Option<String>,
-    /// The session's amount.
+    /// The payment's amount.
     pub amount: Option<String>,
-    /// `USD` or the symbol of a token. `None`: dollars.
+    /// The currency of `amount`: `USD` or the symbol of a token. `None`: US dollars.
     pub currency: Option<String>,
     /// The mail's Date. Without a Date, the time at which the server received the mail. Without both, the time at which the event
     /// was stored.
@@ -37,7 +38,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The claim of an event.
+    /// Creates the claim of an event. The three times are explained at the fields with the same names.
     #[must_use]
     pub fn from_event(
         event: &Event,
@@ -60,14 +61,14 @@ impl Claim {
     }
 }
 
-/// A claim that nodes can check.
+/// A claim with parsed values, which the nodes of a chain can check.
 #[derive(Debug, Clone)]
 pub struct Question<'a> {
-    /// The chain.
+    /// The configured chain that the mail names.
     pub chain: &'a Chain,
     /// The coin that the mail names.
     pub coin: Coin,
-    /// The payer's transaction.
+    /// The hash of the payer's transaction.
     pub hash: Hash,
     /// The payer's wallet.
     pub payer: Address,
@@ -85,7 +86,7 @@ pub struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
-    /// Turns a claim into a question.
+    /// Parses the values of a claim, and finds its chain in `chains` and its coin on that chain.
     ///
     /// # Errors
     /// The reason why nodes cannot check the claim: `no-node`, `no-token` or `no-hash`.
@@ -127,8 +128,8 @@ fn value<T>(
     parse(text).map_err(|e| fail(format!("the {kind} {} cannot be looked up: {e}", quoted(text))))
 }
 
-/// The smallest sufficient amount. An amount in dollars can be compared only for dollar tokens. An amount in units of the coin
-/// can always be compared.
+/// Calculates [`Question::least`]. An amount in dollars is compared only if one unit of the coin is worth one dollar. An amount
+/// in units of the coin is always compared.
 fn least(claim: &Claim, chain: &Chain, coin: &Coin) -> Result<Option<u128>, ConfirmationReason> {
     let fail = |message| unproven(ConfirmationCode::NoToken, message);
     match claim.currency.as_deref().filter(|currency| !currency.eq_ignore_ascii_case("USD")) {

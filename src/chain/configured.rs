@@ -16,20 +16,20 @@ const ASSUMED_BLOCK_TIME: Duration = Duration::from_secs(12);
 /// A coin of a chain: the native coin, or a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Coin {
-    /// The symbol in the configuration or the catalog.
+    /// The coin's symbol in the configuration or in the catalog of built-in chains.
     pub symbol: String,
     /// The token's contract. `None`: the chain's native coin.
     pub contract: Option<Address>,
-    /// How many decimals its amounts have.
+    /// How many decimals the coin's amounts have.
     pub decimals: u8,
-    /// Whether one unit is one dollar by design.
+    /// Whether one unit of the coin is worth one dollar by design.
     pub dollar: bool,
 }
 
-/// A chain: its built-in values, combined with its configuration. It contains no secret.
+/// A chain: its built-in values, combined with its `[[chain]]` table. This type contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// The name, in Resmic's spelling or as configured.
+    /// The chain's name: Resmic's spelling for a built-in chain, otherwise the configured name.
     pub name: String,
     /// The chain id of EIP-155.
     pub id: u64,
@@ -37,7 +37,7 @@ pub struct Chain {
     pub block_time: Duration,
     /// The native coin's names; the first is its symbol.
     pub native: Vec<String>,
-    /// The tokens, those of the configuration first.
+    /// The tokens: first the configured tokens, then the built-in tokens.
     pub tokens: Vec<Coin>,
     /// The merchant's wallets.
     pub wallets: Vec<Address>,
@@ -55,7 +55,7 @@ pub struct Chain {
     pub trace: bool,
     /// The most blocks for one call of `eth_getLogs`.
     pub log_range: u64,
-    /// How long an event waits for the chain. After that, it needs review.
+    /// How long an event waits for the chain. After this time, the event needs review.
     pub give_up_after: Duration,
 }
 

@@ -1,7 +1,7 @@
 //! One look at one node: decides which calls to send, and collects the answers.
 //!
-//! A look uses no result of an earlier look. It only decides which call comes next; [`judge`](super::judge()) checks every answer
-//! again.
+//! A look uses no result of an earlier look. A look only decides which call comes next; [`judge`](super::judge()) checks every
+//! answer again.
 
 use std::collections::HashSet;
 
@@ -16,26 +16,26 @@ use super::rpc::Node;
 use super::settings::Finality;
 use super::verdict::BlockId;
 
-/// The most temporary wallets that a look follows. A temporary wallet gets the money from the payer and passes it on to the
-/// merchant. A genuine payment uses at most one.
+/// The most temporary wallets whose outgoing transfers one look searches. A temporary wallet gets the money from the payer and
+/// passes it on to the merchant. A genuine payment uses at most one.
 const MOST_WALLETS: usize = 3;
 /// The most transactions of one temporary wallet in which a look searches for the arrival.
 const MOST_CANDIDATES: usize = 16;
 
-/// The answers of one node.
+/// The answers of one node in one look.
 #[derive(Debug, Clone, Default)]
 pub struct Observation {
     /// The node's host.
     pub host: String,
     /// The chain id that the node reports.
     pub chain_id: Option<u64>,
-    /// The newest block, if finality is a number of blocks.
+    /// The number of the newest block, if the chain has [`Finality::Depth`].
     pub head: Option<u64>,
-    /// The last final block.
+    /// The number of the newest final block.
     pub final_block: Option<u64>,
-    /// The mail's transaction.
+    /// The transaction that the mail names.
     pub payment: Option<Seen>,
-    /// For the native coin: the mail's transaction with its value.
+    /// For the native coin: the transaction that the mail names, with its value.
     pub transaction: Option<Transaction>,
     /// Transactions in which the money may have arrived.
     pub candidates: Vec<Seen>,
@@ -59,13 +59,13 @@ pub struct Step {
 pub struct Seen {
     /// The receipt.
     pub receipt: Receipt,
-    /// The chain's block at the receipt's height, if the node has this block.
+    /// The block with the receipt's block number in the node's chain, if the node has such a block.
     pub block: Option<Block>,
     /// The calls of the transaction, if the look has requested them.
     pub trace: Option<Frame>,
 }
 
-/// Looks a payment up at a node. If a call fails, its error is part of the observation.
+/// Looks a payment up at a node. If a call fails, the look ends, and [`Observation::error`] has the error of the call.
 pub async fn look(node: &Node, question: &Question<'_>) -> Observation {
     let seen = Observation { host: node.host().to_owned(), ..Observation::default() };
     let mut look = Look { node, question, seen };
@@ -74,7 +74,7 @@ pub async fn look(node: &Node, question: &Question<'_>) -> Observation {
 }
 
 impl Observation {
-    /// The time of a block that contains a transaction of this look.
+    /// The time of the block `id`, if a transaction of this look is in that block.
     #[must_use]
     pub fn block_time(&self, id: BlockId) -> Option<Timestamp> {
         let blocks = self.payment.iter().chain(&self.candidates).filter_map(|seen| seen.block);
@@ -117,8 +117,8 @@ impl Look<'_> {
         }
     }
 
-    /// Asks for the last final block. If the node does not know the configured tag, the look ends: another tag would not be the
-    /// rule that the merchant has chosen.
+    /// Asks for the number of the newest final block. If the node does not know the configured tag, the look ends: another tag
+    /// would not be the rule that the merchant has chosen.
     async fn final_block(&mut self, finality: Finality) -> Option<u64> {
         let Finality::Depth(blocks) = finality else {
             let tag = if finality == Finality::Safe { "safe" } else { "finalized" };
@@ -133,7 +133,7 @@ impl Look<'_> {
         Some(head.saturating_add(1).saturating_sub(blocks))
     }
 
-    /// Follows a token from the payer's transaction through temporary wallets to the merchant's wallets.
+    /// Searches for the transactions in which temporary wallets passed the payer's tokens on to the merchant's wallets.
     async fn follow_token(&mut self, token: Address, payment: &Receipt, last: u64) -> Option<()> {
         let chain = self.question.chain;
         let wallets = temporary_wallets(self.question, token, payment)?;
@@ -152,7 +152,8 @@ impl Look<'_> {
         Some(())
     }
 
-    /// Follows the native coin. Its transfers write no logs, so only a trace proves a payment by a temporary wallet.
+    /// Searches for the transactions in which a temporary wallet passed the native coin on. Transfers of the native coin write no
+    /// logs, so only a trace proves a payment by a temporary wallet.
     async fn follow_native(&mut self, payment: &Seen, last: u64) -> Option<()> {
         let Question { chain, hash, payer, .. } = self.question;
         let answer = self.node.transaction(*hash).await;
@@ -166,7 +167,7 @@ impl Look<'_> {
         let filter = LogFilter { address: wallet, topics: Vec::new() };
         let answer = self.node.logs(&filter, payment.receipt.block_number, last, chain.log_range).await;
         let logs = self.note(format!("eth_getLogs (of {wallet})"), answer, |logs| count(logs.len(), "log"))?;
-        // The wallet may pass the money on in the same transaction.
+        // The wallet may have passed the money on in the payer's transaction itself.
         let hashes = [*hash].into_iter().chain(logs.iter().map(|log| log.transaction_hash));
         for hash in distinct(hashes) {
             let is_payment = hash == payment.receipt.transaction_hash;
@@ -192,14 +193,14 @@ impl Look<'_> {
         Some(Seen { receipt, block, trace: None })
     }
 
-    /// Asks for a transaction that a log names. `Some(None)`: the node has the log, but not the receipt. `None`: a call has
-    /// failed.
+    /// Asks for the receipt of a transaction that a log names. `Some(None)`: the node has the log, but not the receipt. `None`: a
+    /// call has failed.
     async fn candidate(&mut self, hash: Hash) -> Option<Option<Seen>> {
         let seen = self.transaction(hash).await;
         if seen.is_none() && self.seen.error.is_some() { None } else { Some(seen) }
     }
 
-    /// Adds a call to the steps. `None`: the call has failed, and the look ends.
+    /// Adds a call and its result to [`Observation::steps`]. `None`: the call has failed, and the look ends.
     fn note<T>(
         &mut self,
         asked: String,

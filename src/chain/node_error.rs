@@ -1,14 +1,14 @@
-//! The errors of calls to a node. There is a kind for each case that a caller distinguishes.
+//! The errors of JSON-RPC calls to a node. [`NodeErrorKind`] has a variant for each case that a caller distinguishes.
 
 use std::time::Duration;
 
-/// The error of a call.
+/// The error of a JSON-RPC call to a node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{host}: {method}: {kind}")]
 pub struct NodeError {
     /// The node's host.
     pub host: String,
-    /// The call.
+    /// The JSON-RPC method of the call.
     pub method: &'static str,
     /// The reason.
     pub kind: NodeErrorKind,
@@ -17,7 +17,7 @@ pub struct NodeError {
 /// The kind of an error. The texts are from the node or the system, with unprintable characters replaced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeErrorKind {
-    /// No connection, no answer in time, or an internal error of the node. It may be temporary.
+    /// No connection, no answer in time, or an internal error of the node. Such an error may be temporary.
     #[error("{0}")]
     Unreachable(String),
     /// HTTP 429, HTTP 503 or the error −32005: too many calls.
@@ -36,7 +36,7 @@ pub enum NodeErrorKind {
     /// The node lacks the method. An operator must choose another node or setting.
     #[error("the node lacks this method: {0}")]
     NoMethod(String),
-    /// The node has removed this part of the history.
+    /// The node has removed the requested part of the chain's history.
     #[error("the node has pruned this: {0}")]
     Pruned(String),
     /// Another JSON-RPC or HTTP error.
@@ -65,7 +65,7 @@ impl NodeError {
         matches!(self.kind, NodeErrorKind::Unreachable(_) | NodeErrorKind::Throttled { .. } | NodeErrorKind::Refused(_))
     }
 
-    /// The pause that the node demands.
+    /// The pause that the node demands with `Retry-After`.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.kind {
@@ -74,7 +74,8 @@ impl NodeError {
         }
     }
 
-    /// Whether a smaller range of blocks may help. Each provider has another code and text for its limit.
+    /// Whether `eth_getLogs` may succeed for a smaller range of blocks. Providers report their limit with different codes and
+    /// texts.
     pub(super) fn may_be_the_range(&self) -> bool {
         match &self.kind {
             NodeErrorKind::Throttled { by_http, .. } => !by_http,
@@ -88,7 +89,7 @@ impl NodeError {
 }
 
 impl NodeErrorKind {
-    /// The label in the metrics.
+    /// The name of this kind of error in the metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {

@@ -33,9 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_ANSWER: usize = 4 * 1024 * 1024;
 /// The most calls to the node in one second.
 const CALLS_PER_SECOND: usize = 5;
-/// The longest message of a node that is kept, in characters.
+/// Messages of a node are truncated to this number of characters.
 const KEPT_WORDS: usize = 200;
-/// The length from which a part of a URL's path or query is treated as a key, in bytes.
+/// A part of a URL's path or query with at least this number of bytes may be a key.
 const SHORTEST_KEY: usize = 6;
 
 /// EIP-1474: the method does not exist, or is not supported.
@@ -45,7 +45,7 @@ const LIMIT_EXCEEDED: i64 = -32005;
 /// The error code of geth for pruned history (EIP-4444).
 const PRUNED: i64 = 4444;
 
-/// A node of a chain.
+/// A client for one JSON-RPC node of a chain.
 pub struct Node {
     host: String,
     /// The chain's name, for the metrics.
@@ -57,7 +57,7 @@ pub struct Node {
     keys: Vec<SecretString>,
     timeout: Duration,
     next_id: AtomicU64,
-    /// When the last calls were sent, the newest first.
+    /// The times at which the last calls were sent, the newest time first. At most five times are stored.
     pace: Mutex<VecDeque<Instant>>,
 }
 
@@ -136,7 +136,7 @@ impl Node {
         self
     }
 
-    /// Counts the calls in `requests`, under the name of the chain.
+    /// Makes the client count its calls in `requests`, under the name of the chain.
     #[must_use]
     pub(super) fn counted_in(mut self, requests: &NodeRequests, chain: &str) -> Self {
         self.requests = requests.clone();
@@ -241,7 +241,7 @@ async fn read_body(response: Response<Incoming>) -> Result<Answer, String> {
     Ok(Answer { status, retry_after, body })
 }
 
-/// Returns the result in an answer to the call `id`.
+/// Returns the `result` of the JSON-RPC response in `answer`, which must answer the call `id`.
 fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
     let Answer { status, retry_after, .. } = answer;
     let envelope: Result<RpcResponse<'_>, _> = serde_json::from_slice(&answer.body);

@@ -26,7 +26,7 @@ pub(super) const MOST_BLOCKS: u64 = 500;
 pub struct ChainSettings {
     /// The chain's name in Resmic's mails.
     pub name: String,
-    /// The places of the nodes' URLs. All nodes must give the same answer.
+    /// The sources of the nodes' URLs, which are secrets. All nodes must report the same arrival.
     pub nodes: Vec<NodeSource>,
     /// The merchant's wallets.
     #[serde(deserialize_with = "wallets")]
@@ -34,7 +34,7 @@ pub struct ChainSettings {
     /// The rule for when a block is final.
     #[serde(default, rename = "final")]
     pub finality: Finality,
-    /// The largest coupon that the merchant gives.
+    /// The largest discount that the merchant gives with a coupon.
     #[serde(default)]
     pub discount: Discount,
     /// How much older than the Date of its mail a transaction may be.
@@ -46,18 +46,18 @@ pub struct ChainSettings {
     /// Whether the nodes answer `debug_traceTransaction`.
     #[serde(default)]
     pub trace: bool,
-    /// The most blocks for one call of `eth_getLogs`. After an error, the number is halved.
+    /// The most blocks for one call of `eth_getLogs`. After an error that a smaller range may prevent, the number is halved.
     #[serde(default = "default_log_range")]
     pub log_range: u64,
-    /// How long an event waits for the chain. After that, it needs review.
+    /// How long an event waits for the chain. After this time, the event needs review.
     #[serde(default = "default_give_up_after")]
     pub give_up_after: HumanDuration,
-    /// The chain's id (EIP-155). A chain that is not built in needs it.
+    /// The chain's id (EIP-155). A chain that is not built in needs this key.
     pub id: Option<u64>,
-    /// The names of the native coin. They are added to those of a built-in chain.
+    /// The names of the native coin, in addition to the built-in names of a built-in chain.
     #[serde(default)]
     pub native: Vec<String>,
-    /// Tokens by symbol. They are added to the built-in tokens, and replace built-in tokens of the same symbol.
+    /// Tokens by symbol, in addition to the built-in tokens. A token replaces a built-in token with the same symbol.
     #[serde(default)]
     pub tokens: BTreeMap<String, TokenSettings>,
 }
@@ -69,13 +69,14 @@ pub struct TokenSettings {
     /// The token's contract on this chain.
     #[serde(deserialize_with = "written_address")]
     pub contract: Address,
-    /// How many decimals its amounts have.
+    /// How many decimals the token's amounts have.
     pub decimals: u8,
-    /// Whether one unit is one dollar by design. By default, the symbol decides.
+    /// Whether one unit of the token is worth one dollar by design. By default, this is true for the symbols of known
+    /// stablecoins.
     pub dollar: Option<bool>,
 }
 
-/// The place of a node's URL. A provider's URL contains a key, so it is a secret.
+/// The source of a node's URL. The URL is a secret, because the URLs of providers contain a key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
@@ -84,12 +85,12 @@ pub struct TokenSettings {
                  a node's URL is a secret, so the configuration itself must not contain it"
 )]
 pub enum NodeSource {
-    /// The place of a secret, with the same syntax as elsewhere in the configuration.
+    /// The source of the URL, in the syntax of all secrets in the configuration.
     Secret(secret::SecretSource),
 }
 
 impl NodeSource {
-    /// The secret's place.
+    /// The source of the secret URL.
     #[must_use]
     pub fn source(&self) -> &secret::SecretSource {
         let NodeSource::Secret(source) = self;
@@ -103,7 +104,7 @@ impl NodeSource {
     }
 }
 
-/// When a block is final.
+/// The rule that decides when a block is final.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Finality {
     /// A block is final when the node's `finalized` tag has reached it.
@@ -213,8 +214,8 @@ impl ChainSettings {
         Ok(())
     }
 
-    /// Reads the URLs of the nodes, which are secrets, and creates a client for each. `tls` is for https URLs. The clients count
-    /// their calls in `requests`.
+    /// Reads the URLs of the nodes, which are secrets, and creates a client for each node. `tls` is for https URLs. The clients
+    /// count their calls in `requests`.
     ///
     /// # Errors
     /// The key with the wrong value, such as `nodes[0]`, and the problem. Neither contains the URL.

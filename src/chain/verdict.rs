@@ -5,7 +5,8 @@ use std::fmt;
 use super::hex::Hash;
 use crate::model::{printable, string_enum};
 
-/// The chain's verdict about a completed event. There is no state for "failed": no answer of a node makes an event fail.
+/// The chain's verdict about an event with the status `completed`. There is no state for "failed": no answer of a node makes an
+/// event fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConfirmationState {
     /// Not confirmed yet. The loop of `confirm` looks at the event again.
@@ -27,7 +28,7 @@ string_enum!(ConfirmationState, "confirmation state", Waiting => "waiting", Conf
 pub enum ConfirmationCode {
     /// The node does not have the transaction, or has it in a block that is not part of its chain.
     Unseen,
-    /// The payment or the arrival is not in a final block, or `settle` is not over.
+    /// The payment or the arrival is not in a final block, or the time `settle` has not passed.
     Fresh,
     /// The temporary wallet has not passed the money on.
     Unarrived,
@@ -35,29 +36,30 @@ pub enum ConfirmationCode {
     Disagree,
     /// A node gives no usable answer.
     Node,
-    /// The transaction failed.
+    /// The transaction that the mail names was reverted.
     Reverted,
-    /// Another wallet paid, or the payer's wallet is one of the merchant's.
+    /// A wallet paid that is not the payer's wallet in the mail, or the payer's wallet is one of the merchant's.
     Payer,
-    /// The transaction does not move this token.
+    /// The transaction does not move the token that the mail names.
     Token,
     /// Less arrived than the mail's amount minus the largest discount.
     Short,
     /// The transaction is too old for the mail or the session.
     Old,
-    /// The arrival pays another event.
+    /// The arrival already pays another event.
     Claimed,
-    /// A confirmed arrival has disappeared.
+    /// A confirmed arrival is no longer in the chain: a reorganisation has removed it.
     Lost,
-    /// No `[[chain]]` for the event's chain.
+    /// The configuration has no `[[chain]]` for the event's chain.
     NoNode,
     /// The token is not known on this chain, or its amount cannot be compared.
     NoToken,
     /// Only a trace could prove the payment, and the node returns no trace.
     NoTrace,
-    /// The mail has no valid hash, or no valid wallet.
+    /// The mail has no valid transaction hash, or no valid payer's wallet.
     NoHash,
-    /// The event has waited for `give_up_after`. Or its mail is older than that, and a node does not have the transaction.
+    /// The event has waited for `give_up_after`; or its mail is older than `give_up_after`, and a node does not have the
+    /// transaction.
     GaveUp,
 }
 string_enum!(ConfirmationCode, "confirmation reason", Unseen => "unseen", Fresh => "fresh", Unarrived => "unarrived",
@@ -66,7 +68,7 @@ string_enum!(ConfirmationCode, "confirmation reason", Unseen => "unseen", Fresh 
     NoTrace => "no-trace", NoHash => "no-hash", GaveUp => "gave-up");
 
 impl ConfirmationCode {
-    /// The state that the reason belongs to.
+    /// The state of an event with this reason.
     #[must_use]
     pub fn state(self) -> ConfirmationState {
         match self {
@@ -79,7 +81,7 @@ impl ConfirmationCode {
     }
 }
 
-/// A reason: a code for programs, and a text for people.
+/// The reason why an event is not confirmed: a code for programs, and a text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfirmationReason {
     /// The code, which is an interface.
@@ -105,27 +107,28 @@ impl fmt::Display for ConfirmationReason {
 /// A block by number and hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockId {
-    /// Its number.
+    /// The block's number.
     pub number: u64,
-    /// Its hash.
+    /// The block's hash.
     pub hash: Hash,
 }
 
 /// Money that reached one of the merchant's wallets. All nodes must report the same arrival.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrival {
-    /// The block of the mail's transaction.
+    /// The block of the transaction that the mail names.
     pub paid: BlockId,
-    /// The transaction in which the money arrived. If the payer paid the merchant directly, it is the mail's transaction.
+    /// The transaction in which the money arrived. If the payer paid the merchant directly, this is the transaction that the mail
+    /// names.
     pub transaction: Hash,
     /// The keys of the logs or calls that moved the money in that transaction. The key of a log is its index in the block.
     /// Calls have negative keys in the order of the trace: −1 is the transaction itself, −2 the first call that it made.
     pub keys: Vec<i64>,
     /// The block in which the money arrived.
     pub block: BlockId,
-    /// The amount that arrived, in the coin's smallest units. At most the amount that the payer paid.
+    /// The amount that arrived, in the coin's smallest units, but at most the amount that the payer paid.
     pub units: u128,
-    /// The same amount as a plain decimal number.
+    /// The amount `units` as a plain decimal number of coins.
     pub received: String,
     /// The coin's symbol.
     pub token: String,
@@ -138,9 +141,9 @@ pub struct Arrival {
 pub struct Confirmation {
     /// The arrival, or the reason why none is proven.
     pub outcome: Result<Arrival, ConfirmationReason>,
-    /// The block of the mail's transaction, if the nodes have it.
+    /// The block of the transaction that the mail names, if the nodes have it.
     pub paid: Option<BlockId>,
-    /// The last final block. If the nodes differ, the lowest one.
+    /// The number of the newest final block. If the nodes differ, this is the lowest number.
     pub final_block: Option<u64>,
 }
 
@@ -151,7 +154,7 @@ impl Confirmation {
         Confirmation { outcome: Err(reason), paid: None, final_block: None }
     }
 
-    /// Its state.
+    /// The state of an event with this result.
     #[must_use]
     pub fn state(&self) -> ConfirmationState {
         self.outcome.as_ref().map_or_else(|reason| reason.code.state(), |_| ConfirmationState::Confirmed)

@@ -25,15 +25,15 @@ use super::verdict::{
 /// or call as in [`Arrival::keys`].
 pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
 
-/// The arrival that one node's answers prove, or the reason why they prove none.
+/// The arrival that one node's answers prove, or the reason why these answers prove no arrival.
 type ArrivalResult = Result<Arrival, Reason>;
 
-/// Judges one look at every node of the chain.
+/// Decides from the answers of all nodes in one look whether the money of `question` has arrived.
 #[must_use]
 pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_claimed: IsClaimed<'_>) -> Confirmation {
     let judge_one = |node: &Observation| {
         let finding = Judge { question, node }.finding(is_claimed);
-        // If the chain has several nodes, the reason names the host of its node.
+        // If the chain has several nodes, the reason names the host of the node that gave these answers.
         finding.map_err(|reason| if seen.len() > 1 { with_host(&node.host, &reason) } else { reason })
     };
     let findings: Vec<ArrivalResult> = seen.iter().map(judge_one).collect();
@@ -45,26 +45,27 @@ pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_c
 /// A confirmed arrival: its transaction, and the block that contained the transaction when the arrival was confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConfirmedArrival {
-    /// The transaction.
+    /// The transaction in which the money arrived.
     pub transaction: Hash,
-    /// The block's number.
+    /// The number of the block that contained this transaction.
     pub block: u64,
 }
 
 /// The result of a later look at an arrival that was confirmed before its block was `finalized`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revisited {
-    /// The arrival is final.
+    /// All nodes report the arrival in a `finalized` block.
     Stands,
-    /// The nodes cannot decide yet.
+    /// The answers of the nodes do not show yet whether a `finalized` block contains the arrival.
     Later,
-    /// The arrival has disappeared. The event becomes doubtful, and an operator decides.
+    /// The arrival is no longer in the chain: a reorganisation has removed it. The event becomes doubtful, and an operator
+    /// decides.
     Lost(Reason),
 }
 
 /// Judges a later look at an arrival that was confirmed before its block was `finalized`.
 ///
-/// The look uses [`Finality::Finalized`]. `is_claimed` knows the arrivals of all other events.
+/// The look uses [`Finality::Finalized`]. `is_claimed` reports whether a log or a call already pays another event.
 #[must_use]
 pub fn revisit(
     question: &Question<'_>,
@@ -84,7 +85,7 @@ pub fn revisit(
     }
 }
 
-/// Whether a reason means that an arrival has disappeared.
+/// Whether a reason means that a confirmed arrival is no longer in the chain.
 fn is_gone(code: Code) -> bool {
     [Code::Unseen, Code::Unarrived].contains(&code) || code.state() == State::Doubtful
 }
@@ -101,14 +102,14 @@ fn paid_block(node: &Observation) -> Option<BlockId> {
     Some(BlockId { number: receipt.block_number, hash: receipt.block_hash })
 }
 
-/// Combines the results of all nodes. They must agree, and none may be missing.
+/// Combines the results of all nodes into one. All results must agree, and no node's result may be missing.
 fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResult {
     let (asked, expected) = (findings.len(), question.chain.nodes);
     if findings.is_empty() || asked != expected {
         return Err(Reason::new(Code::Node, format!("{asked} of {expected} nodes were asked")));
     }
-    // A reason of the state `Unproven` comes first, because waiting does not change it. A reason to wait comes second, because
-    // the answers of its node may change.
+    // A reason of the state `Unproven` takes precedence, because a later look cannot change it. A reason of the state `Waiting`
+    // comes second, because the node with this reason may answer differently later.
     for state in [State::Unproven, State::Waiting] {
         let is_in_state = |finding: &&ArrivalResult| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
         if let Some(Err(reason)) = findings.iter().find(is_in_state) {
@@ -130,10 +131,11 @@ fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResu
     if findings.all(agrees) { first } else { Err(Reason::new(Code::Disagree, message)) }
 }
 
-/// Replaces the reason of an event that has waited too long. With the new reason, the event needs review.
+/// If the event has waited for `give_up_after`, replaces its reason to wait by [`Code::GaveUp`]. With this reason, the event
+/// needs review.
 ///
-/// If the mail is old and a node does not have its transaction, the event does not wait at all. The node has pruned the
-/// transaction, or the transaction never existed.
+/// The reason is also replaced if the mail is older than `give_up_after` and a node does not have its transaction. In that case,
+/// the node has pruned the transaction, or the transaction never existed.
 fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
     let limit = question.chain.give_up_after;
     let is_over = |since: Timestamp| now.duration_since(since) >= limit.try_into().unwrap_or(jiff::SignedDuration::MAX);
@@ -175,7 +177,7 @@ impl Judge<'_> {
         self.choose(payment, &movements, is_claimed)
     }
 
-    /// Checks that the node is on the right chain, and returns its last final block.
+    /// Checks that the node has the right chain id, and returns the number of the node's newest final block.
     fn final_block(&self) -> Result<u64, Reason> {
         let chain = self.question.chain;
         let id = self.node.chain_id.ok_or_else(|| self.missing(Code::Node, "the node does not say its chain id"))?;
@@ -186,8 +188,8 @@ impl Judge<'_> {
         self.node.final_block.ok_or_else(|| self.missing(Code::Node, "the node does not say its final block"))
     }
 
-    /// The reason for a missing answer: [`Code::Node`] if a call failed. It is `code` if no call failed, or if the node has
-    /// pruned the answer.
+    /// The reason for a missing answer. Its code is [`Code::Node`] if a call failed, and `code` if no call failed or if the node
+    /// has pruned the answer.
     fn missing(&self, code: Code, message: &str) -> Reason {
         match &self.node.error {
             Some(error) if matches!(error.kind, NodeErrorKind::Pruned(_)) => Reason::new(code, error.to_string()),
@@ -196,7 +198,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Checks that a transaction was executed in a final block of the node's chain, and returns the block.
+    /// Checks that a transaction succeeded in a final block of the node's chain, and returns this block. `last` is the number of
+    /// the newest final block.
     fn check_final(&self, seen: &Seen, hash: Hash, last: u64) -> Result<Block, Reason> {
         let receipt = &seen.receipt;
         if let Some(defect) = unsound(receipt, hash) {
@@ -231,7 +234,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Rejects an old payment that is presented for a new order.
+    /// Rejects a transaction that is older than the mail by more than `window`, or older than the session's registration. A mail
+    /// may name the transaction of an old payment for a new order.
     fn check_time(&self, block: Block) -> Result<(), Reason> {
         let Question { chain, sent_at, registered_at, .. } = self.question;
         let paid_at = i128::from(block.timestamp);
@@ -240,7 +244,7 @@ impl Judge<'_> {
             let window = crate::units::HumanDuration(chain.window);
             return doubt(Code::Old, format!("the transaction is more than {window} older than the mail"));
         }
-        // The time of a block has whole seconds, so the fraction of the registration's second does not count.
+        // The timestamp of a block has whole seconds, so the fraction of a second in `registered_at` is ignored.
         if registered_at.is_some_and(|at| paid_at < i128::from(at.as_second())) {
             return doubt(Code::Old, "the transaction is older than the session's registration".into());
         }
@@ -339,7 +343,8 @@ impl Judge<'_> {
         Ok(candidates)
     }
 
-    /// Returns `movements`. If it is empty, returns the reason: the arrival is not final, the node failed, or no money arrived.
+    /// Returns `movements`. If `movements` is empty, returns the reason: the arrival is not final, the node failed, or no money
+    /// arrived.
     fn arrived(&self, movements: Vec<Movement>, last: u64) -> Result<Vec<Movement>, Reason> {
         if !movements.is_empty() {
             return Ok(movements);
@@ -351,7 +356,8 @@ impl Judge<'_> {
         }))
     }
 
-    /// Chooses the first movement that is sufficient and does not pay another event.
+    /// Chooses the first movement that is large enough and does not pay another event. The reason is `claimed` if every movement
+    /// pays another event, and `short` if no other movement is large enough.
     fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { coin, least, .. } = self.question;
         let is_free = |movement: &&Movement| !movement.keys.iter().any(|key| is_claimed(movement.transaction, *key));

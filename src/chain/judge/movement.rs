@@ -21,12 +21,13 @@ impl Movement {
     }
 }
 
-/// The position of a receipt in the chain, as a sort key.
+/// The position of the receipt's transaction in the chain, as a sort key.
 pub(super) fn place(receipt: &Receipt) -> (u64, u64, Hash) {
     (receipt.block_number, receipt.transaction_index, receipt.transaction_hash)
 }
 
-/// The wallets that the payer paid. Each comes with the index of the first log that paid it, and the sum of the payments.
+/// The wallets that the payer paid. Each wallet comes with the index of the first log that paid it, and with the sum of the
+/// payments to it.
 pub(super) fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, u128)>, Reason> {
     let mut wallets: Vec<(Address, u64, u128)> = Vec::new();
     for transfer in paid {
@@ -38,7 +39,7 @@ pub(super) fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, 
     Ok(wallets)
 }
 
-/// Adds up the amounts of the logs or calls of one transaction. Each has its key. `None`: `parts` is empty.
+/// Adds up `parts`, which are the keys and amounts of logs or calls in the receipt's transaction. `None`: `parts` is empty.
 pub(super) fn sum_up(receipt: &Receipt, parts: impl Iterator<Item = (i64, u128)>) -> Result<Option<Movement>, Reason> {
     let (mut keys, mut units) = (Vec::new(), 0);
     for (key, value) in parts {
@@ -62,7 +63,7 @@ pub(super) fn frame_key(index: usize) -> i64 {
     -1 - i64::try_from(index).unwrap_or(i64::MAX - 1)
 }
 
-/// Collects the calls with a value that were not reverted, with their keys.
+/// Adds to `found` the key and the value of each call that `is_wanted` selects, that has a value, and that was not reverted.
 ///
 /// Only a CALL moves money to its callee. A DELEGATECALL shows the value of the outer call, and a CALLCODE pays its caller.
 pub(super) fn collect_calls(root: &Frame, is_wanted: &dyn Fn(&Frame) -> bool, found: &mut Vec<(i64, u128)>) {

@@ -13,7 +13,7 @@ use super::*;
 const WALLET: Address = Address([0x77; 20]);
 const STRANGER: Address = Address([0x99; 20]);
 const PASSED_ON: Hash = Hash([0x22; 32]);
-/// The claimed amount: 20 USDC.
+/// The amount in the mail: 20 USDC, in the token's smallest units.
 const UNITS: u128 = 20_000_000;
 
 fn usdc() -> Address {
@@ -55,12 +55,12 @@ fn node() -> Observation {
     Observation { host: "node.example".into(), chain_id, final_block, ..Observation::default() }
 }
 
-/// The payer pays the merchant 20 USDC.
+/// The answers of a node at which the payer has paid the merchant 20 USDC.
 fn direct() -> Observation {
     Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, UNITS, 4)])), ..node() }
 }
 
-/// The payer pays 20 USDC to a temporary wallet, which passes them on.
+/// The answers of a node at which the payer has paid 20 USDC to a temporary wallet, which has passed them on.
 fn through_wallet() -> Observation {
     Observation {
         payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, WALLET, UNITS, 4)])),
@@ -99,13 +99,13 @@ fn ask(chain: &Chain, claim: &Claim, seen: &[Observation]) -> Confirmation {
     judge(&Question::new(claim, &chains).unwrap(), seen, NOW.parse().unwrap(), &|_, _| false)
 }
 
-/// The reason why one node's answers confirm nothing. If they confirm the payment, the text is empty.
+/// The reason why one node's answers confirm nothing. If the answers confirm the payment, the text is empty.
 fn reason(token: &str, seen: Observation) -> String {
     let confirmation = ask(&chain("trace = true"), &claim(token), &[seen]);
     confirmation.outcome.map(|_| String::new()).unwrap_or_else(|reason| reason.to_string())
 }
 
-/// Changes the answers, and returns the reason code.
+/// Changes a node's answers, and returns the code of the reason why the changed answers confirm nothing.
 fn code(token: &str, mut seen: Observation, change: impl FnOnce(&mut Observation)) -> String {
     change(&mut seen);
     reason(token, seen).split(':').next().unwrap().to_owned()

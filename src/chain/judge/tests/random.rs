@@ -133,7 +133,7 @@ fn confirmed_by_chance(token: &str, is_native: bool) -> usize {
             prop_assert!(is_native || arrival.units >= UNITS - 1);
             prop_assert_eq!(seen.chain_id, Some(137));
         }
-        // Only a final block can contradict a mail.
+        // Only a transaction in a final block can contradict a mail. The newest final block of these observations is 100.
         if confirmation.state() == State::Doubtful {
             prop_assert!(seen.payment.unwrap().receipt.block_number <= 100);
         }
@@ -146,7 +146,7 @@ fn confirmed_by_chance(token: &str, is_native: bool) -> usize {
 
 #[test]
 fn nothing_confirms_without_an_arrival_in_a_receipt() {
-    // Some of the random observations must be payments. Otherwise the property would never be checked.
+    // Some of the random observations must confirm the payment. Otherwise the assertions about an arrival would never run.
     assert!(confirmed_by_chance("USDC", false) > 20);
     assert!(confirmed_by_chance("MATIC", true) > 20);
 }
