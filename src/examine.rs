@@ -18,7 +18,7 @@ use crate::trust::{self, Clock, Recipients, dns::Resolver};
 /// An example of a notification, in the layout that Resmic has published.
 const WARM_UP_MAIL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
 
-/// The content of a mail. It is not yet known whether the mail is trusted.
+/// The parsed content of a mail, before it is known whether the mail is trusted.
 pub struct ParsedMail {
     signed: SignedFields,
     report: extract::ParseReport,
@@ -65,8 +65,8 @@ impl Rules {
         ParsedMail { signed, report, envelope, date }
     }
 
-    /// Parses a mail with a given proof, and does not authenticate it: for a mail that an operator releases, and for `parse`
-    /// without `--trust`.
+    /// Parses a mail and decides its outcome with the given proof, without authentication: for a mail that an operator releases,
+    /// and for `parse` without `--trust`.
     #[must_use]
     pub fn examine_trusted(&self, mail: &RawMail, proof: TrustProof) -> (Examined, extract::ParseReport) {
         self.examine_with(mail, Authenticity::Trusted(proof))
@@ -78,7 +78,8 @@ impl Rules {
         drop(self.parser.parse_and_inspect(WARM_UP_MAIL, signed, envelope));
     }
 
-    /// Parses a mail with regard to its authenticity, and combines the two results.
+    /// Parses a mail, and decides its outcome from the content and the given authenticity. Of a trusted mail, only signed header
+    /// fields are used.
     #[must_use]
     pub fn examine_with(&self, mail: &RawMail, authenticity: Authenticity) -> (Examined, extract::ParseReport) {
         let parsed = self.parse_with(mail, signed_fields(&authenticity));
@@ -96,7 +97,7 @@ impl Rules {
         parsed: ParsedMail,
     ) -> (Examined, extract::ParseReport) {
         let signed = signed_fields(&authenticity);
-        // If `signed` differs, the mail was parsed with its Subject, although the Subject is not signed.
+        // If `signed` and `parsed.signed` differ, the mail was parsed with its Subject, although the Subject is not signed.
         let parsed = if parsed.signed == signed { parsed } else { self.parse_with(mail, signed) };
         let ParsedMail { report, envelope, date, .. } = parsed;
         let is_truncated = mail.size > mail.bytes.len() as u64;
@@ -109,7 +110,8 @@ impl Rules {
             }
             // The mail is not about a payment, so its sender does not matter.
             (Parsed::NotAPayment(reason), _) => Judgement::Ignored(reason.clone()),
-            // A mail without text may contain only a picture, or may be encrypted. It needs review only if it is from Resmic.
+            // A mail without text may contain only a picture, or may be encrypted. Such a mail needs review only if it is from
+            // Resmic.
             (Parsed::Empty, Authenticity::Rejected(_)) => {
                 Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT))
             }
@@ -173,7 +175,7 @@ fn envelope_alone(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
     catch_panic(|| MessageParser::new().parse_headers(bytes).as_ref().map(envelope)).flatten().unwrap_or_default()
 }
 
-/// The time in a Date header (RFC 5322, 3.3). `None` if the zone is unknown: the parsers would assume UTC.
+/// The time in a Date header (RFC 5322, 3.3). `None` if the time zone is unknown, because the date parsers would assume UTC.
 fn header_date(raw: &str) -> Option<Timestamp> {
     let plain = raw.split('(').next().unwrap_or_default().trim();
     let zone = plain.rsplit(' ').next().unwrap_or_default();

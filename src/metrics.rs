@@ -41,13 +41,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The sources of the answers to `/metrics` and `/healthz`.
 pub struct MetricsEndpoint {
-    /// The source of the counts and of the state.
+    /// The source of the counts and of the health.
     pub source: MetricsSource,
     /// The lease; `None` without `[standby]`.
     pub lease: Option<watch::Receiver<LeaseView>>,
-    /// The progress of the loops.
+    /// The heartbeats of the loops.
     pub heartbeats: Heartbeats,
-    /// The time from the receipt of a mail by its server to its commit here.
+    /// The time from the receipt of a mail by the IMAP server to the commit of the mail in the database.
     pub latency: PushLatency,
     /// The requests to nodes and to Resmic's API, and the times of publishes to streams.
     pub requests: RequestCounters,
@@ -71,7 +71,7 @@ pub enum MetricsSource {
 pub async fn serve(listener: Arc<TcpListener>, endpoint: MetricsEndpoint, mut shutdown: watch::Receiver<bool>) {
     let endpoint = Arc::new(endpoint);
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    // The set aborts the connections when this function ends. Each of them keeps the database open.
+    // The set aborts the connections when this function ends. Each connection keeps the database open.
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}

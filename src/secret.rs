@@ -1,4 +1,4 @@
-//! Loads secrets from the places that the configuration names. The secrets never appear in the configuration or in logs.
+//! Loads secrets from the sources that the configuration names. The secrets never appear in the configuration or in logs.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,8 +17,8 @@ const FOLDER_ID: &str = "resmic-mailhook";
 /// The timeout of a command that prints a secret.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The place of a secret: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or
-/// `{ command = ["program", "argument"] }`. The secret is the whole content of this place, without the last line break.
+/// The source of a secret: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or `{ command = ["program",
+/// "argument"] }`. The secret is the whole content of this source, without the last line break.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecretSource {
@@ -32,8 +32,8 @@ pub enum SecretSource {
     Command(Vec<String>),
 }
 
-/// Parses the place of a secret. By mistake, an operator may write the secret itself instead of its place. The error of `serde`
-/// would quote that secret, but the error of this function does not.
+/// Parses the source of a secret. By mistake, an operator may write the secret itself into the configuration. The error of
+/// `serde` would quote that secret, but the error of this function does not.
 ///
 /// # Errors
 /// The error of the deserializer, without the value.
@@ -59,7 +59,7 @@ pub fn deserialize_optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option
     deserialize_source(from).map(Some)
 }
 
-/// Why a secret cannot be loaded. The text names the place, never the value.
+/// Why a secret cannot be loaded. The text names the source, but never contains the secret.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SecretError(String);
@@ -137,7 +137,7 @@ impl std::fmt::Display for SecretSource {
             SecretSource::Credential(name) => write!(f, "credential {name:?}"),
             SecretSource::File(path) => write!(f, "file {}", path.display()),
             SecretSource::Env(name) => write!(f, "environment variable {name}"),
-            // The arguments may be secrets.
+            // The arguments are not shown, because they may be secrets.
             SecretSource::Command(command) => write!(f, "command {:?}", command.first().map_or("", String::as_str)),
         }
     }

@@ -8,8 +8,8 @@ use crate::boot_clock::BootInstant;
 /// The error of an attempt that was not permitted.
 pub const NO_PERMIT: &str = "not sent: the lease of this host has ended, or is about to end";
 
-/// The permission to begin attempts. It ends at a point in time, and no message announces the end. So it also ends for a
-/// process that is stopped (SIGSTOP) at that time.
+/// The permission to begin attempts. The permission ends at a point in time, and no message announces its end. So the permission
+/// also ends for a process that is stopped (SIGSTOP) at that time.
 #[derive(Debug, Clone, Default)]
 pub struct SendingPermit {
     /// `None`: the permission never ends.
@@ -29,8 +29,8 @@ impl SendingPermit {
         self.until.as_ref().is_none_or(|until| BootInstant::now() < *until.borrow())
     }
 
-    /// Returns when the end of the permission has changed since the last call of this function. If the permission never ends,
-    /// this function never returns.
+    /// Waits until the end of the permission is set again. An end that was set since the previous call of this function counts,
+    /// too. If the permission never ends, this function never returns.
     pub async fn changed(&mut self) {
         let changed = match &mut self.until {
             Some(until) => until.changed().await,

@@ -16,7 +16,7 @@ pub fn stopping() {
 
 /// Reports that a reload begins. [`ready`] must follow, also after a failure.
 pub fn reloading() {
-    // For a unit with Type=notify-reload (systemd 253), systemd compares this time with the time of its SIGHUP.
+    // For a unit with Type=notify-reload (systemd 253), systemd compares `now` with the time at which it sent SIGHUP.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),

@@ -133,7 +133,8 @@ fn is_journal() -> bool {
     stream.is_ok_and(|stream| stream == journal)
 }
 
-/// The time from the receipt of a mail by its server to its commit here, in seconds. Clones share one histogram.
+/// The time from the receipt of a mail by the IMAP server to the commit of the mail in the database, in seconds. Clones share one
+/// histogram.
 #[derive(Debug, Clone)]
 pub struct PushLatency {
     histogram: Histogram,
@@ -248,7 +249,7 @@ impl ResmicRequests {
     }
 }
 
-/// The counters and times of requests to other servers. A reload does not reset them.
+/// The counters and the times of requests to other servers. A reload does not reset them.
 #[derive(Debug, Clone, Default)]
 pub struct RequestCounters {
     /// The calls to nodes of chains.

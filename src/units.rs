@@ -5,12 +5,12 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-/// A duration: a whole number and one of `ms`, `s`, `m`, `h`, `d`. It is at most a hundred years.
+/// A duration of at most a hundred years: a whole number, and one of the units `ms`, `s`, `m`, `h` and `d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HumanDuration(pub std::time::Duration);
 
-/// A number of bytes: a whole number, and one of `B`, `KiB`, `MiB`, `GiB`, `kB`, `MB` and `GB`, or no unit for bytes.
+/// A number of bytes: a whole number, and one of the units `B`, `KiB`, `MiB`, `GiB`, `kB`, `MB` and `GB`, or no unit for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ByteSize(pub u64);

@@ -1,4 +1,5 @@
-//! `authorize`: an operator signs in with a browser, and the refresh token is stored at the place that the configuration names.
+//! `authorize`: an operator signs in with a browser, and the program writes the refresh token to the file that the configuration
+//! names.
 
 use std::io::BufRead;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         Some(source) => Some(config.secret(&key("oauth2.client_secret"), source).await?),
         None => None,
     };
-    // This tests whether the file can be written, before the person begins. The provider may issue the token only once.
+    // `begin` tests whether the file can be written, before the person signs in. The provider may issue the token only once.
     let replacement = Replacement::begin(&file)
         .map_err(|e| anyhow::anyhow!("cannot write {}: {e}; run authorize with sudo", file.display()))?;
     let client = OAuthClient::new(settings, client_secret, roots(config, n, account, &way)?);
@@ -48,7 +49,7 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The TLS client for the endpoints; `None` if no endpoint needs TLS.
+/// The TLS client for the endpoints of the OAuth provider; `None` if no endpoint needs TLS.
 fn roots(
     config: &Config,
     n: usize,
@@ -81,7 +82,7 @@ async fn by_browser(client: &OAuthClient, url: &Url, user: &str) -> Result<Secre
     authorization.wait(client, pasted_lines(), message).await
 }
 
-/// The lines of standard input.
+/// Returns the lines of standard input. The person may paste the URL of the redirect there.
 fn pasted_lines() -> mpsc::Receiver<String> {
     let (lines, pasted) = mpsc::channel(1);
     // A read of standard input cannot be cancelled, so this thread may wait until the process ends.

@@ -69,7 +69,7 @@ fn line(text: &str) -> anyhow::Result<()> {
     ignore_closed_pipe(super::output::line(text))
 }
 
-/// One result for each line, or the error as the only result.
+/// Returns one result for each line of `found`, or the error of `found` as the only result.
 fn each_line(found: Result<Vec<String>, String>) -> Vec<Result<String, String>> {
     found.map_or_else(|error| vec![Err(error)], |lines| lines.into_iter().map(Ok).collect())
 }

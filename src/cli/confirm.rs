@@ -80,7 +80,8 @@ fn chain_of<'a>(due: &DueLook, chains: &'a [WatchedChain]) -> Option<&'a Watched
     chains.iter().find(|watched| fold_chain(&watched.chain.name) == name)
 }
 
-/// The state after the look. The recorded result takes precedence, because the arrival may already pay another event.
+/// The event's state and its reason after the look. The result `recorded` by the database takes precedence over `confirmation`,
+/// because the arrival may already pay another event.
 fn state_and_reason(
     confirmation: &Confirmation,
     recorded: Option<&RecordedLook>,
@@ -164,7 +165,7 @@ struct VouchedLine<'a> {
     held: i64,
 }
 
-/// Records that an operator vouches for an event.
+/// Writes into the database that an operator vouches for an event, and prints the result.
 pub(super) async fn vouch(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
     // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);

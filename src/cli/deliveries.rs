@@ -1,4 +1,4 @@
-//! `deliveries`: lists the outbox, makes deliveries due again, and compares streams with the outbox.
+//! `deliveries`: lists the deliveries, makes deliveries due again, and compares streams with the deliveries in the database.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `import`: stores mails from files. It examines and records them as `run` does.
+//! `import`: stores mails from files. The command examines the mails and writes them into the database as `run` does.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

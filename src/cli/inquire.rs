@@ -1,4 +1,5 @@
-//! `session check` and `reconcile`: both commands ask Resmic now, and record the answers as the daemon does.
+//! `session check` and `reconcile`: both commands ask Resmic's API now, and write the answers into the database as the daemon
+//! does.
 
 use std::process::ExitCode;
 
@@ -15,7 +16,7 @@ use crate::model::{DeliveryState, iso, printable};
 use crate::payments::RecordedSession;
 use crate::resmic::{ApiError, SessionId};
 
-/// A session as Resmic reports it. The keys are an interface.
+/// The output of both commands for a session: Resmic's answer, and the finding. The keys of the JSON are an interface.
 #[derive(Serialize)]
 struct AnswerLine {
     session_id: String,
@@ -66,7 +67,7 @@ impl AnswerLine {
         }
     }
 
-    /// Adds the newest held event of the session, and the reasons why it is held.
+    /// Adds the session's newest event that has a held delivery, and the reasons why its deliveries are held.
     fn with_held_event(mut self, reader: &StoreReader) -> anyhow::Result<Self> {
         if let Some(event) = newest_held_event(reader, &self.session_id)? {
             self.held_reason = Some(reasons_to_hold(&event));
@@ -100,7 +101,7 @@ impl AnswerLine {
         Ok(())
     }
 
-    /// The answer and the finding in one line.
+    /// Resmic's answer and the finding, as one line of text.
     fn line(&self) -> String {
         let detail = [&self.reason, &self.event_id, &self.error].into_iter().flatten().next();
         let status = cell(self.payment_status.as_deref());
@@ -130,7 +131,7 @@ fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Optio
 }
 
 /// The reasons why the deliveries of an event with a known session are held. The event's `hold`, Resmic and the chain can each
-/// hold them independently.
+/// hold deliveries independently.
 fn reasons_to_hold(event: &EventRow) -> String {
     let is_open =
         |state: &str| ![ConfirmationState::Confirmed, ConfirmationState::Operator].iter().any(|s| s.as_str() == state);
@@ -145,7 +146,8 @@ fn reasons_to_hold(event: &EventRow) -> String {
     [event.hold.clone(), resmic, chain].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-/// Opens the database and creates an inquirer for it. A missing database is an error, and is not created.
+/// Opens the database, and creates an [`Inquirer`] that writes Resmic's answers into this database. A missing database is an
+/// error, and is not created.
 async fn open(config: &Config) -> anyhow::Result<(Store, Inquirer)> {
     let client = app::resmic_client(config).await?;
     let (Some(client), Some(settings)) = (client, &config.resmic) else {
@@ -157,7 +159,7 @@ async fn open(config: &Config) -> anyhow::Result<(Store, Inquirer)> {
     Ok((store, inquirer))
 }
 
-/// Asks about one session.
+/// Asks Resmic about one session, and prints the answer (`session check`).
 pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyhow::Result<ExitCode> {
     let session: SessionId = session_id.trim().parse().map_err(super::UsageError)?;
     let (store, mut inquirer) = open(config).await?;
@@ -170,7 +172,8 @@ pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyh
     Ok(if answer.error.is_none() { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-/// Asks about all registered sessions without a completed or failed event. Stops at an error that only a person can resolve.
+/// Asks Resmic about all registered sessions without a completed or failed event, and prints the answers (`reconcile`). Stops at
+/// an error that only a person can resolve.
 pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (store, mut inquirer) = open(config).await?;
     let asked = async {

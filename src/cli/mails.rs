@@ -66,7 +66,7 @@ pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode
     );
     let account = super::account(config, Some(&stored.mail.origin.account))?;
     let rules = app::rules(config, account).await?;
-    // Only a signed To header names an order.
+    // The order comes only from a signed To header, so `to` has the addresses in the stored proof of the mail.
     let to = stored.proof.map(|proof| proof.to).unwrap_or_default();
     let proof =
         TrustProof { trust: Trust::Operator, domain: None, selector: None, signed_headers: SignedHeaders::All, to };

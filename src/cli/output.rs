@@ -40,7 +40,7 @@ pub(super) fn is_closed() -> bool {
     polled && fds.iter().any(|out| out.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
-/// Ignores a closed pipe, for commands that finish their work without a reader. Their exit code shows the result.
+/// Ignores a closed pipe, for commands that finish their work without a reader. The exit code of such a command shows the result.
 pub(super) fn ignore_closed_pipe(printed: anyhow::Result<()>) -> anyhow::Result<()> {
     match printed {
         Err(error) if !is_closed_pipe(&error) => Err(error),
@@ -82,7 +82,7 @@ pub(super) fn report_left_out(requested: Option<u32>, left_out: bool) {
 /// The most rows in one part of a [`LongTable`]. A wide cell changes the column widths of its part only.
 const PART: usize = 1_000;
 
-/// A table of many rows. It is printed in parts, so that its memory does not grow with the number of rows.
+/// A table of many rows. The rows are printed in parts, so that the memory of the table does not grow with the number of rows.
 pub(super) struct LongTable {
     part: Table,
     rows: usize,
@@ -104,7 +104,7 @@ impl LongTable {
         line(&full.trim_fmt())
     }
 
-    /// Prints the last part.
+    /// Prints the last part of the table.
     pub(super) fn finish(self) -> anyhow::Result<()> {
         if self.part.is_empty() && self.part.header().is_none() {
             return Ok(());

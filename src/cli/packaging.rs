@@ -1,4 +1,4 @@
-//! `completions` and `man`, for packages.
+//! `completions` and `man`: print the shell completions and the manual pages, which packages install.
 
 use std::io::Write;
 use std::path::Path;

@@ -203,7 +203,7 @@ fn print_plain(file: &str, examined: &Examined) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints where each value was found. With `--json`, these lines go to standard error.
+/// Prints where in the mail each value was found. With `--json`, these lines go to standard error.
 fn explain(report: &ParseReport, json: bool) -> anyhow::Result<()> {
     for note in &report.notes {
         let value = model::printable(&note.value, 120);

@@ -75,7 +75,7 @@ fn rejection(stored: &StoredMail) -> Reason {
     }
 }
 
-/// Describes a change for a person.
+/// Describes the changed outcome of a mail, as text for a person.
 pub(super) fn describe(change: &Reevaluation) -> String {
     match change {
         Reevaluation::Same => "nothing changed".into(),

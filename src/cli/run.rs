@@ -54,7 +54,7 @@ impl Signals {
     }
 }
 
-/// Why this daemon may write the database.
+/// The right of this daemon to write the database.
 enum DatabaseClaim {
     /// The daemon has the lock of the database.
     Lock(#[allow(dead_code)] DaemonLock),
@@ -84,7 +84,7 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
     let logging = telemetry::start(&config.telemetry);
     let mut signals = Signals::listen()?;
     let file = config.path().to_owned();
-    // A reload does not reset the metrics.
+    // The loops get the same counters after a reload, so a reload does not reset the metrics.
     let (latency, requests) = (PushLatency::default(), RequestCounters::default());
     // A command that prints a secret may wait for input. A shutdown does not wait for such a command.
     let (mut prepared, mut claim) = tokio::select! {
@@ -138,7 +138,7 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prepares the loops, and claims the database.
+/// Prepares the loops, and gets the lock of the database. With `[standby]`, joins the hosts that share a lease instead.
 async fn prepare(config: Config, fresh: bool, requests: &RequestCounters) -> anyhow::Result<(Prepared, DatabaseClaim)> {
     let standby = config.standby.clone();
     let prepared = app::prepare(config, None, requests.clone()).await?;
@@ -166,7 +166,7 @@ async fn reload(
     let config = Config::read(&kept.file)?;
     let log = config.telemetry.log;
     let prepared = app::prepare(config, listener, requests.clone()).await?;
-    // The process holds the lock of the old database.
+    // This process has the lock of the old database, and does not lock another one during a reload.
     anyhow::ensure!(prepared.database() == kept.database, "a change of [store] path needs a restart");
     anyhow::ensure!(prepared.standby() == kept.standby, "a change of [standby] needs a restart");
     Ok((log, prepared))

@@ -1,4 +1,4 @@
-//! `session` and `address`: sessions, and the addresses of orders.
+//! `session` registers, lists and assigns sessions. `address` prints the signed address of an order.
 
 use super::args::NewSession;
 use super::output::{self, cell};
@@ -50,7 +50,7 @@ pub(super) fn list(config: &Config, requested: Option<u32>, json: bool) -> anyho
     Ok(())
 }
 
-/// Assigns an event to a session by the operator's decision.
+/// Assigns an event to a session, as the operator has decided.
 pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
     // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);

@@ -9,8 +9,8 @@ use crate::config::Config;
 use crate::db;
 use crate::standby::{Handover, LeaseHolder, LeaseState, LeaseView, StandbySettings, find_holder, request_release};
 
-/// With `[standby]`, permits a command that writes the database only if the daemon of this host is active and its lease has not
-/// ended. The last report of that daemon shows this. If no daemon runs, the error names the holder that the NATS server reports.
+/// With `[standby]`, permits a command that writes the database only if the last report of this host's daemon shows that the host
+/// is active and that its lease has not ended. If no daemon runs, the error names the holder that the NATS server reports.
 pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
     let Some(standby) = &config.standby else { return Ok(()) };
     let (host, report) = app::standby_report(config, standby)?;
@@ -47,7 +47,7 @@ pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Explains which host is active, from the report of a daemon that is not active.
+/// Explains which host is active, from the last report of this host's daemon, which is not active.
 fn place_of(lease: &LeaseView) -> String {
     match (&lease.holder, &lease.problem) {
         _ if lease.state == LeaseState::TakingOver => "it is taking over; try again when it is active".into(),

@@ -17,7 +17,7 @@ use crate::model::MailboxState;
 use crate::standby::{LeaseState, LeaseView};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    // If the database cannot be read, the output is a report with this problem. So `status --json` always prints JSON.
+    // If the database cannot be read, the output is a report that has only this problem. So `status --json` always prints JSON.
     let (health, last_mail) = match lease(config) {
         Ok(None) => assess(config, None),
         // Only the active host reads its database. On another host, a restore command may replace the database at any time.
@@ -41,7 +41,7 @@ fn assess(config: &Config, lease: Option<&LeaseView>) -> db::Result<(Health, Opt
     Ok((health, reader.last_mail()?))
 }
 
-/// The lease as the daemon of this host sees it; `None` without `[standby]`.
+/// The lease in the last report of this host's daemon; `None` without `[standby]`.
 fn lease(config: &Config) -> anyhow::Result<Option<LeaseView>> {
     let Some(standby) = &config.standby else { return Ok(None) };
     let (_, report) = app::standby_report(config, standby)?;
@@ -115,7 +115,7 @@ fn print_stream(stream: &StreamHealth) -> anyhow::Result<()> {
     stream.notes.iter().try_for_each(|note| line(&format!("  note: {}", crate::model::printable(note, 400))))
 }
 
-/// Prints a line for a chain.
+/// Prints a line about the nodes of a chain.
 fn print_chain(chain: &ChainHealth) -> anyhow::Result<()> {
     let number = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let behind = chain.head.zip(chain.final_block).map(|(head, last)| head - last);

@@ -1,4 +1,4 @@
-//! Questions to a person on a terminal. They go to standard error, like all messages.
+//! Questions to a person on a terminal. The questions go to standard error, like all messages.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -9,7 +9,7 @@ use secrecy::SecretString;
 /// The most bytes of an answer that are read.
 const LONGEST_ANSWER: u64 = 16 * 1024;
 
-/// The input ended before an answer.
+/// Standard input ended before the person answered.
 #[derive(Debug, thiserror::Error)]
 #[error("the input has ended")]
 pub(super) struct InputEnded;
@@ -19,13 +19,13 @@ pub(super) fn is_here() -> bool {
     io::stdin().is_terminal()
 }
 
-/// Asks a question. Returns the answer without the spaces around it.
+/// Asks the person a question. Returns the answer without the spaces around it.
 pub(super) async fn ask(prompt: &str) -> anyhow::Result<String> {
     show(prompt)?;
     Ok(read_line().await?.trim().to_owned())
 }
 
-/// Asks for a secret, which is not shown.
+/// Asks the person for a secret. The terminal does not show the typed characters.
 pub(super) async fn ask_secret(prompt: &str) -> anyhow::Result<SecretString> {
     let hidden = Hidden::begin().context("the terminal cannot hide a secret")?;
     show(prompt)?;
@@ -42,7 +42,7 @@ fn show(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Reads a line in another thread, so that a signal is noticed meanwhile.
+/// Reads a line of standard input in another thread, so that the program can handle a signal meanwhile.
 async fn read_line() -> anyhow::Result<String> {
     let read = || {
         let mut line = String::new();

@@ -54,7 +54,7 @@ impl ConfigFile {
         let (table, broken) = DeTable::parse_recoverable(&self.content);
         let full_key = key_at(table.get_ref(), at).or_else(|| self.key_before(at)).unwrap_or_default();
         let secret = secret_key(&full_key);
-        // A syntax error in TOML does not quote a value.
+        // The message for a syntax error in TOML quotes no value, so it needs no replacement.
         let message = if secret.is_some() && broken.is_empty() {
             "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
              the configuration itself must not contain a secret"
@@ -66,8 +66,8 @@ impl ConfigFile {
         self.error_at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, message)
     }
 
-    /// The key on the line of `offset`, as written. It is used if the parsed table has no key at the place of the error: after a
-    /// syntax error, a duplicate key, or in a file that is not UTF-8.
+    /// The key on the line of `offset`, as written. The caller needs this key if the parsed table has no key at the position of
+    /// the error: after a syntax error or a duplicate key, or in a file that is not UTF-8.
     fn key_before(&self, offset: usize) -> Option<String> {
         let begin = self.content.get(..offset)?.rfind('\n').map_or(0, |at| at + 1);
         let key = self.content.get(begin..)?.lines().next()?.split_once('=')?.0.trim();
@@ -81,7 +81,8 @@ impl ConfigFile {
     }
 }
 
-/// The path `key` up to its first key of [`SECRETS`]. The rest is cut off: TOML may parse a secret without quotes as a key.
+/// The beginning of the path `key`, up to the first name in [`SECRETS`]. The rest is cut off, because TOML may parse a secret
+/// without quotes as a key.
 fn secret_key(key: &str) -> Option<&str> {
     let mut ends = key.match_indices('.').map(|(dot, _)| dot).chain([key.len()]).filter_map(|end| key.get(..end));
     ends.find(|key| SECRETS.contains(&key.rsplit('.').next().unwrap_or_default()))
@@ -139,7 +140,7 @@ fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
     }
 }
 
-/// The place of a key, or of the innermost existing table that should contain it.
+/// The position of a key in the file, or of the innermost existing table that should contain the key.
 fn span_of(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
     let (first, rest) = key.split_once('.').map_or((key, None), |(a, b)| (a, Some(b)));
     let (name, index) = match first.split_once('[') {

@@ -1,7 +1,7 @@
 //! Parses TOML into a valid [`Config`].
 //!
 //! Each room defines and checks its settings. This module reads the file, and checks rules that concern several keys. An error
-//! names the file, the line and the key. It does not quote a value that may be a secret.
+//! names the file, the line and the key, but does not quote a value that may be a secret.
 
 mod file;
 
@@ -58,7 +58,7 @@ pub struct Config {
     /// `[telemetry]`
     #[serde(default)]
     pub telemetry: telemetry::TelemetrySettings,
-    /// The path and the content of the file. With them, an error names the line of its key.
+    /// The path and the content of the configuration file. Errors find the line of a key in this content.
     #[serde(skip)]
     pub file: ConfigFile,
 }
@@ -71,7 +71,7 @@ pub struct StoreTable {
     path: Option<PathBuf>,
 }
 
-/// An error in a configuration, with its place.
+/// An error in a configuration. [`Error::Wrong`] has the file, the line and the key.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file does not exist or cannot be read.
@@ -92,7 +92,7 @@ pub enum Error {
     Wrong {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The number of the line, counted from 1.
         line: usize,
         /// The key, as a path: `account[1].tls`.
         key: String,
@@ -101,7 +101,7 @@ pub enum Error {
     },
 }
 
-/// A key and its problem. The line is not known yet.
+/// A key and its problem, before the line of the key is known.
 type KeyProblem = (String, String);
 
 impl Config {
@@ -116,7 +116,7 @@ impl Config {
         }
     }
 
-    /// Reads a file.
+    /// Reads and checks a configuration file.
     ///
     /// # Errors
     /// [`Error`].
@@ -127,7 +127,7 @@ impl Config {
         Config::parse(path, content)
     }
 
-    /// Parses the content of a file, which need not exist yet.
+    /// Parses and checks `content`. The file at `path` need not exist yet.
     ///
     /// # Errors
     /// [`Error`].
@@ -232,14 +232,14 @@ impl Config {
     /// Hashes of the tables that must be the same on all hosts of a `[standby]`.
     #[must_use]
     pub fn hashes(&self) -> ConfigurationHashes {
-        // The content was parsed before, so this cannot fail.
+        // The content was parsed before, so `parse` cannot fail here.
         ConfigurationHashes::new(&self.file.content.parse().unwrap_or_default())
     }
 
     /// Loads the secret from `source`, which is the value of `key`.
     ///
     /// # Errors
-    /// [`Error::Wrong`], with the place of the key.
+    /// [`Error::Wrong`], with the line of the key.
     pub async fn secret(&self, key: &str, source: &secret::SecretSource) -> Result<secrecy::SecretString, Error> {
         source.load().await.map_err(|missing| self.file.wrong(key, missing.to_string()))
     }

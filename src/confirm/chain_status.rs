@@ -1,4 +1,5 @@
-//! The last state of the nodes of a chain, for `status` and the metrics.
+//! Asks the nodes of a chain for their newest blocks, and writes the result into the table `chains`, for `status` and the
+//! metrics.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use crate::model::{iso, printable};
 
 /// The loop asks the nodes for their blocks at most once in this time.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// The longest error that is stored, in characters.
+/// The longest error that is stored in the table `chains`, in characters.
 const MAX_MESSAGE: usize = 300;
 
-/// The newest block of a node, and its last final block.
+/// The newest block of a node (`head`), and the newest final block of this node (`last`).
 pub(super) struct NodeBlocks {
     pub(super) head: Block,
     pub(super) last: Block,
@@ -28,7 +29,7 @@ pub(super) struct ChainStatus {
     row: ChainRow,
     written: Option<ChainRow>,
     asked: Option<Instant>,
-    /// Whether a node failed in the last look.
+    /// Whether a node failed in the most recent look at an event.
     failing: bool,
 }
 
@@ -49,8 +50,9 @@ impl ChainStatus {
         ChainStatus { store, row, written: None, asked: None, failing: false }
     }
 
-    /// Asks the nodes for their blocks, at most once a minute. `events_wait`: the caller looks at a due event next, and that look
-    /// reports errors of the nodes. So this function logs no error, and asks nothing if a node failed in the last look.
+    /// Asks the nodes for their blocks, at most once a minute, and writes the answers into the chain's row of the table `chains`.
+    /// `events_wait`: the caller looks at a due event next, and that look reports errors of the nodes. In this case, this
+    /// function logs no error, and sends no call if a node failed in the most recent look.
     pub(super) async fn refresh(&mut self, watched: &WatchedChain, events_wait: bool) -> db::Result<()> {
         if self.asked.is_some_and(|at| at.elapsed() < INTERVAL) || events_wait && self.failing {
             return Ok(());
@@ -64,7 +66,7 @@ impl ChainStatus {
         self.row.last_error = fault.map(|fault| fault.message.clone());
         self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
         let now = Timestamp::now();
-        // A block is final only if all nodes say so. So the node with the oldest final block counts.
+        // A block is final only if it is final at all nodes. So the row gets the blocks of the node with the lowest final block.
         let slowest = answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|blocks| blocks.last.number);
         if let Some(NodeBlocks { head, last }) = slowest {
             let seconds = |block: &Block| i64::try_from(block.timestamp).unwrap_or(i64::MAX);
@@ -77,7 +79,7 @@ impl ChainStatus {
         self.write().await
     }
 
-    /// Records the result of a look in the row: the error of a node, or that no node failed.
+    /// Writes the result of a look at an event into the chain's row: the error of a node, or that no node failed.
     pub(super) async fn looked(&mut self, watched: &WatchedChain, seen: &[Observation]) -> db::Result<()> {
         let fault = seen.iter().find_map(|node| fault_of(node, &watched.chain));
         self.failing = fault.is_some();
@@ -98,7 +100,7 @@ impl ChainStatus {
     }
 }
 
-/// Asks a node for its chain, its newest block and its last final block.
+/// Asks a node for its chain id, its newest block and its newest final block.
 pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<NodeBlocks, Fault> {
     let id = node.chain_id().await.map_err(|error| fault(&error))?;
     if id != chain.id {

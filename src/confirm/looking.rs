@@ -1,4 +1,4 @@
-//! One look at one event: asks every node of its chain, and judges the answers.
+//! One look at one event: asks every node of the event's chain, and judges the answers.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -29,15 +29,16 @@ pub struct NodeAnswers {
     pub error: Option<String>,
 }
 
-/// The arrivals that already pay other events. Each has a transaction, and the key of a log or a call in that transaction.
+/// The arrivals that already pay other events. Each entry has a transaction, and the key of a log or a call in that transaction.
 type ClaimedArrivals = HashSet<(Hash, i64)>;
 
-/// Turns the values of a mail into a question for the nodes of a chain.
+/// Turns the claim of a mail into a [`Question`] for the nodes of `chain`. `Err`: the reason why the nodes cannot check the
+/// claim.
 pub(super) fn question<'a>(claim: &Claim, chain: &'a Chain) -> Result<Question<'a>, ConfirmationReason> {
     Question::new(claim, std::slice::from_ref(chain))
 }
 
-/// Asks all nodes at the same time.
+/// Asks all nodes about one payment at the same time, and returns the answers of each node.
 pub(super) async fn look_at(nodes: &[Node], question: &Question<'_>) -> Vec<Observation> {
     join_all(nodes.iter().map(|node| look_in_time(node, question))).await
 }
@@ -54,7 +55,7 @@ async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
     timeout(LONGEST_LOOK, look(node, question)).await.unwrap_or_else(late)
 }
 
-/// Reads which arrivals in these answers already pay other events.
+/// Reads from the database which arrivals in the nodes' answers already pay other events.
 pub(super) async fn claimed(
     store: &Store,
     chain: &Chain,
@@ -65,7 +66,7 @@ pub(super) async fn claimed(
     store.claimed_by_others(chain.id, &due.event_id, transactions.into_iter().collect()).await
 }
 
-/// Judges the answers. The caller sets the time of the next look.
+/// Judges the nodes' answers in `seen`, and returns the finished look. The caller sets its `next_look_at`.
 pub(super) fn finish(
     chain: &Chain,
     hosts: &str,
@@ -101,7 +102,8 @@ fn settles_at(chain: &Chain, due: &DueLook, seen: &[Observation], confirmation: 
     from.checked_add(settle).unwrap_or(Timestamp::MAX)
 }
 
-/// Looks at an event immediately, for `confirm`. The result is recorded only if the event has a row in `confirmations`.
+/// Looks at an event immediately, for `confirm`. The result is written into the database only if the event has a row in
+/// `confirmations`.
 ///
 /// # Errors
 /// The database cannot be read or written.

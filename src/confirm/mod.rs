@@ -1,7 +1,8 @@
-//! The loop that confirms payments. It takes a waiting event, asks the nodes of its chain, and records the verdict.
+//! The loop that confirms payments. The loop takes a waiting event, asks the nodes of the event's chain, and writes the verdict
+//! into the table `confirmations`.
 //!
-//! Each chain has one loop, so a slow node does not delay other chains. The loop looks at the newest event first. It sleeps
-//! until a commit wakes it, or until the next look is due. Without a `[[chain]]` there is no loop and no connection.
+//! Each chain has one loop, so a slow node does not delay other chains. The loop looks at the newest event first. The loop sleeps
+//! until a commit wakes it, or until the time of the next look. Without a `[[chain]]` there is no loop and no connection.
 
 mod chain_status;
 mod looking;
@@ -24,17 +25,17 @@ use crate::payments::{DueLook, RecordedLook, next_look};
 use chain_status::ChainStatus;
 use looking::{LONGEST_LOOK, claimed, finish, look_at, question};
 
-/// The pauses after errors of nodes.
+/// The pauses of the loop after an error of a node.
 const AFTER_ERRORS: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(300) };
 /// The longest pause that a node can demand with `Retry-After`.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// A chain with its nodes.
+/// A configured chain, with the clients of its nodes.
 #[derive(Debug)]
 pub struct WatchedChain {
     /// The chain.
     pub chain: Chain,
-    /// Its nodes.
+    /// The clients of the chain's nodes.
     pub nodes: Vec<Node>,
 }
 
@@ -113,7 +114,8 @@ impl TurnWorker for ConfirmationWorker {
 }
 
 impl ConfirmationWorker {
-    /// Looks at the next due event. Returns the time of the next search if no event is due. `None`: another event may be due.
+    /// Looks at the next due event, and returns `None`, because another event may be due. If no event is due, returns the time of
+    /// the next search for due events.
     async fn look_at_next(&mut self) -> db::Result<Option<Instant>> {
         let (due, next) = self.store.due_look(&self.watched.chain).await?;
         let Some(due) = due else { return Ok(Some(turn_at(next))) };
@@ -144,7 +146,8 @@ impl ConfirmationWorker {
         Ok(())
     }
 
-    /// Looks again at an event that was confirmed before its block was `finalized`. A reorganisation may have removed that block.
+    /// Looks again at an event that was confirmed before the block of its arrival was `finalized`. A reorganisation may have
+    /// removed that block.
     async fn revisit(&mut self, due: DueLook) -> db::Result<()> {
         let chain = Chain { finality: Finality::Finalized, ..self.watched.chain.clone() };
         let (Ok(question), Some(arrival)) = (question(&due.claim, &chain), due.arrival) else {
@@ -177,12 +180,13 @@ impl ConfirmationWorker {
         let pause = AFTER_ERRORS.pause(self.failures).max(asked.min(LONGEST_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
-        // Other events are looked at first, because this event may be the only one that causes the error.
+        // This event waits longer than the others, because it may be the only event that causes the error.
         pause + (waited / 10).min(AFTER_ERRORS.cap)
     }
 }
 
-/// The pause before the next look at a confirmed event. `None`: its block is `finalized`, so a reorganisation cannot remove it.
+/// The pause before the next look at a confirmed event. `None`: the chain confirms events only in `finalized` blocks, which a
+/// reorganisation cannot remove.
 fn revisit_pause(chain: &Chain, due: &DueLook) -> Option<Duration> {
     let waited = Duration::try_from(Timestamp::now().duration_since(due.claim.waits_since)).unwrap_or_default();
     (chain.finality != Finality::Finalized).then(|| next_look(waited, chain.block_time))

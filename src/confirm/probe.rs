@@ -7,7 +7,7 @@ use super::WatchedChain;
 use super::chain_status::{NodeBlocks, ask};
 use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
 
-/// If the newest block of a node is older than this number of seconds, the node does not follow its chain.
+/// If the newest block of a node is older than this number of seconds, the node is too far behind its chain.
 const STALE_SECONDS: i64 = 600;
 
 /// Checks each node of a chain, and returns a line for each check. `Err`: a call failed, or the operator must correct something.

@@ -12,22 +12,22 @@ use crate::db::{self, ChainRow, StoreReader};
 pub struct ChainHealth {
     /// The chain's name.
     pub name: String,
-    /// The hosts of its nodes.
+    /// The hosts of the chain's nodes.
     pub nodes: Vec<String>,
-    /// The age of the newest block at `asked_at`.
+    /// The age of the newest block at `asked_at`, in seconds.
     pub head_age_s: Option<i64>,
-    /// The last error.
+    /// The last error of a node.
     pub last_error: Option<String>,
-    /// The newest block.
+    /// The number of the newest block.
     #[serde(skip)]
     pub head: Option<i64>,
-    /// The last final block.
+    /// The number of the newest final block.
     #[serde(skip)]
     pub final_block: Option<i64>,
-    /// How much older the final block is than the newest.
+    /// How much older the final block is than the newest block, in seconds.
     #[serde(skip)]
     pub final_lag_s: Option<i64>,
-    /// The time of the last answer of the nodes.
+    /// The time at which the nodes last reported their blocks.
     #[serde(skip)]
     pub asked_at: Option<String>,
     /// How many events wait for the chain.
@@ -35,8 +35,8 @@ pub struct ChainHealth {
     pub waiting: i64,
 }
 
-/// The chains, and what is wrong with them. A node that throttles or does not answer is a problem only after events have
-/// waited for ten minutes.
+/// Returns the health of the configured chains, and adds their problems to `attention`. A node that throttles or does not answer
+/// is a problem only after events have waited for ten minutes.
 pub(super) fn chains(
     reader: &StoreReader,
     expected: &Expected,

@@ -30,9 +30,9 @@ pub struct Mailbox {
     pub account: String,
     /// The mailbox's name.
     pub mailbox: String,
-    /// The state of its watcher.
+    /// The state of the task that watches the mailbox.
     pub state: String,
-    /// The last completed round trip.
+    /// The time of the last completed round trip to the IMAP server.
     pub last_seen_at: Option<String>,
     /// The last error.
     pub last_error: Option<String>,
@@ -45,7 +45,8 @@ impl From<MailboxRow> for Mailbox {
     }
 }
 
-/// Returns the watched mailboxes that have a row, and adds the problems of all watched mailboxes to `attention`.
+/// Returns the watched mailboxes that have a row in the table `mailboxes`, and adds the problems of all watched mailboxes to
+/// `attention`.
 pub(super) fn mailboxes(
     reader: &StoreReader,
     expected: &Expected,
@@ -66,9 +67,9 @@ pub(super) fn mailboxes(
     Ok(mailboxes)
 }
 
-/// Pairs each expected mailbox with its row. For a special-use attribute, the row has the mailbox's real name, which is not in
-/// the configuration. So the newest of the account's remaining rows is taken. All other rows belong to mailboxes that were
-/// watched earlier.
+/// Pairs each configured mailbox with its row of the table `mailboxes`. For a special-use attribute, the row has the mailbox's
+/// real name, which is not in the configuration. So such a mailbox gets the newest of the account's remaining rows. All other
+/// rows belong to mailboxes that were watched earlier.
 fn pair(expected: &[WatchedMailbox], mut rows: Vec<MailboxRow>) -> Vec<(&WatchedMailbox, Option<MailboxRow>)> {
     rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
     let mut named: Vec<_> =

@@ -51,10 +51,10 @@ pub struct Expected {
     pub resmic: bool,
 }
 
-/// The state of the daemon. `status --json` prints it; the keys are an interface.
+/// The health of the daemon, as `status --json` prints it. The keys are an interface.
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
-    /// Nothing needs attention.
+    /// Whether nothing needs attention.
     pub ok: bool,
     /// The watched mailboxes.
     pub mailboxes: Vec<Mailbox>,
@@ -85,8 +85,8 @@ pub struct Health {
     pub waits: bool,
 }
 
-/// Reads the state from the database. `running`: whether a daemon uses the database. The call takes seconds if another program
-/// has locked the database.
+/// Reads the health of the daemon from the database. `running`: whether a daemon uses the database. The call takes seconds if
+/// another program has locked the database.
 ///
 /// # Errors
 /// An error of the database.

@@ -12,22 +12,22 @@ use crate::db::{self, StoreReader};
 pub struct ResmicHealth {
     /// The API's host; `None` before the first request.
     pub host: Option<String>,
-    /// The time of the last recorded request.
+    /// The time of the last request that is recorded in the database.
     pub asked_at: Option<String>,
     /// The last error; `None` if the last request succeeded.
     pub last_error: Option<String>,
-    /// Events that wait until Resmic reports their session as `Completed`.
+    /// How many events wait until Resmic reports their session as `Completed`.
     pub waiting: i64,
-    /// Events that Resmic contradicts.
+    /// How many events Resmic contradicts.
     pub doubtful: i64,
-    /// Sessions that are completed at Resmic and whose mail is missing.
+    /// How many sessions are completed at Resmic while their mail is missing.
     pub missing_mails: i64,
-    /// Sessions that need review.
+    /// How many sessions need review.
     pub to_review: i64,
 }
 
-/// Resmic's API, and what is wrong with it. An error that may pass by itself is a problem only after ten minutes. A waiting event
-/// is a problem after an hour.
+/// Returns the health of Resmic's API, and adds its problems to `attention`. An error that may pass by itself is a problem only
+/// after ten minutes. A waiting event is a problem after an hour.
 pub(super) fn resmic(
     reader: &StoreReader,
     expected: &Expected,

@@ -25,7 +25,7 @@ pub struct OwnProgram {
     pub version: String,
     /// The newest schema that this program knows.
     pub schema: i64,
-    /// Hashes of the configuration.
+    /// Hashes of the configuration's tables.
     pub configuration: ConfigurationHashes,
 }
 
@@ -42,8 +42,8 @@ impl Role {
 }
 
 impl Health {
-    /// The health of a host that is not active. Such a host watches no mailboxes and has no open database. `own` is
-    /// compared with the values of the holder.
+    /// The health of a host that is not active. Such a host watches no mailboxes and has no open database. `own` is compared with
+    /// the values of the lease's holder.
     #[must_use]
     pub fn of_standby(lease: &LeaseView, own: &OwnProgram, now: BootInstant) -> Self {
         let mut health = Health::unknown(String::new());
@@ -53,7 +53,7 @@ impl Health {
         health
     }
 
-    /// Adds the loops whose heartbeat is late.
+    /// Adds a problem for each loop whose heartbeat is late.
     pub fn add_late(&mut self, heartbeats: &Heartbeats) {
         for name in heartbeats.late() {
             self.ok = false;
@@ -61,7 +61,7 @@ impl Health {
         }
     }
 
-    /// Adds the role, and what is wrong with the lease.
+    /// Adds the host's role, and a problem of the lease if there is one.
     pub fn add_lease(&mut self, lease: &LeaseView, now: BootInstant) {
         let holder = lease.holder.as_ref().map(|holder| holder.host.clone());
         let left = lease.ends.map(|ends| ends.since(now).as_secs());
@@ -85,8 +85,8 @@ impl Health {
     }
 }
 
-/// How this host differs from the holder of the lease. With such a difference, this host would make other decisions after a
-/// takeover.
+/// Describes how this host differs from the holder of the lease. With such a difference, this host would make other decisions
+/// after a takeover.
 fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let Some(holder) = &lease.holder else { return Vec::new() };
     let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));

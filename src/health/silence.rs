@@ -9,15 +9,15 @@ use super::Mailbox;
 use crate::db::{AccountRow, RecentParses};
 use crate::model::{MailboxState, iso};
 
-/// Fewer unparsed notifications than this number are no problem, because single mails may be odd.
+/// Fewer unparsed notifications than this number are no problem, because single mails may have an unusual layout.
 const FEWEST_UNPARSED: i64 = 3;
 
 /// An account that the configuration names.
 #[derive(Debug, Clone)]
 pub struct WatchedAccount {
-    /// Its name.
+    /// The account's name.
     pub account: String,
-    /// A longer time without a proven notification is a problem. `None`: silence is no problem.
+    /// If the account gets no proven notification for longer than this time, this is a problem. `None`: there is no limit.
     pub quiet: Option<Duration>,
 }
 
@@ -44,11 +44,11 @@ pub struct ParsingHealth {
     pub unparsed: i64,
 }
 
-/// The accounts, and which of them are silent for too long.
+/// Returns the health of each account, and adds a problem to `attention` for each account that is silent for longer than `quiet`.
 ///
-/// A silence begins at the last notification, or at the first start with this account if that is later. So a new account is
-/// not silent. An account is also not silent while the daemon still reads its mailboxes, because a notification may be waiting
-/// there.
+/// A silence begins at the last notification, or at the first start with this account if that is later. So a new account is not
+/// silent. While the daemon still reads an account's mailboxes, the account is not silent either, because these mailboxes may
+/// contain a notification.
 pub(super) fn accounts(
     expected: &[WatchedAccount],
     rows: &[AccountRow],
@@ -90,7 +90,7 @@ fn silent_since(row: &AccountRow) -> Option<Timestamp> {
     row.last_notification_at.max(row.watched_since)
 }
 
-/// The age of a time; zero for a time in the future.
+/// The time from `since` to `now`; zero if `since` is in the future.
 fn age(since: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or_default()
 }
@@ -105,8 +105,8 @@ fn in_words(age: Duration) -> String {
     }
 }
 
-/// Adds a problem if most of the newest notifications could not be parsed. Then Resmic has probably changed the layout of its
-/// mails.
+/// Adds a problem if at least three and more than half of the newest notifications could not be parsed. In that case, Resmic has
+/// probably changed the layout of its mails.
 pub(super) fn parsing(recent: RecentParses, attention: &mut Vec<String>) -> ParsingHealth {
     let RecentParses { checked, unparsed } = recent;
     if unparsed >= FEWEST_UNPARSED && unparsed * 2 > checked {

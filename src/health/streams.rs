@@ -19,22 +19,22 @@ pub struct StreamHealth {
     pub stream: String,
     /// `connecting`, `connected` or `failed`.
     pub state: StreamState,
-    /// The configured URLs, separated by commas.
+    /// The configured URLs of the NATS servers, separated by commas.
     pub servers: String,
     /// The version of the server to which the daemon connected last.
     pub version: Option<String>,
     /// Why the daemon cannot publish.
     pub problems: Vec<String>,
-    /// The settings that should be changed.
+    /// Advice about settings of the stream that should be changed.
     pub notes: Vec<String>,
-    /// How many deliveries found their message in the stream already.
+    /// How many deliveries found that the stream had their message already.
     pub there_already: i64,
-    /// How many messages the stream had lost and got again.
+    /// How many messages the stream had lost, and the daemon has published again.
     pub refilled: i64,
 }
 
-/// The targets that are streams, and what is wrong with them. An unreachable server is a problem after half a minute, which is
-/// longer than a restart of the server or an election in its cluster takes.
+/// Returns the health of the targets that are streams, and adds their problems to `attention`. An unreachable server is a problem
+/// after half a minute, which is longer than a restart of the server or an election in its cluster takes.
 pub(super) fn streams(
     reader: &StoreReader,
     expected: &Expected,

@@ -3,7 +3,7 @@
 use super::Expected;
 use crate::db::{self, StoreReader};
 
-/// The mails, events and deliveries that wait for an operator.
+/// Returns a line of advice, with a count, for each kind of mails, events and deliveries that wait for an operator.
 pub(super) fn waiting(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
     let accounts: Vec<_> = expected.mailboxes.iter().map(|watched| watched.account.as_str()).collect();
     let backlog = reader.backlog(&expected.targets, &accounts)?;

@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::url::Url;
 use crate::loopback::is_loopback;
 
-/// The place where a server listens.
+/// The address at which a server listens.
 #[derive(Debug, Clone)]
 pub enum Destination {
     /// A host and a port.

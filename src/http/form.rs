@@ -16,13 +16,13 @@ pub const FORM_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum size of an answer's body.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-/// The answer to a form.
+/// The response to a posted form.
 pub struct FormAnswer {
     /// The status of the answer.
     pub status: StatusCode,
-    /// The pause that the server asked for, at most [`MAX_RETRY_AFTER`].
+    /// The pause that the server demands with `Retry-After`, at most [`MAX_RETRY_AFTER`].
     pub retry_after: Option<Duration>,
-    /// The target of a redirect. It is not followed.
+    /// The target of a redirect, which this client does not follow.
     pub location: Option<String>,
     /// The body of the answer, at most 64 KiB.
     pub body: Bytes,

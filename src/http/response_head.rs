@@ -52,12 +52,12 @@ impl StatusAndFields {
 }
 
 impl ResponseHead {
-    /// Returns a stream that reads from `stream` and records the first bytes.
+    /// Returns a stream that reads from `stream` and copies the first bytes of the response into this value.
     pub fn record(&self, stream: Box<dyn HttpStream>) -> Box<dyn HttpStream> {
         Box::new(RecordingStream { stream, head: self.clone() })
     }
 
-    /// The final response's status, once its whole line has been read.
+    /// The status and the header lines of the final response; `None` until its whole status line has been read.
     #[must_use]
     pub fn status(&self) -> Option<StatusAndFields> {
         self.with(|received| find_final(&received.bytes))
@@ -81,8 +81,8 @@ impl ResponseHead {
     }
 }
 
-/// Skips the responses of class 1xx, which are not final (RFC 9110, 15.2). The status 101 counts as final, because HTTP on the
-/// connection ends with it.
+/// Finds the final response: skips the responses of class 1xx (RFC 9110, 15.2). The status 101 counts as final, because HTTP on
+/// the connection ends with it.
 fn find_final(mut bytes: &[u8]) -> Option<StatusAndFields> {
     loop {
         let (line, rest) = split_line(bytes)?;
@@ -117,7 +117,7 @@ fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((line.strip_suffix(b"\r").unwrap_or(line), rest.get(1..)?))
 }
 
-/// A stream whose first bytes are recorded.
+/// A stream that copies the first bytes that it reads into `head`.
 struct RecordingStream {
     stream: Box<dyn HttpStream>,
     head: ResponseHead,

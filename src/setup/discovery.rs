@@ -7,28 +7,28 @@ use crate::trust::mail_servers;
 
 /// The SRV services of RFC 6186 and RFC 8314. Implicit TLS comes first.
 const SERVICES: [(&str, Tls); 2] = [("_imaps._tcp", Tls::Implicit), ("_imap._tcp", Tls::Starttls)];
-/// Usual names of IMAP servers.
+/// Usual names of IMAP servers below the domain of the address.
 const NAMES: [&str; 2] = ["imap", "mail"];
 
 /// An IMAP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MailServer {
-    /// Its host.
+    /// The server's host.
     pub host: String,
-    /// Its port, if this is not the default of `port` in the configuration.
+    /// The server's port, if it is not the default of `port` in the configuration.
     pub port: Option<u16>,
     /// How the connection is protected.
     pub tls: Tls,
 }
 
-/// The result of the search. The text explains to the person where the result is from.
+/// The result of [`discover`]. The text explains to the person how the server was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovered {
-    /// A known provider.
+    /// The server of a known provider.
     Provider(&'static Provider, String),
     /// A server of another provider.
     Server(MailServer, String),
-    /// No server.
+    /// No server was found.
     Nothing,
 }
 
@@ -62,12 +62,12 @@ pub async fn discover(resolver: &Resolver, domain: &str) -> Result<Discovered, S
     Ok(Discovered::Nothing)
 }
 
-/// Whether a name from DNS can be shown and configured as it is.
+/// Whether a host name from DNS can be shown and configured unchanged.
 fn is_plain_host(host: &str) -> bool {
     is_host(host) && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
-/// The default of `port` in the configuration.
+/// The default of `port` in the configuration, for the given protection of the connection.
 fn usual_port(tls: Tls) -> u16 {
     match tls {
         Tls::Implicit => 993,

@@ -1,4 +1,4 @@
-//! The answers of `init`, and the configuration that they become.
+//! The answers to the questions of `init`, and the text of the configuration that they result in.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ pub struct Draft {
     pub email: String,
     /// The mail server.
     pub server: MailServer,
-    /// Certificates to trust in addition to the system's.
+    /// A file with certificates to trust in addition to the system's.
     pub ca_file: Option<PathBuf>,
     /// The login name.
     pub user: String,
-    /// The kind of login.
+    /// The kind of login at the mail server.
     pub login: LoginDraft,
     /// Whether the mailbox receives only Resmic's mails.
     pub dedicated: bool,
@@ -28,11 +28,11 @@ pub struct Draft {
     pub dns: Vec<String>,
     /// How the order of a payment is determined.
     pub orders: OrderMethod,
-    /// The handler, if there is one.
+    /// The handler's URL, if there is a handler.
     pub forward: Option<Url>,
 }
 
-/// The kind of login.
+/// The kind of login at the mail server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoginDraft {
     /// A password.
@@ -57,7 +57,7 @@ pub enum OrderMethod {
     Address,
     /// By the only registered session with the same amount.
     Match,
-    /// The handler identifies payments itself.
+    /// This program does not determine the order: the handler identifies payments itself.
     Send,
 }
 
@@ -95,18 +95,18 @@ impl ProviderApp {
 }
 
 impl Draft {
-    /// The file of the account's password.
+    /// The name of the file with the account's password.
     pub const PASSWORD: &'static str = "imap-password";
-    /// The file of the key that signs deliveries.
+    /// The name of the file with the key that signs deliveries.
     pub const WEBHOOK_SECRET: &'static str = "webhook-secret";
-    /// The file of the key that signs addresses.
+    /// The name of the file with the key that signs addresses.
     pub const ADDRESS_KEY: &'static str = "address-key";
-    /// The file of a refresh token.
+    /// The name of the file with a refresh token.
     pub const REFRESH_TOKEN: &'static str = "oauth-refresh-token";
-    /// The file of the client secret of an application.
+    /// The name of the file with the client secret of an application.
     pub const CLIENT_SECRET: &'static str = "oauth-client-secret";
 
-    /// The text of the configuration file.
+    /// Returns the text of the configuration file. `place` decides how this text names the secrets.
     #[must_use]
     pub fn text(&self, place: SecretPlace) -> String {
         let mut out = String::from(
@@ -187,7 +187,7 @@ impl SecretPlace {
     }
 }
 
-/// A text in the syntax of TOML.
+/// A text as a TOML string, in quotes.
 fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }

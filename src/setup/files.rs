@@ -13,7 +13,7 @@ pub struct NewFiles {
 }
 
 impl NewFiles {
-    /// Creates a folder and its missing parents, each with mode 0755. An existing folder stays unchanged.
+    /// Creates a folder and its missing parents, each with mode 0755. Existing folders stay unchanged.
     ///
     /// # Errors
     /// An error of the system.
@@ -43,10 +43,10 @@ impl NewFiles {
         removed
     }
 
-    /// Keeps the files. They survive a power cut.
+    /// Keeps the files and folders, which then also survive a power cut.
     ///
     /// # Errors
-    /// An error of the system. In that case nothing is kept.
+    /// An error of the system. In that case, all new files and folders are removed.
     pub fn keep(mut self) -> io::Result<()> {
         for folder in self.files.iter().chain(&self.folders).map(|path| folder_of(path)) {
             File::open(folder)?.sync_all()?;
@@ -69,7 +69,8 @@ impl Drop for NewFiles {
     }
 }
 
-/// A secret file (0600) that will take the place of `path`. Dropped without [`Replacement::commit`], it changes nothing.
+/// A secret file (0600) that will take the place of `path`. If this value is dropped without [`Replacement::commit`], the file at
+/// `path` is unchanged.
 #[derive(Debug)]
 pub struct Replacement {
     path: PathBuf,
@@ -78,8 +79,8 @@ pub struct Replacement {
 }
 
 impl Replacement {
-    /// Creates the file under a temporary name, with the owner of the older file. So a folder without write permission, and an
-    /// owner that cannot be kept, are detected early.
+    /// Creates the new file under a temporary name, with the owner of the existing file. So a folder without write permission,
+    /// and an owner that cannot be kept, are detected early.
     ///
     /// # Errors
     /// An error of the system.

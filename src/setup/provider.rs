@@ -3,23 +3,23 @@
 /// A mail provider.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Provider {
-    /// Its name, for people.
+    /// The provider's name, for people.
     pub name: &'static str,
-    /// Its IMAP server, with TLS on port 993.
+    /// The provider's IMAP server, with TLS on port 993.
     pub host: &'static str,
-    /// How a program logs in.
+    /// How a program logs in at the provider.
     pub sign_in: SignIn,
     /// Whether `payments+tag@…` is delivered to `payments@…`, as signed addresses need.
     pub has_tags: bool,
     /// Whether the login name is the address without its domain.
     pub local_user: bool,
-    /// Domains of its addresses.
+    /// The domains of the provider's addresses.
     domains: &'static [&'static str],
-    /// The domains of its mail exchangers (MX).
+    /// The domains of the provider's mail exchangers (MX).
     exchangers: &'static [&'static str],
 }
 
-/// How a program logs in.
+/// How a program logs in at a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignIn {
     /// With a password for this program only. The text explains where to create one.
@@ -48,7 +48,7 @@ const fn zoho(host: &'static str, domains: &'static [&'static str], exchangers: 
     }
 }
 
-/// The known providers. The first match counts.
+/// The known providers. If several match, the first one is used.
 static PROVIDERS: [Provider; 12] = [
     Provider {
         name: "Gmail",

@@ -18,7 +18,7 @@ pub(super) struct Dialogue {
     pub(super) asks: bool,
 }
 
-/// A question.
+/// A question of `init`.
 pub(super) struct DialogueQuestion<'a> {
     /// The flag that has the answer.
     pub(super) flag: &'a str,
@@ -31,7 +31,7 @@ pub(super) struct DialogueQuestion<'a> {
 }
 
 impl Dialogue {
-    /// Gets a text that `check` accepts.
+    /// Gets the answer to `question`, which `check` must accept: from the flag, from the person, or from the default.
     pub(super) async fn text(
         &self,
         question: DialogueQuestion<'_>,

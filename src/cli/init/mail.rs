@@ -18,7 +18,8 @@ use crate::trust::dns::{self, Resolver};
 const PRIVATE_AT_MICROSOFT: [&str; 4] = ["outlook.com", "hotmail.com", "live.com", "msn.com"];
 
 impl Setup<'_> {
-    /// Asks for the account, and tests a password with a login. Returns the draft, and the password or the client secret.
+    /// Asks for the mail account, and tests a password with a login. Returns the [`Draft`] of the configuration, and the password
+    /// or the OAuth client secret.
     pub(super) async fn mail_account(&self) -> anyhow::Result<(Draft, Option<Obtained>)> {
         let given = self.arguments.email.as_deref();
         let question =
@@ -93,7 +94,7 @@ impl Setup<'_> {
         MailServer { port: arguments.port.or(server.port), tls: arguments.tls.unwrap_or(server.tls), ..server }
     }
 
-    /// Gets the server from the flag --host, or from the person.
+    /// Gets the IMAP server from the flag --host, or from the person.
     async fn server_by_hand(&self, given: Option<&str>, known: Option<&MailServer>) -> anyhow::Result<MailServer> {
         let default = known.map(|server| server.host.as_str());
         let question = DialogueQuestion { flag: "--host", given, prompt: "IMAP server", default };
@@ -172,7 +173,7 @@ impl Setup<'_> {
         self.dialogue.text(question, is_id).await
     }
 
-    /// Gets the client secret. Only Google's desktop applications have one.
+    /// Gets the OAuth client secret. Only Google's desktop applications have a client secret.
     async fn client_secret(&self, provider: Option<&Provider>) -> anyhow::Result<Option<Obtained>> {
         if provider.map(|provider| provider.sign_in) != Some(SignIn::Google) {
             return Ok(None);
@@ -182,7 +183,7 @@ impl Setup<'_> {
         Ok(Some(self.secret(Draft::CLIENT_SECRET, obtain).await?))
     }
 
-    /// Gets the password and tests it with a login.
+    /// Gets the password of the account, and tests it with a login.
     async fn password(&self, draft: &mut Draft, provider: Option<&Provider>) -> anyhow::Result<Obtained> {
         loop {
             let file = self.arguments.password_file.as_deref();
@@ -214,7 +215,7 @@ impl Setup<'_> {
         }
     }
 
-    /// Logs in and opens the mailboxes.
+    /// Logs in with `password`, opens the mailboxes of the account, and prints the findings.
     async fn try_login(&self, draft: &Draft, password: &SecretString) -> anyhow::Result<()> {
         let config = Config::parse(&self.path, draft.text(self.place))?;
         let Some(account) = config.accounts.first() else { bail!("the draft has no account") };

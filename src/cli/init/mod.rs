@@ -1,4 +1,5 @@
-//! `init`: asks a few questions, and writes a configuration that `check` accepts. It writes nothing before the last answer.
+//! `init`: asks a few questions, and writes a configuration that `check` accepts. The command writes nothing before the last
+//! answer.
 
 mod dialogue;
 mod mail;
@@ -33,7 +34,7 @@ const ORDERS: &str = "\nHow do payments find their orders? Resmic's mails do not
   3 send     Your handler identifies payments itself, for example by their transaction.
              Events without a session are delivered at once, with \"session_id\": null.";
 
-/// Runs the command. If a signal ends the command, no file is left.
+/// Runs `init`. If a signal ends the command, its new files are removed.
 pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyhow::Result<()> {
     let (mut interrupt, mut hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -52,7 +53,7 @@ pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyho
     bail!("{reason}; nothing was written")
 }
 
-/// The state of one run of the command.
+/// One run of `init`: its arguments, its dialogue, and the path of the new configuration.
 struct Setup<'a> {
     arguments: &'a InitArguments,
     dialogue: Dialogue,
@@ -129,7 +130,8 @@ impl<'a> Setup<'a> {
         files.keep().context("cannot write; nothing was written")
     }
 
-    /// The existing secret with this name, or a new one.
+    /// Returns the existing secret with this name. If no such secret exists, `obtain` gets a new secret, which is not written
+    /// yet.
     async fn secret(
         &self,
         name: &str,
@@ -155,7 +157,7 @@ impl<'a> Setup<'a> {
         Ok(Obtained { secret, file: Some(file) })
     }
 
-    /// The handler's URL, if there is a handler.
+    /// Gets the handler's URL from the flag --forward, or from the person. `None`: there is no handler.
     async fn handler(&self) -> anyhow::Result<Option<Url>> {
         if self.arguments.no_forward {
             return Ok(None);
@@ -281,7 +283,7 @@ fn order_method(text: &str) -> Option<OrderMethod> {
     }
 }
 
-/// A URL that events may be posted to.
+/// Parses the URL of a handler: https, or http on this machine.
 fn handler_url(text: &str) -> Result<Url, String> {
     let url: Url = text.parse()?;
     if !url.tls && !url.is_loopback() {

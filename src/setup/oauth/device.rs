@@ -23,9 +23,9 @@ const PATIENCE: u32 = 5;
 const USUAL_LIFETIME: Duration = Duration::from_secs(15 * 60);
 const LONGEST_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
-/// A code that waits for the person.
+/// A code from the device authorization endpoint, which the person must enter on a page of the provider.
 pub struct DeviceCode {
-    /// The code to enter.
+    /// The code that the person enters.
     pub user_code: String,
     /// The page on which the person enters the code.
     pub verification_uri: String,
@@ -88,7 +88,7 @@ impl DeviceCode {
 }
 
 impl PollPace {
-    /// Adjusts the pace to an answer. Returns whether another request may follow.
+    /// Adjusts the pace to an answer without a token. Returns whether another request may follow.
     fn goes_on(&mut self, denial: &Denial) -> bool {
         self.unanswered = if matches!(denial, Denial::Passing(_)) { self.unanswered + 1 } else { 0 };
         self.interval = match denial {
@@ -134,7 +134,7 @@ mod tests {
             pauses.push(pace.interval.as_secs());
         }
         assert_eq!(pauses, [10, 20, 40, 60]);
-        // A usable answer resets the count.
+        // A usable answer sets the count of requests without a usable answer to zero.
         assert!(pace.goes_on(&code("authorization_pending")) && pace.goes_on(&silent));
     }
 }

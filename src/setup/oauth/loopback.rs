@@ -24,13 +24,13 @@ use crate::http::{self, Url};
 use crate::model::printable;
 use crate::setup::random_hex;
 
-/// The time limit for the person.
+/// The person must finish the authorization in the browser within this time.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// The time limit of a connection from a browser, and the most connections at the same time.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 16;
 
-/// One authorization that waits for its redirect.
+/// One authorization that waits until the provider redirects the browser to this machine.
 pub struct Loopback {
     listener: TcpListener,
     redirect_uri: String,
@@ -38,11 +38,11 @@ pub struct Loopback {
     verifier: SecretString,
 }
 
-/// A redirect of this authorization.
+/// The content of a redirect that belongs to this authorization.
 #[derive(Debug, PartialEq, Eq)]
 enum Redirect {
     Code(String),
-    /// The provider refused. Contains a message for the operator.
+    /// The provider refused the authorization. The text is a message for the operator.
     Refused(String),
 }
 
@@ -87,8 +87,8 @@ impl Loopback {
         format!("{auth_url}{separator}{}", http::encode_form(&query))
     }
 
-    /// Waits for the redirect, or for its URL in `pasted`, and returns the refresh token. If a pasted text is not a redirect,
-    /// `notice` gets a message for the person.
+    /// Waits until the browser follows the redirect, or the person pastes the redirect's URL into `pasted`. Then gets the refresh
+    /// token from the provider, and returns this token. If a pasted text is not the URL, `notice` gets a message for the person.
     ///
     /// # Errors
     /// A message for the operator.
@@ -133,7 +133,8 @@ impl Loopback {
     }
 }
 
-/// Parses a redirect from a query. `None` if the query does not belong to this authorization, or has neither a code nor an error.
+/// Parses a redirect from the query of its URL. `None` if the query does not belong to this authorization, or has neither a code
+/// nor an error.
 fn redirect(query: &str, state: &str) -> Option<Redirect> {
     if http::query_value(query, "state").as_deref() != Some(state) {
         return None;
@@ -165,7 +166,7 @@ async fn serve(listener: TcpListener, state: Arc<str>, redirect_sender: mpsc::Se
                     drop(permit);
                 });
             }
-            // For example, the process has no free file descriptor.
+            // `accept` fails, for example, if the process has no free file descriptor.
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }

@@ -32,9 +32,9 @@ const MICROSOFT: [&str; 3] =
 /// The method to get a refresh token, with its endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthorizationWay {
-    /// The person enters a code on any device.
+    /// The person enters a code on any device. The URL is the device authorization endpoint.
     Device(Url),
-    /// The person's browser is redirected to this machine.
+    /// The person's browser is redirected to this machine. The URL is the authorization endpoint.
     Browser(Url),
 }
 
@@ -75,7 +75,7 @@ pub struct OAuthClient {
     tls: Option<Arc<ClientConfig>>,
 }
 
-/// An answer of the device or token endpoint (RFC 6749, 5; RFC 8628, 3.2).
+/// A response of the device authorization endpoint or the token endpoint (RFC 6749, 5; RFC 8628, 3.2).
 #[derive(Default, Deserialize)]
 struct Reply {
     device_code: Option<String>,
@@ -93,7 +93,7 @@ struct Reply {
 /// Why an endpoint returned no token.
 #[derive(Debug, PartialEq, Eq)]
 enum Denial {
-    /// There is no usable answer, but a later answer may be usable. Contains a message for the operator.
+    /// There is no usable answer, but a later answer may be usable. The text is a message for the operator.
     Passing(String),
     /// An error code, and a message for the operator. The code is empty if the endpoint sent none.
     Code(String, String),
@@ -130,7 +130,7 @@ impl OAuthClient {
         }
     }
 
-    /// Posts a grant to the token endpoint.
+    /// Posts a grant to the token endpoint, and returns the refresh token.
     async fn ask_for_tokens(&self, grant: &[(&str, &str)]) -> Result<SecretString, Denial> {
         let mut form = grant.to_vec();
         form.push(("client_id", &self.client_id));
