@@ -1,4 +1,4 @@
-//! Retries with pauses. The pauses grow up to a limit. They are random, so that clients do not retry at the same time.
+//! Retries with pauses. The pauses grow up to a limit. The pauses are random, so that clients do not retry at the same time.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ impl Backoff {
         self.base.saturating_mul(2_u32.saturating_pow(failures)).min(self.cap)
     }
 
-    /// A random pause between half of [`Backoff::ceiling`] and all of it. So a thousand clients that failed together return at
-    /// different times, and each waits for at least half of the ceiling.
+    /// A random pause between half of [`Backoff::ceiling`] and the whole ceiling. So a thousand clients that failed together
+    /// return at different times, and each waits for at least half of the ceiling.
     #[must_use]
     pub fn pause(&self, failures: u32) -> Duration {
         let ceiling = self.ceiling(failures);
@@ -30,7 +30,7 @@ impl Backoff {
 
     /// Calls `work` until it succeeds, with a [`Backoff::pause`] after each failure.
     ///
-    /// `handle` gets each error. It returns `Ok` for a retry, or the error to give up.
+    /// `handle` gets each error, and returns `Ok` for a retry, or the error to give up.
     ///
     /// # Errors
     /// The error that `handle` returned.

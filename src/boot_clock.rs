@@ -24,7 +24,7 @@ impl BootInstant {
         BootInstant(Duration::new(seconds, u32::try_from(at.tv_nsec).unwrap_or_default()))
     }
 
-    /// The point in time that is `later` after this one.
+    /// This point in time plus the duration `later`.
     #[must_use]
     pub fn plus(self, later: Duration) -> Self {
         BootInstant(self.0.saturating_add(later))

@@ -31,7 +31,7 @@ pub struct ParsedMail {
 pub struct Rules {
     /// The accepted senders and proofs.
     pub trust: trust::TrustSettings,
-    /// The parser.
+    /// The parser of the mails.
     pub parser: extract::MailParser,
     /// The account's own addresses.
     pub recipients: Recipients,

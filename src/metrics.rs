@@ -1,8 +1,8 @@
 //! `/metrics` for Prometheus and `/healthz` for monitors, on a loopback address.
 //!
 //! Each request reads the counts from the database, so the numbers survive a restart. The running process counts only the
-//! takeovers, and the requests to nodes and to Resmic's API. It also measures the time from the receipt of a mail to its commit,
-//! and from a publish to its acknowledgement.
+//! takeovers, and the requests to nodes and to Resmic's API. The process also measures the time from the receipt of a mail to its
+//! commit, and from a publish to its acknowledgement.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;

@@ -182,7 +182,8 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
             ))
         });
     }
-    // If an operator runs this program in a shell, systemd has not set the variable. Then the unit's files are used.
+    // If an operator runs this program in a shell, systemd has not set the variable. In this case, the secret is read from the
+    // unit's files.
     find_credential(Path::new("/"), name).ok_or_else(|| {
         SecretError(format!(
             "credential {name:?}: there is no {}/{name}, and $CREDENTIALS_DIRECTORY, which systemd sets for a unit, is not \

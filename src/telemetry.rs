@@ -159,7 +159,7 @@ impl PushLatency {
         }
     }
 
-    /// The histogram, for `/metrics`.
+    /// The histogram of the latencies, for `/metrics`.
     #[must_use]
     pub fn histogram(&self) -> Histogram {
         self.histogram.clone()
@@ -185,7 +185,7 @@ impl NodeRequests {
         self.0.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
     }
 
-    /// The counters, for `/metrics`.
+    /// The counters of the calls, for `/metrics`.
     #[must_use]
     pub fn counters(&self) -> Family<NodeRequest, Counter> {
         self.0.clone()
@@ -209,7 +209,7 @@ impl PublishTimes {
         self.0.observe(took.as_secs_f64());
     }
 
-    /// The histogram, for `/metrics`.
+    /// The histogram of the publish times, for `/metrics`.
     #[must_use]
     pub fn histogram(&self) -> Histogram {
         self.0.clone()
@@ -242,14 +242,14 @@ impl ResmicRequests {
         self.0.get_or_create(&ResmicRequest { outcome }).inc();
     }
 
-    /// The counters, for `/metrics`.
+    /// The counters of the requests, for `/metrics`.
     #[must_use]
     pub fn counters(&self) -> Family<ResmicRequest, Counter> {
         self.0.clone()
     }
 }
 
-/// The counters and the times of requests to other servers. A reload does not reset them.
+/// The counters and the times of requests to other servers. A reload does not reset these counters and times.
 #[derive(Debug, Clone, Default)]
 pub struct RequestCounters {
     /// The calls to nodes of chains.

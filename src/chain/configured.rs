@@ -41,7 +41,7 @@ pub struct Chain {
     pub tokens: Vec<Coin>,
     /// The merchant's wallets.
     pub wallets: Vec<Address>,
-    /// The number of nodes. All of them must agree.
+    /// The number of nodes, all of which must agree.
     pub nodes: usize,
     /// The rule for when a block is final.
     pub finality: Finality,

@@ -83,10 +83,11 @@ impl FromStr for Hash {
 }
 
 impl Address {
-    /// The zero address. It has no key, so tokens that are sent to this address are lost.
+    /// The zero address. This address has no key, so tokens that are sent to this address are lost.
     pub const ZERO: Address = Address([0; 20]);
 
-    /// Parses an address from a configuration or a mail. If it has letters of both cases, their case is a checksum (EIP-55).
+    /// Parses an address from a configuration or a mail. If the address has letters of both cases, their case is a checksum
+    /// (EIP-55).
     ///
     /// # Errors
     /// A message that does not quote the text.

@@ -50,14 +50,14 @@ pub struct Observation {
 pub struct Step {
     /// The JSON-RPC method and its argument.
     pub asked: String,
-    /// The result.
+    /// The result of the call.
     pub answered: String,
 }
 
 /// One transaction in the answers of a node.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// The receipt.
+    /// The transaction's receipt.
     pub receipt: Receipt,
     /// The block with the receipt's block number in the node's chain, if the node has such a block.
     pub block: Option<Block>,

@@ -10,7 +10,7 @@ pub struct NodeError {
     pub host: String,
     /// The JSON-RPC method of the call.
     pub method: &'static str,
-    /// The reason.
+    /// The kind of the error.
     pub kind: NodeErrorKind,
 }
 

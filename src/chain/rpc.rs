@@ -1,6 +1,6 @@
-//! A JSON-RPC client for one node. It sends one POST for each call, and refuses an answer with an unexpected form.
+//! A JSON-RPC client for one node. The client sends one POST for each call, and refuses an answer with an unexpected form.
 //!
-//! The URL of a node contains the provider's key. Errors, log lines and `Debug` contain only its host.
+//! The URL of a node contains the provider's key. Errors, log lines and `Debug` contain only the host of the URL.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -53,7 +53,7 @@ pub struct Node {
     requests: NodeRequests,
     url: Url,
     destination: Destination,
-    /// Parts of the URL that may be keys. They are removed from messages of the node.
+    /// Parts of the URL that may be keys. Such parts are removed from messages of the node.
     keys: Vec<SecretString>,
     timeout: Duration,
     next_id: AtomicU64,

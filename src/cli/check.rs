@@ -1,4 +1,4 @@
-//! `check`: validates the configuration. With `--connect` it also connects to everything that the configuration names.
+//! `check`: validates the configuration. With `--connect`, the command also connects to everything that the configuration names.
 
 use std::process::ExitCode;
 

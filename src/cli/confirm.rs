@@ -167,7 +167,7 @@ struct VouchedLine<'a> {
 
 /// Writes into the database that an operator vouches for an event, and prints the result.
 pub(super) async fn vouch(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
-    // If the database does not exist, this is an error. Opening the store would create it.
+    // `StoreReader::open` fails if the database does not exist. Opening the store would create the database.
     drop(StoreReader::open(&config.database())?);
     let event_id = event_id.trim().to_ascii_lowercase();
     let vouched = super::with_store(config, async |store| store.vouch(&event_id).await).await?;

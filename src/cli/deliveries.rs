@@ -46,7 +46,7 @@ pub(super) fn list(
 }
 
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
-    // If the database does not exist, this is an error. Opening the store would create it.
+    // `StoreReader::open` fails if the database does not exist. Opening the store would create the database.
     drop(StoreReader::open(&config.database())?);
     let selection = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
     let changed = super::with_store(config, async |store| store.retry(selection).await).await?;
@@ -72,7 +72,7 @@ pub(super) async fn verify(
     if streams.is_empty() {
         return Err(UsageError("only a [[forward]] with the key nats can be compared, and there is none".into()).into());
     }
-    // If the database does not exist, this is an error. Opening the store would create it.
+    // `StoreReader::open` fails if the database does not exist. Opening the store would create the database.
     drop(StoreReader::open(&config.database())?);
     let mut is_complete = true;
     for (n, settings) in streams {

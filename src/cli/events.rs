@@ -90,7 +90,7 @@ struct ShownEvent {
 
 pub(super) fn show(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    // An id is a UUID. Some programs print UUIDs in capitals.
+    // The id of an event is a UUID. Some programs print UUIDs in capitals.
     let event_id = event_id.to_ascii_lowercase();
     let event = reader.event(&event_id)?.with_context(|| format!("there is no event {event_id:?}"))?;
     let (mails, deliveries) = (reader.mails_of_event(&event_id)?, reader.deliveries_of_event(&event_id)?);

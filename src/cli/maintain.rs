@@ -1,4 +1,4 @@
-//! `backup` and `prune`.
+//! `backup` copies the database. `prune` deletes old attempts, old ignored mails, and the bytes of old mails.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
 }
 
 pub(super) async fn prune(config: &Config, age: HumanDuration, quarantined: bool) -> anyhow::Result<()> {
-    // If the database does not exist, this is an error. Opening the store would create it.
+    // `StoreReader::open` fails if the database does not exist. Opening the store would create the database.
     drop(StoreReader::open(&config.database())?);
     let before = Timestamp::now().checked_sub(age.0).context("--older-than is too long; try 90d")?;
     let bar = output::progress("{spinner} {msg}");

@@ -104,7 +104,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return init::run(path.as_deref(), arguments).await.map(|()| ExitCode::SUCCESS);
     }
     let config = match Config::find(path.as_deref()) {
-        // `parse` also runs without a configuration. It then uses the defaults.
+        // `parse` also runs without a configuration, and then uses the defaults.
         Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
         found => found?,
     };
@@ -166,7 +166,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// How a command uses the database.
 enum DatabaseUse {
-    /// The command writes the database. With `[standby]`, only the active host may run it.
+    /// The command writes the database. With `[standby]`, only the active host may run such a command.
     Writes,
     Reads,
     /// The command does not open the database, or checks by itself whether it may open the database.

@@ -1,5 +1,5 @@
-//! `reparse`: examines stored mails again with the current rules. The stored result of their authentication is kept, because a
-//! sender may have replaced its DKIM key.
+//! `reparse`: examines stored mails again with the current rules. The command uses the stored result of their authentication,
+//! because a sender may have replaced its DKIM key.
 
 use std::collections::HashMap;
 

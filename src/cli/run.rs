@@ -1,4 +1,4 @@
-//! `run`: runs the daemon until SIGTERM or SIGINT. After SIGHUP, it reads the configuration again and restarts the loops.
+//! `run`: runs the daemon until SIGTERM or SIGINT. After SIGHUP, the daemon reads the configuration again and restarts the loops.
 //! Meanwhile, the process keeps its lock on the database and, with `[standby]`, its lease. If the new configuration is invalid,
 //! the daemon goes on with the old one.
 

@@ -52,7 +52,7 @@ pub(super) fn list(config: &Config, requested: Option<u32>, json: bool) -> anyho
 
 /// Assigns an event to a session, as the operator has decided.
 pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
-    // If the database does not exist, this is an error. Opening the store would create it.
+    // `StoreReader::open` fails if the database does not exist. Opening the store would create the database.
     drop(StoreReader::open(&config.database())?);
     let assigned = super::with_store(config, async |store| store.session_assign(event_id, session_id).await).await?;
     let before = assigned.before.map(|id| format!(" (before: {id})")).unwrap_or_default();
@@ -66,7 +66,7 @@ pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) ->
     Ok(())
 }
 
-/// Prints the signed address of an order. The merchant passes it to Resmic as `webhook_url`.
+/// Prints the signed address of an order. The merchant passes this address to Resmic as `webhook_url`.
 pub(super) async fn address(config: &Config, order_ref: &str) -> anyhow::Result<()> {
     let Some(address) = &config.sessions.address else {
         return Err(config

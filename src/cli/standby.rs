@@ -29,8 +29,8 @@ pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// With `[standby]`, refuses a command that reads a copy with an older schema. To open such a copy would migrate it, and only the
-/// active host may migrate its database.
+/// With `[standby]`, refuses a command that reads a copy with an older schema. Opening such a copy would migrate the copy, and
+/// only the active host may migrate its database.
 pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
     if config.standby.is_none() {
         return Ok(());

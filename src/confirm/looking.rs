@@ -66,7 +66,7 @@ pub(super) async fn claimed(
     store.claimed_by_others(chain.id, &due.event_id, transactions.into_iter().collect()).await
 }
 
-/// Judges the nodes' answers in `seen`, and returns the finished look. The caller sets its `next_look_at`.
+/// Judges the nodes' answers in `seen`, and returns the finished look. The caller sets `next_look_at` in the returned value.
 pub(super) fn finish(
     chain: &Chain,
     hosts: &str,

@@ -1,4 +1,4 @@
-//! The chains on which payments are confirmed, and what is wrong with them.
+//! The health of the chains on which payments are confirmed.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;

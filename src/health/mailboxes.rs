@@ -1,4 +1,4 @@
-//! The watched mailboxes, and what is wrong with them.
+//! The health of the watched mailboxes.
 
 use std::time::Duration;
 

@@ -37,7 +37,7 @@ const LOCKED: &str = "another program has locked the database: end it or its tra
 /// The parts of the configuration whose health is reported.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
-    /// The accounts.
+    /// The configured accounts.
     pub accounts: Vec<WatchedAccount>,
     /// The mailboxes to watch.
     pub mailboxes: Vec<WatchedMailbox>,

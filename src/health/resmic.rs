@@ -1,4 +1,4 @@
-//! Resmic's API, and what is wrong with it.
+//! The health of Resmic's API.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -7,7 +7,7 @@ use super::Expected;
 use super::waiting::counted;
 use crate::db::{self, StoreReader};
 
-/// Resmic's API, and what waits for it.
+/// The health of Resmic's API, and the numbers of events and sessions that need Resmic's answers or a person.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResmicHealth {
     /// The API's host; `None` before the first request.

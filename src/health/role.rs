@@ -1,4 +1,4 @@
-//! The role of a host in a `[standby]`, and what is wrong with the lease.
+//! The role of a host under `[standby]`, and the problems of the lease.
 
 use serde::Serialize;
 
@@ -7,10 +7,10 @@ use crate::boot_clock::BootInstant;
 use crate::heartbeat::Heartbeats;
 use crate::standby::{ConfigurationHashes, LeaseState, LeaseView};
 
-/// The role of a host in a `[standby]`.
+/// The role of a host under `[standby]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Role {
-    /// The state of this host.
+    /// The state of this host, for example active or standby.
     pub state: LeaseState,
     /// The host that has the lease.
     pub holder: Option<String>,

@@ -1,4 +1,4 @@
-//! The targets that are JetStream streams, and what is wrong with them.
+//! The health of the targets that are JetStream streams.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! A small HTTP client: one request and one response on a new connection. It follows no redirects and stores nothing.
+//! A small HTTP client: one request and one response on a new connection. The client follows no redirects and stores nothing.
 
 mod destination;
 mod form;
@@ -84,7 +84,7 @@ pub fn header_text(response: &Response<Incoming>, name: HeaderName) -> Option<St
     response.headers().get(name).map(HeaderValue::as_bytes).map(|b| String::from_utf8_lossy(b).into_owned())
 }
 
-/// Parses a `Retry-After` of seconds or with an HTTP date (RFC 9110, 10.2.3); `None` if it is neither.
+/// Parses a `Retry-After` of seconds or with an HTTP date (RFC 9110, 10.2.3); `None` if the value is neither.
 #[must_use]
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
@@ -95,7 +95,7 @@ pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(http_date(value, now)?.duration_since(now)).unwrap_or_default())
 }
 
-/// Parses an HTTP date in any of its three forms (RFC 9110, 5.6.7). All of them are in UTC.
+/// Parses an HTTP date in any of its three forms (RFC 9110, 5.6.7). All three forms are in UTC.
 fn http_date(text: &str, now: Timestamp) -> Option<Timestamp> {
     // Sun, 06 Nov 1994 08:49:37 GMT
     if let Ok(at) = rfc2822::DateTimeParser::new().parse_timestamp(text) {

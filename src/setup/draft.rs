@@ -7,7 +7,7 @@ use super::discovery::MailServer;
 use crate::http::Url;
 use crate::source::imap::Tls;
 
-/// All answers.
+/// All answers to the questions of `init`.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// The account's name.

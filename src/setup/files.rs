@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-/// Files and folders that were created together. All of them are removed on drop, unless [`NewFiles::keep`] is called.
+/// Files and folders that were created together. All these files and folders are removed on drop, unless [`NewFiles::keep`] is
+/// called.
 #[derive(Debug, Default)]
 pub struct NewFiles {
     files: Vec<PathBuf>,
@@ -32,7 +33,8 @@ impl NewFiles {
     /// Creates a file with this mode and content. Another process sees the whole file or none.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AlreadyExists`] if the file exists; it is not changed. Other errors are of the system.
+    /// [`io::ErrorKind::AlreadyExists`] if the file exists; the existing file is not changed. Other errors are errors of the
+    /// operating system.
     pub fn create_file(&mut self, path: &Path, mode: u32, content: &str) -> io::Result<()> {
         let (part, mut file) = unfinished(path, mode)?;
         // link(2) fails if the file exists; rename(2) would replace it.
@@ -116,7 +118,8 @@ impl Drop for Replacement {
     }
 }
 
-/// Creates a temporary file next to `path`. Its name begins with a dot, so that the unit does not load it as a credential.
+/// Creates a temporary file next to `path`. The name of this file begins with a dot, so that the unit does not load it as a
+/// credential.
 fn unfinished(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let part = folder_of(path).join(format!(".{name}.{}.part", std::process::id()));

@@ -14,7 +14,7 @@ use crate::source::imap::{self, Tls, is_address, is_host};
 use crate::tls;
 use crate::trust::dns::{self, Resolver};
 
-/// Domains of private mailboxes at Microsoft. Their tenant is `consumers`, not a domain.
+/// Domains of private mailboxes at Microsoft. The tenant of such mailboxes is `consumers`, not a domain.
 const PRIVATE_AT_MICROSOFT: [&str; 4] = ["outlook.com", "hotmail.com", "live.com", "msn.com"];
 
 impl Setup<'_> {

@@ -183,7 +183,7 @@ async fn serve_one(stream: TcpStream, state: Arc<str>, redirect_sender: mpsc::Se
                 None => (StatusCode::NOT_FOUND, "This is not the expected redirect.\n"),
             };
             if let Some(redirect) = redirect {
-                // The first redirect counts.
+                // Only the first redirect is used.
                 let _ = redirect_sender.try_send(redirect);
             }
             Ok::<_, Infallible>(response(status, text))
