@@ -17,8 +17,8 @@ const FOLDER_ID: &str = "resmic-mailhook";
 /// The timeout of a command that prints a secret.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The source of a secret: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or `{ command = ["program",
-/// "argument"] }`. The secret is the whole content of this source, without the last line break.
+/// The source of a secret: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or
+/// `{ command = ["program", "argument"] }`. The secret is the whole content of this source, without the last line break.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecretSource {
