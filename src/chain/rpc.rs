@@ -85,6 +85,13 @@ struct RpcResponse<'a> {
     error: Option<RpcError>,
 }
 
+impl RpcResponse<'_> {
+    /// Whether it has a member that each response has (JSON-RPC 2.0, 5).
+    fn is_response(&self) -> bool {
+        self.result.is_some() || self.error.is_some()
+    }
+}
+
 #[derive(Deserialize)]
 struct RpcError {
     code: i64,
@@ -260,15 +267,18 @@ fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
         _ => {}
     }
     match envelope {
-        Ok(envelope) => open_envelope(envelope, status, *retry_after, id),
-        Err(_) if *status == StatusCode::SERVICE_UNAVAILABLE => Err(throttled(*retry_after, true, words)),
-        Err(_) if status.is_server_error() || *status == StatusCode::REQUEST_TIMEOUT => {
+        // The gateway before a node may answer with an error status and a JSON object of its own.
+        Ok(envelope) if status.is_success() || envelope.is_response() => {
+            open_envelope(envelope, status, *retry_after, id)
+        }
+        _ if *status == StatusCode::SERVICE_UNAVAILABLE => Err(throttled(*retry_after, true, words)),
+        _ if status.is_server_error() || *status == StatusCode::REQUEST_TIMEOUT => {
             Err(NodeErrorKind::Unreachable(words))
         }
         Err(e) if status.is_success() => {
             Err(NodeErrorKind::BadAnswer(printable(&format!("no JSON-RPC response: {e}"), KEPT_WORDS)))
         }
-        Err(_) => Err(NodeErrorKind::Rejected { code: status.as_u16().into(), words }),
+        _ => Err(NodeErrorKind::Rejected { code: status.as_u16().into(), words }),
     }
 }
 
@@ -350,9 +360,12 @@ mod tests {
     fn errors_are_told_apart_by_status_and_code() {
         type Is = fn(&NodeErrorKind) -> bool;
         let error = |code: i64| format!("{{\"id\":7,\"error\":{{\"code\":{code},\"message\":\"words\"}}}}");
-        let cases: [(u16, String, Is); 14] = [
+        let cases: [(u16, String, Is); 17] = [
             (429, "<html>".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
             (503, "".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
+            (503, "{\"message\":\"busy\"}".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
+            (502, "{\"message\":\"busy\"}".into(), |k| matches!(k, NodeErrorKind::Unreachable(_))),
+            (404, "{\"id\":7}".into(), |k| matches!(k, NodeErrorKind::Rejected { code: 404, .. })),
             (200, error(-32005), |k| matches!(k, NodeErrorKind::Throttled { by_http: false, .. })),
             (401, "".into(), |k| matches!(k, NodeErrorKind::Refused(_))),
             (402, error(1), |k| matches!(k, NodeErrorKind::Refused(w) if w.contains("words"))),
