@@ -48,7 +48,7 @@ pub async fn discover(resolver: &Resolver, domain: &str) -> Result<Discovered, S
     for (service, tls) in SERVICES {
         let found = mail_servers::services(resolver, service, domain).await?;
         if let Some((host, port)) = found.into_iter().find(|(host, _)| is_plain_host(host)) {
-            let server = MailServer { port: Some(port).filter(|port| *port != usual_port(tls)), host, tls };
+            let server = MailServer { port: Some(port).filter(|port| *port != tls.default_port()), host, tls };
             return Ok(Discovered::Server(server, format!("the SRV record {service}.{domain}")));
         }
     }
@@ -65,12 +65,4 @@ pub async fn discover(resolver: &Resolver, domain: &str) -> Result<Discovered, S
 /// Whether a host name from DNS can be shown and configured unchanged.
 fn is_plain_host(host: &str) -> bool {
     is_host(host) && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-}
-
-/// The default of `port` in the configuration, for the given protection of the connection.
-fn usual_port(tls: Tls) -> u16 {
-    match tls {
-        Tls::Implicit => 993,
-        Tls::Starttls | Tls::None => 143,
-    }
 }

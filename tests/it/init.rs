@@ -199,6 +199,18 @@ fn another_server_can_be_entered() {
 }
 
 #[test]
+fn the_proposed_port_follows_the_flag_for_tls() {
+    for (tls, port) in [("starttls", 143), ("none", 143), ("implicit", 993)] {
+        let home = empty();
+        let dns = dns(("other.example", "MX 0 mx.other.example."));
+        let mut terminal = Terminal::init(&home, &format!("--dns {} --email {EMAIL} --tls {tls}", dns.address));
+        terminal.answer("IMAP server: ", "127.0.0.1");
+        terminal.answer(&format!("Port [{port}]: "), "\u{3}");
+        assert_ne!(terminal.end().1, Some(0));
+    }
+}
+
+#[test]
 fn an_interruption_leaves_no_files() {
     let home = empty();
     let config = home.folder.path().join("new/config.toml");

@@ -104,7 +104,9 @@ impl Setup<'_> {
         if given.is_some() || !self.dialogue.asks {
             return Ok(self.with_flags(MailServer { host, port: None, tls: Tls::Implicit }));
         }
-        let known_port = known.and_then(|server| server.port).or(self.arguments.port).unwrap_or(993).to_string();
+        let known_tls = self.arguments.tls.or(known.map(|server| server.tls)).unwrap_or(Tls::Implicit);
+        let known_port = known.and_then(|server| server.port).or(self.arguments.port);
+        let known_port = known_port.unwrap_or(known_tls.default_port()).to_string();
         let question = DialogueQuestion { flag: "--port", given: None, prompt: "Port", default: Some(&known_port) };
         let number =
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
@@ -112,8 +114,7 @@ impl Setup<'_> {
         let port = number(&port).map_err(|error| UsageError(error.to_owned()))?;
         // Connections to port 143 begin without TLS. For a server without STARTTLS, the operator gives `--tls none`.
         let tls = self.arguments.tls.unwrap_or(if port == 143 { Tls::Starttls } else { Tls::Implicit });
-        let usual = if tls == Tls::Implicit { 993 } else { 143 };
-        Ok(MailServer { host, port: Some(port).filter(|port| *port != usual), tls })
+        Ok(MailServer { host, port: Some(port).filter(|port| *port != tls.default_port()), tls })
     }
 
     async fn login_name(&self, default: &str) -> anyhow::Result<String> {

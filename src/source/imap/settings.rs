@@ -61,10 +61,7 @@ impl ImapSettings {
     /// The port, or the default for `tls`.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port.unwrap_or(match self.tls {
-            Tls::Implicit => 993,
-            Tls::Starttls | Tls::None => 143,
-        })
+        self.port.unwrap_or(self.tls.default_port())
     }
 }
 
@@ -181,6 +178,17 @@ pub enum Tls {
     Starttls,
     /// No TLS, for a server on this machine only.
     None,
+}
+
+impl Tls {
+    /// The port of IMAP with this protection (RFC 8314, 3.2; RFC 3501, 2.1).
+    #[must_use]
+    pub fn default_port(self) -> u16 {
+        match self {
+            Tls::Implicit => 993,
+            Tls::Starttls | Tls::None => 143,
+        }
+    }
 }
 
 /// The oldest mail that the first run reads.
