@@ -1,4 +1,4 @@
-//! Creates TLS clients: the crypto provider, the root certificates, and additional certificates.
+//! Creates the rustls configurations of TLS clients, with the system's root certificates and the certificates of a `ca_file`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub enum Error {
         /// The problem.
         detail: String,
     },
-    /// A `client_key` is no key, or belongs to another certificate. The text does not show the key.
+    /// A `client_key` is no key, or belongs to another certificate. The error text does not show the key.
     #[error("{0}")]
     ClientKey(&'static str),
     /// The system has no root certificates, and none are configured.
@@ -52,12 +52,12 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Caches clients by their `ca_file`, so that the root certificates are read only once for all accounts with the same `ca_file`.
+/// Caches one client configuration for each `ca_file`. So accounts with the same `ca_file` read the root certificates only once.
 #[derive(Debug, Default)]
 pub struct TlsClients(HashMap<Option<PathBuf>, Arc<ClientConfig>>);
 
 impl TlsClients {
-    /// The client for this `ca_file`; see [`client_config`].
+    /// Returns the client configuration that also trusts the `ca_file` `extra`: from the cache, or from [`client_config`].
     ///
     /// # Errors
     /// [`Error`].
@@ -72,7 +72,8 @@ impl TlsClients {
     }
 }
 
-/// The certificate with which this program logs in at a server, and its private key. `Debug` prints neither of them.
+/// The certificate with which this program logs in at a server, and its private key. `Debug` prints neither the certificate nor
+/// the key.
 pub struct ClientCertificate {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -102,7 +103,8 @@ impl ClientCertificate {
     }
 }
 
-/// A client for TLS 1.2 and 1.3. It trusts the system's root certificates and those of the PEM file `extra`.
+/// Creates a client configuration for TLS 1.2 and 1.3. The client trusts the system's root certificates, and the certificates in
+/// the PEM file `extra`.
 ///
 /// # Errors
 /// [`Error`].
@@ -119,8 +121,8 @@ pub fn client_config_with(
     certificate: Option<ClientCertificate>,
 ) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
-    // A root certificate of the system that cannot be parsed is skipped. If none is left, and `extra` is `None`, the result is
-    // `Error::NoRoots`.
+    // A root certificate of the system that cannot be parsed is skipped. If no root certificate is left, and `extra` is `None`,
+    // the result is `Error::NoRoots`.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let configured = extra.map(|path| add_file(&mut roots, path)).transpose()?.unwrap_or_default();
     if roots.is_empty() {
@@ -153,7 +155,8 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<Vec<CertificateDer
 }
 
 /// Verifies a server's certificate by the standard rules, with one exception. A server may present a CA certificate if the
-/// `ca_file` contains exactly this certificate. `openssl req -x509` creates such certificates for servers.
+/// `ca_file` contains exactly this certificate. The exception is needed for servers with a certificate of `openssl req -x509`,
+/// which is a CA certificate.
 #[derive(Debug)]
 struct ServerVerifier {
     standard: Arc<WebPkiServerVerifier>,
@@ -170,7 +173,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match self.standard.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The standard verifier checks the validity period before it returns this error, but not the name.
+            // Before the standard verifier returns `CaUsedAsEndEntity`, it checks the validity period, but not the server's name.
             Err(error) if is_ca_certificate(&error) && self.configured.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -202,8 +205,8 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Whether the verifier rejected the server's certificate because it is a CA certificate. rustls has no variant for this error,
-/// so the name of webpki's error is compared. The test below fails if that name changes.
+/// Whether the verifier rejected the server's certificate because it is a CA certificate. rustls has no variant for
+/// `CaUsedAsEndEntity`, so the text of webpki's error is compared. A test below fails if webpki renames this error.
 fn is_ca_certificate(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::InvalidCertificate(CertificateError::Other(other))
         if other.to_string() == "CaUsedAsEndEntity")
@@ -214,8 +217,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// Verifies the certificate `presented` for the server `name`, with `configured` in the `ca_file`. The check happens `later`
-    /// after the current time.
+    /// Verifies the certificate `presented` for the server `name`, with `configured` in the `ca_file`. The certificate is
+    /// verified as if the time were `later` past the current time.
     fn verify(configured: &rcgen::Certificate, presented: &rcgen::Certificate, name: &str, later: Duration) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
@@ -231,7 +234,7 @@ mod tests {
         }
     }
 
-    /// A certificate as `openssl req -x509` creates it.
+    /// Creates a self-signed CA certificate for the server `mail.example`, like the certificates of `openssl req -x509`.
     fn self_signed() -> rcgen::Certificate {
         let mut parameters = rcgen::CertificateParams::new(vec!["mail.example".to_owned()]).unwrap();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

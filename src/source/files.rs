@@ -13,14 +13,14 @@ use crate::model::printable;
 pub struct FileMail {
     /// The path of the file. In an mbox, the number of the mail follows: `box.mbox:2`.
     pub name: String,
-    /// The message, cut at the caller's limit.
+    /// The message, cut after the `max_size` bytes of [`read_mails`].
     pub bytes: Vec<u8>,
     /// The full size of the message in bytes; more than `bytes.len()` if the message was cut.
     pub size: u64,
 }
 
-/// A file or folder that cannot be read, and why. The text has no control characters, because a file name may contain escape
-/// sequences for a terminal.
+/// A file or folder that cannot be read, and why. The error text has no control characters, because a file name may contain
+/// escape sequences for a terminal.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", printable(&path.to_string_lossy(), 500))]
 pub struct Error {
@@ -28,7 +28,7 @@ pub struct Error {
     source: io::Error,
 }
 
-/// The callback for each mail and each error. Its result says whether to continue.
+/// The callback for each mail and each error. `ControlFlow::Break` ends the reading.
 pub type OnMail<'a> = &'a mut dyn FnMut(Result<FileMail, Error>) -> ControlFlow<()>;
 
 /// Calls `on_mail` with each mail in `path`, which may be:
@@ -57,7 +57,7 @@ fn read_file(path: &Path, max_size: u64, on_mail: OnMail<'_>) -> ControlFlow<()>
 }
 
 /// Reads a folder. `outer` has the device and inode of each folder that contains this folder, because a symbolic link can lead
-/// back to one of these.
+/// back to such a folder.
 fn read_folder(folder: &Path, max_size: u64, outer: &mut Vec<(u64, u64)>, on_mail: OnMail<'_>) -> ControlFlow<()> {
     let (id, paths) = match list_folder(folder) {
         Ok(listed) => listed,
@@ -128,7 +128,7 @@ fn read_stream(
     Ok(on_mail(Ok(FileMail { name: path.display().to_string(), bytes, size: kept + skipped })))
 }
 
-/// The number of bytes that determine the kind of a file.
+/// How many bytes at the start of a file show its format: an mbox, an `.emlx` file, or one mail.
 const PREFIX: u64 = 64;
 
 /// U+FEFF in UTF-8, which some editors write at the start of a file.
@@ -163,7 +163,7 @@ fn check_emlx_end(input: impl Read, read: u64, size: u64) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The mails with their sizes, and the errors.
+    /// Reads `path` with [`read_mails`]. Returns the text and the size of each mail, and the text of each error.
     fn mails_and_errors(path: &Path, max_size: u64) -> (Vec<(String, u64)>, Vec<String>) {
         let (mut mails, mut errors) = (Vec::new(), Vec::new());
         let flow = read_mails(path, max_size, &mut |result| {
@@ -234,7 +234,7 @@ mod tests {
         assert!(read_mails(folder.path(), 1000, &mut |_| ControlFlow::Break(())).is_break());
     }
 
-    /// An .emlx file as Apple Mail writes it.
+    /// The content of an `.emlx` file as Apple Mail writes it: the size in a first line, the mail, and `rest`.
     fn emlx(size: usize, mail: &str, rest: &str) -> String {
         format!("{size:<10}\n{mail}{rest}")
     }

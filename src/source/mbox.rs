@@ -9,9 +9,9 @@ use regex::bytes::Regex;
 
 use super::files::{FileMail, OnMail};
 
-/// Calls `on_mail` with each mail of an mbox. A line that begins with `From ` and follows an empty line separates mails.
-/// Some programs leave out the empty line. Then the `From ` line must have an address and a date, and a header field must
-/// follow. A quoted `>From ` loses one `>` ("mboxrd").
+/// Calls `on_mail` with each mail of an mbox. A line that begins with `From ` and follows an empty line separates mails. Some
+/// programs leave out this empty line. Without it, a `From ` line separates mails only if it has an address and a date, and a
+/// header field follows. A quoted `>From ` loses one `>` ("mboxrd").
 pub(super) fn read_mbox(
     mut input: impl BufRead,
     path: &Path,
@@ -19,7 +19,7 @@ pub(super) fn read_mbox(
     on_mail: OnMail<'_>,
 ) -> io::Result<ControlFlow<()>> {
     let mut mail = PartialMail { bytes: Vec::new(), size: 0, max_size };
-    // `after_empty`: the line before was empty. `after_line`: the piece before contained the end of its line.
+    // `after_empty`: the previous line was empty. `after_line`: the previous piece contained the end of its line.
     let (mut number, mut after_empty, mut after_line) = (0, true, true);
     let (mut line, mut postmark) = (Vec::new(), Vec::new());
     loop {
@@ -55,7 +55,7 @@ pub(super) fn read_mbox(
     }
 }
 
-/// The full form of the separator: `From no-reply@resmic.com Wed Mar  5 03:36:41 2025`, perhaps with a time zone.
+/// A separator line with sender and date: `From no-reply@resmic.com Wed Mar  5 03:36:41 2025`, perhaps with a time zone.
 static POSTMARK: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
         r"(?x-u)^From\ (\S+|\x22[^\x22]*\x22@\S+)\ +(Mon|Tue|Wed|Thu|Fri|Sat|Sun)\ +
@@ -97,7 +97,8 @@ impl PartialMail {
         self.size += line.len() as u64;
     }
 
-    /// Returns the mail. If the mail was not cut, the empty line that an mbox adds to it is removed.
+    /// Returns the collected mail. An mbox adds an empty line to each mail. This line is removed, unless the mail was cut at
+    /// `max_size`.
     fn finish(&mut self, name: String) -> FileMail {
         let mut bytes = std::mem::take(&mut self.bytes);
         let mut size = std::mem::take(&mut self.size);

@@ -1,4 +1,4 @@
-//! The inputs of a watcher, and its reports.
+//! The inputs of a watcher (the task that reads one mailbox), and the reports that a watcher sends to `ingest`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,18 +54,18 @@ pub enum WatcherReport {
     Mails(Batch),
     /// The mailbox with this special-use attribute is found. Later reports contain the name of the mailbox.
     Found {
-        /// The attribute.
+        /// The special-use attribute, for example `\Junk`.
         attribute: String,
     },
     /// The state of the watcher.
     State {
         /// The name of the mailbox; until it is found, the special-use attribute.
         mailbox: String,
-        /// The activity of the watcher.
+        /// The state that `status` shows for the mailbox.
         state: MailboxState,
-        /// A round trip was just completed.
+        /// The server has just answered, so `last_seen_at` in the table `mailboxes` is set to the current time.
         seen: bool,
-        /// The reason of a failure, for people.
+        /// The reason why the watcher cannot read the mailbox, as text for `status`.
         error: Option<String>,
     },
 }
@@ -74,9 +74,9 @@ pub enum WatcherReport {
 pub struct Batch {
     /// The mailbox's real name, even if a special-use attribute is configured.
     pub mailbox: String,
-    /// The mails.
+    /// The mails with their bytes.
     pub mails: Vec<RawMail>,
-    /// Mails that the server did not deliver, with their new state.
+    /// Mails whose bytes the server did not deliver, each with its new state.
     pub undelivered: Vec<Undelivered>,
     /// The position after the commit of these mails; `None` leaves the stored position unchanged.
     pub cursor: Option<SyncPosition>,
@@ -93,7 +93,8 @@ pub struct ResumePoint {
     pub uid_fingerprints: Vec<(u32, Timestamp)>,
     /// The highest id in the table `mails`; see [`SyncPosition::renumbered_after`].
     pub last_row: i64,
-    /// UID and INTERNALDATE of the mails that the server has not delivered.
+    /// UID and INTERNALDATE of the mails that the server lists and has not delivered. Each has a row without bytes in the table
+    /// `mails`.
     pub undelivered: Vec<(u32, Option<Timestamp>)>,
 }
 

@@ -1,4 +1,4 @@
-//! Applies `after` to notifications on the server once they are stored.
+//! Applies the setting `after` to stored notifications on the mail server: marks them as seen, or moves them.
 
 use super::connection::quoted;
 use super::error::{Error, Result};
@@ -11,7 +11,8 @@ use crate::model::same_mailbox;
 const CHUNK: usize = 500;
 
 impl SelectedMailbox {
-    /// Waits until all notifications that were handed over are committed, and applies `after` to them.
+    /// Waits until `ingest` has committed the mails of this mailbox, and applies the setting `after` to the notifications among
+    /// these mails.
     pub(super) async fn apply_after(&mut self) -> Result<()> {
         self.reader.after.wait_for_commits().await?;
         loop {
@@ -24,18 +25,20 @@ impl SelectedMailbox {
         }
     }
 
-    /// Marks or moves these mails. If the connection ends before the answer, the next connection repeats the command, which is
-    /// harmless.
+    /// Marks or moves the mails `uids`. If the connection ends before the answer, the next connection repeats the command, which
+    /// is harmless.
     async fn apply_after_to(&mut self, uids: &str) -> Result<()> {
         let applied = match self.reader.facts.account.settings.after.clone() {
             After::Leave => Ok(()),
             After::Seen => self.add_flag(uids, "\\Seen").await,
-            // A move within one mailbox would give the mail a new UID each time, without end.
+            // If the target is the watched mailbox, each move would give the mail a new UID. Then the watcher would read and move
+            // it again, without end.
             After::Move(target) if same_mailbox(&target, &self.reader.facts.name.display) => Ok(()),
             After::Move(target) => self.move_to(uids, &target).await,
         };
         match applied {
-            // The connection still works after a NO, and the mails are stored. So the next notification need not wait.
+            // The connection still works after a NO, and the notifications are stored. So the error is only logged, and later
+            // notifications need not wait.
             Err(error @ Error::Refused { .. }) => {
                 let (account, mailbox) = (&self.reader.facts.account.settings.name, &self.reader.facts.name.display);
                 tracing::warn!(account, mailbox, "cannot apply `after`: {error}");
@@ -49,9 +52,9 @@ impl SelectedMailbox {
         self.run("UID STORE", &format!("UID STORE {uids} +FLAGS.SILENT ({flag})")).await
     }
 
-    /// Moves these mails with MOVE (RFC 6851), if the server has it. For other servers, copies the mails, marks the originals
-    /// with `\Deleted`, and removes them with UID EXPUNGE (RFC 4315). Without UIDPLUS, the originals stay marked: a plain EXPUNGE
-    /// would also remove mails that other programs have marked.
+    /// Moves the mails `uids` with MOVE (RFC 6851), if the server supports MOVE. For other servers, copies the mails, marks the
+    /// originals with `\Deleted`, and removes them with UID EXPUNGE (RFC 4315). Without UIDPLUS, the originals stay marked: a
+    /// plain EXPUNGE would also remove mails that other programs have marked.
     async fn move_to(&mut self, uids: &str, target: &str) -> Result<()> {
         let target = quoted(&utf7::encode(target)).ok_or_else(|| Error::Refused {
             command: "UID MOVE",

@@ -1,14 +1,15 @@
-//! Notifications that wait for `after`: to be marked as seen, or moved.
+//! The queue of notifications that the watcher still has to mark as seen, or to move (the setting `after`).
 
 use tokio::sync::oneshot;
 
 use super::error::{Error, Result};
 
-/// UIDs of notifications that `after` has not been applied to. The queue outlives a connection.
+/// UIDs of notifications to which the setting `after` was not applied yet. The queue outlives a connection.
 #[derive(Debug, Default)]
 pub(super) struct AfterQueue {
     uid_validity: u32,
-    /// Batches that are not committed yet. Each channel will return the UIDs of the notifications in its batch.
+    /// One channel for each batch that `ingest` has not committed yet. After the commit, the channel receives the UIDs of the
+    /// notifications in the batch.
     uncommitted: Vec<oneshot::Receiver<Vec<u32>>>,
     /// UIDs of committed notifications, sorted.
     committed: Vec<u32>,
@@ -23,7 +24,8 @@ impl AfterQueue {
         self
     }
 
-    /// Adds a batch. The receiver of the batch uses the returned channel to send the UIDs of the notifications, after the commit.
+    /// Adds a batch that is not committed yet. Returns the channel over which `ingest` sends, after the commit, the UIDs of the
+    /// notifications in this batch.
     pub(super) fn expect_commit(&mut self) -> oneshot::Sender<Vec<u32>> {
         let (sender, receiver) = oneshot::channel();
         self.uncommitted.push(receiver);
@@ -35,10 +37,10 @@ impl AfterQueue {
         !self.uncommitted.is_empty()
     }
 
-    /// Waits until all batches are committed.
+    /// Waits until all batches in the queue are committed.
     pub(super) async fn wait_for_commits(&mut self) -> Result<()> {
         while let Some(commit) = self.uncommitted.last_mut() {
-            // A batch is removed only after its commit. So it stays in the queue if the connection ends during this wait.
+            // A batch is removed only after its commit. So the batch stays in the queue if the connection ends during this wait.
             let uids = commit.await.map_err(|_| Error::Closing)?;
             self.uncommitted.pop();
             self.committed.extend(uids);
@@ -47,12 +49,12 @@ impl AfterQueue {
         Ok(())
     }
 
-    /// The next committed UIDs, at most `most`.
+    /// The UIDs of the next committed notifications, at most `most`.
     pub(super) fn next_chunk(&self, most: usize) -> Vec<u32> {
         self.committed.iter().copied().take(most).collect()
     }
 
-    /// Removes the first `count` committed UIDs.
+    /// Removes the UIDs of the first `count` committed notifications.
     pub(super) fn remove(&mut self, count: usize) {
         self.committed.drain(..count.min(self.committed.len()));
     }

@@ -1,7 +1,7 @@
 //! Commands and their responses: a tagged OK or an error, within a timeout.
 //!
-//! async-imap's own calls report a NO, a BAD and the end of the stream as success, and have no timeout. So only its parser is
-//! used. After an error other than `Error::Refused`, the connection is not used again.
+//! async-imap's own calls report a NO, a BAD and the end of the stream as success, and have no timeout. So this program uses only
+//! the parser of async-imap. After an error other than `Error::Refused`, the connection is not used again.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ const MAX_LOGOUT_RESPONSES: usize = 1_000;
 /// The longest response before the login, in bytes.
 const LINE: usize = 64 * 1024;
 
-/// The most bytes of one response in addition to the literal of a mail: its lines and header fields.
+/// The most bytes of one response in addition to the literal with a mail: the lines of the response, and literals with header
+/// fields.
 const OVERHEAD: usize = 256 * 1024;
 
 /// The most responses that are accepted between two commands, in addition to the expected responses. A server that sends more
@@ -43,7 +44,7 @@ pub(super) struct PendingCommand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResponseTimeout {
     deadline: Instant,
-    /// The longest time without a byte.
+    /// The longest time without a received byte; `None`: only `deadline` limits the wait.
     silence: Option<Duration>,
 }
 
@@ -72,21 +73,21 @@ impl ResponseTimeout {
 pub(super) struct Connection {
     transport: Transport,
     buffer: ResponseBuffer,
-    /// The number of commands, for their tags.
+    /// How many tags were used. The next tag contains the next number.
     commands: u64,
     /// The most bytes of one response.
     response_limit: usize,
-    /// The timeout of an ordinary command.
+    /// The timeout of [`Self::command`], and of each write.
     command_timeout: Duration,
-    /// The tag of the open IDLE.
+    /// The tag of the current IDLE; `None` outside IDLE.
     idling: Option<RequestId>,
-    /// The server has sent the `+` of the open IDLE.
+    /// The server has sent the `+` for the current IDLE.
     idle_confirmed: bool,
     /// How many more responses are accepted before the next command.
     responses_left: usize,
     /// A command that is written together with the next command.
     prepended: String,
-    /// The tag of the command whose result is ignored.
+    /// The tag of the command of [`Self::send_with_next`], whose result is ignored.
     ignored: Option<RequestId>,
 }
 
@@ -101,7 +102,7 @@ pub(super) enum ServerResponse<R> {
 }
 
 impl Connection {
-    /// `command_timeout`: for ordinary commands, and for each write.
+    /// `command_timeout`: the timeout of [`Self::command`], and of each write.
     pub(super) fn new(transport: Transport, command_timeout: Duration) -> Self {
         let buffer = ResponseBuffer::default();
         let (prepended, ignored) = (String::new(), None);
@@ -129,7 +130,7 @@ impl Connection {
         })
     }
 
-    /// Allows literals of up to this number of bytes from now on.
+    /// Allows literals of up to `literal` bytes in later responses.
     pub(super) fn expect_literal(&mut self, literal: u64) {
         self.response_limit = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
     }
@@ -149,7 +150,8 @@ impl Connection {
         format!("A{:04}", self.commands)
     }
 
-    /// Writes this command together with the next command, so that it adds no round trip. Its result is ignored.
+    /// Keeps `command` and writes it together with the next command, so that `command` adds no round trip. The result of
+    /// `command` is ignored.
     pub(super) fn send_with_next(&mut self, command: &str) {
         let tag = self.next_tag();
         self.prepended = format!("{tag} {command}\r\n");
@@ -170,7 +172,7 @@ impl Connection {
         within(self.command_timeout, name, write).await?.map_err(Error::io)
     }
 
-    /// Allows this number of additional responses to the command that was just sent.
+    /// Allows `count` additional responses to the command that was just sent.
     pub(super) fn expect_responses(&mut self, count: usize) {
         self.responses_left = MAX_RESPONSES.saturating_add(count);
     }
@@ -182,14 +184,14 @@ impl Connection {
         Ok(pending)
     }
 
-    /// Whether the `+` of the open IDLE is missing. A DONE must wait for this `+`. If Cyrus reads IDLE and DONE together, it then
-    /// waits for the socket, and notices the DONE only after a minute.
+    /// Whether the server has not sent the `+` for the current IDLE yet. A DONE must wait for the `+`: if Cyrus reads IDLE and
+    /// DONE from the socket together, Cyrus notices the DONE only after a minute.
     pub(super) fn awaits_plus(&self) -> bool {
         self.idling.is_some() && !self.idle_confirmed
     }
 
-    /// Ends the IDLE. Returns true if its tagged OK follows. Returns false if the server has ended the IDLE: then no DONE is
-    /// sent, because the server would read it as a command.
+    /// Sends a DONE, unless the server has ended the IDLE: then the server would read the DONE as a command. Returns true if a
+    /// DONE was sent, so that the tagged OK of the IDLE follows.
     pub(super) async fn send_done(&mut self) -> Result<bool> {
         if self.idling.take().is_none() {
             return Ok(false);
@@ -224,7 +226,7 @@ impl Connection {
 
     /// Reads the next response while `pending` waits for its tagged response. `extract` converts untagged data.
     ///
-    /// This is cancel safe: received bytes stay in the buffer.
+    /// This method is cancel safe: received bytes stay in the buffer.
     ///
     /// # Errors
     /// A NO or BAD to `pending`, a tagged response to another command, an invalid response, too many responses, a BYE, the end of
@@ -277,7 +279,7 @@ impl Connection {
         }
     }
 
-    /// Reads up to the tagged OK of `pending`. Untagged data and that OK are passed to `on_response`.
+    /// Reads up to the tagged OK of `pending`. Untagged data and the tagged OK are passed to `on_response`.
     pub(super) async fn finish(
         &mut self,
         pending: &PendingCommand,
@@ -295,7 +297,7 @@ impl Connection {
         }
     }
 
-    /// Sends a command and reads up to its tagged OK. Untagged data and that OK are passed to `on_response`.
+    /// Sends a command and reads up to its tagged OK. Untagged data and the tagged OK are passed to `on_response`.
     pub(super) async fn command(
         &mut self,
         name: &'static str,
@@ -306,7 +308,7 @@ impl Connection {
         self.finish(&pending, ResponseTimeout::within(self.command_timeout), on_response).await
     }
 
-    /// Logs out, within two seconds. Open commands and errors are ignored.
+    /// Logs out, within two seconds. Commands without a tagged response, and errors, are ignored.
     pub(super) async fn logout(mut self) {
         self.transport.uncork();
         let logout = async {
@@ -323,8 +325,8 @@ impl Connection {
         let _: std::result::Result<Result<()>, _> = tokio::time::timeout(LOGOUT_TIMEOUT, logout).await;
     }
 
-    /// Reads one response. Returns true for the OK of `pending`. Ignores the BYE and the end of an IDLE, which are errors
-    /// elsewhere.
+    /// Reads one response during a logout. Returns true for the OK of `pending`. Only a lost connection and a timeout are errors
+    /// here, because a BYE belongs to each logout.
     async fn read_during_logout(&mut self, pending: &PendingCommand, timeout: ResponseTimeout) -> Result<bool> {
         match self.read_response(pending, timeout, |_| ()).await {
             Ok(response) => Ok(matches!(response, ServerResponse::Done)),
@@ -334,7 +336,7 @@ impl Connection {
     }
 }
 
-/// The meaning of a response while `pending` waits for its tagged response.
+/// Converts a response into a [`ServerResponse`] or an error, while `pending` waits for its tagged response.
 fn interpret<R>(
     response: &Response<'_>,
     pending: &PendingCommand,
@@ -342,7 +344,7 @@ fn interpret<R>(
 ) -> Result<ServerResponse<R>> {
     match response {
         Response::Done { tag, status: Status::Ok, .. } if *tag == pending.tag => {
-            // The response code of the OK may contain a UIDVALIDITY.
+            // `extract` gets the OK, too, because the response code of an OK may contain a UIDVALIDITY.
             extract(response);
             Ok(ServerResponse::Done)
         }

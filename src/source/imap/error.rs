@@ -21,34 +21,34 @@ pub enum Error {
     Login(String),
     /// The server refused the login and did not say that the credentials are wrong.
     LoginDeferred {
-        /// The command.
+        /// The name of the refused command.
         command: &'static str,
-        /// The server's words.
+        /// The text of the server's response.
         message: String,
     },
     /// The server offers no login mechanism that the account can use.
     NoLogin(&'static str),
     /// The token endpoint refused the request for a token permanently. The operator must act.
     TokenRefused(String),
-    /// The token endpoint returned no token this time.
+    /// The token endpoint returned no token, but a later request may succeed.
     Token {
-        /// The words of the endpoint, or the cause.
+        /// The error text of the endpoint, or why the endpoint did not answer.
         message: String,
-        /// The pause that the endpoint asked for.
+        /// The pause that the endpoint asked for with `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// A tagged NO or BAD.
+    /// The server answered a command with a tagged NO or BAD.
     Refused {
-        /// The command.
+        /// The name of the refused command.
         command: &'static str,
-        /// The server's words.
+        /// The text of the server's response.
         message: String,
     },
-    /// A NO, BAD or BYE that asks for a pause. It says nothing about the command or about a mail.
+    /// The server sent a NO, BAD or BYE whose text asks for a pause. Neither the command nor a mail is the cause.
     Throttled {
-        /// The server's words.
+        /// The text of the server's response.
         message: String,
-        /// The pause.
+        /// The pause that the server asks for.
         pause: SuggestedPause,
     },
     /// The server ended the connection with a BYE that has this text.
@@ -57,16 +57,16 @@ pub enum Error {
     Lost(std::io::Error),
     /// The server did not answer in time.
     Timeout {
-        /// The command.
+        /// The name of the command without an answer.
         command: &'static str,
-        /// The time waited, in seconds.
+        /// How long this program waited for the answer, in seconds.
         seconds: u64,
     },
     /// The server violates the protocol.
     Protocol(String),
-    /// The stored position cannot be read.
+    /// The stored cursor of the mailbox cannot be read from the database.
     ResumePoint(String),
-    /// The daemon is ending, and receives no more mails.
+    /// The daemon is ending, so `ingest` receives no more reports of this watcher.
     Closing,
 }
 
@@ -74,7 +74,7 @@ pub enum Error {
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A tagged NO or BAD, with its text.
+    /// Creates the error for a tagged NO or BAD with this text.
     pub(super) fn refused(command: &'static str, status: &Status, text: Option<&str>) -> Self {
         let text = text.unwrap_or("");
         let message = format!("{status:?} {}", printable(text, 200)).trim().to_owned();
@@ -84,7 +84,7 @@ impl Error {
         }
     }
 
-    /// A BYE, with its text.
+    /// Creates the error for a BYE with this text.
     pub(super) fn bye(text: Option<&str>) -> Self {
         let text = text.unwrap_or("");
         let message = printable(text, 200);
@@ -94,7 +94,7 @@ impl Error {
         }
     }
 
-    /// A failed read or write.
+    /// Creates the error for a failed read or write of the connection.
     pub(super) fn io(error: std::io::Error) -> Self {
         match error.kind() {
             std::io::ErrorKind::InvalidData => Error::Protocol(printable(&error.to_string(), 200)),

@@ -11,7 +11,7 @@ use super::settings::ImapSettings;
 ///
 /// The field is limited to 16 KiB. A From field of megabytes could exceed the limit of a response, and end each connection.
 const SENDERS: &str = "UID BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
-/// The same items and the date, for UIDs whose date is a fingerprint (see [`renumbering`](super::renumbering)).
+/// UID, INTERNALDATE and From, for UIDs whose INTERNALDATE is stored as a fingerprint (see [`renumbering`](super::renumbering)).
 const HEADERS: &str = "UID INTERNALDATE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 
 /// Which data items a FETCH requests.
@@ -37,8 +37,8 @@ impl FetchKind {
             FetchKind::Dates => "UID INTERNALDATE".into(),
             FetchKind::Senders => SENDERS.into(),
             FetchKind::Headers => HEADERS.into(),
-            // This requests one byte more than `max_size`. If fewer bytes than requested arrive, the body is complete, even if
-            // RFC822.SIZE differs.
+            // BODY.PEEK requests one byte more than `max_size`. If fewer bytes than requested arrive, the body is complete, even
+            // if RFC822.SIZE differs.
             FetchKind::Body => {
                 let bytes = settings.max_size.0.saturating_add(1);
                 format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{bytes}>").into()
@@ -68,7 +68,7 @@ impl FetchedMail {
         [&self.header, &self.body].into_iter().flatten().map(Vec::len).sum()
     }
 
-    /// Adds the data of another response about the same mail. That response may have less data, for example changed flags only.
+    /// Adds the data of another response about the same mail. `other` may have less data, for example only changed flags.
     pub(super) fn merge(&mut self, other: FetchedMail) {
         self.size = other.size.or(self.size);
         self.received_at = other.received_at.or(self.received_at);
@@ -85,7 +85,7 @@ impl FetchedMail {
                 AttributeValue::Uid(uid) => mail.uid = *uid,
                 AttributeValue::Rfc822Size(size) => mail.size = Some(u64::from(*size)),
                 AttributeValue::InternalDate(date) => mail.received_at = internal_date(date),
-                // Dovecot sends NIL and a size of 0 for a mail that is removed during the FETCH.
+                // Dovecot sends NIL as the body, and a size of 0, for a mail that is removed during the FETCH.
                 AttributeValue::BodySection { section: None, data, .. } => {
                     mail.body = data.as_deref().map(<[u8]>::to_vec);
                 }
@@ -98,8 +98,8 @@ impl FetchedMail {
             }
         }
         // Some servers send an empty string for a mail that is removed during the FETCH (RFC 2180, 4.1). iCloud also sends an
-        // empty string for an existing mail. So an empty body counts as not delivered, unless the size is 0. An empty header is
-        // no header, because a header contains at least the empty line (RFC 3501, 6.4.5).
+        // empty string for an existing mail. So an empty body counts as not delivered, unless RFC822.SIZE is 0. An empty header
+        // is no header, because a header contains at least the empty line (RFC 3501, 6.4.5).
         if mail.body.as_ref().is_some_and(Vec::is_empty) && mail.size != Some(0) {
             mail.body = None;
         }
@@ -108,7 +108,8 @@ impl FetchedMail {
     }
 }
 
-/// INTERNALDATE: `17-Jul-1996 02:44:25 -0700`, the day padded with a space (RFC 3501, `date-day-fixed`).
+/// Parses an INTERNALDATE, for example `17-Jul-1996 02:44:25 -0700`. A day of one digit follows a space (RFC 3501,
+/// `date-day-fixed`).
 fn internal_date(text: &str) -> Option<Timestamp> {
     Timestamp::strptime("%d-%b-%Y %H:%M:%S %z", text.trim()).ok()
 }

@@ -8,45 +8,45 @@ use tokio::time::Instant;
 
 use super::error::Error;
 
-/// After this number of failures, a mail gets a row without bytes.
+/// After this number of failed FETCHes, a mail gets a row without bytes in the table `mails`.
 const STRIKES: u8 = 3;
-/// The most mails of one round. In a round, mails that have a row without bytes are fetched again.
+/// The most mails of one round. A round fetches mails again that have a row without bytes in the table `mails`.
 const ROUND: usize = 20;
-/// The factor by which the limit of a FETCH grows after each complete window.
+/// The factor by which the limit of mails in a FETCH grows after each window (a range of UIDs) whose mails are all settled.
 const GROWTH: usize = 8;
 
-/// A mail that has a row without bytes.
+/// A mail that has a row without bytes in the table `mails`, because the server lists this mail but did not deliver it.
 #[derive(Debug, Clone, Copy)]
 struct UndeliveredRow {
     received_at: Option<Timestamp>,
     /// A FETCH of this mail has ended a connection, so the mail is fetched alone.
     harmful: bool,
-    /// The last round that fetched this mail.
+    /// The number of the most recent round that requested this mail.
     round: u64,
 }
 
 /// Failed FETCHes in one mailbox, under one UIDVALIDITY.
 #[derive(Debug, Default)]
 pub(super) struct FetchHistory {
-    /// `None` until the rows are loaded from the database.
+    /// The UIDVALIDITY of the UIDs in `rows`; `None` until [`Self::begin`] fills `rows` from the database.
     uid_validity: Option<u32>,
     rows: BTreeMap<u32, UndeliveredRow>,
     round: u64,
-    /// When the mails of these rows are fetched again.
+    /// When the mails in `rows` are fetched again.
     due: Option<Instant>,
-    /// How many failures each mail has caused.
+    /// The number of failed FETCHes of each mail, by UID. A timeout counts as two.
     strikes: BTreeMap<u32, u8>,
-    /// The most mails of one FETCH; `None`: the usual number.
+    /// The most mails of one FETCH; `None`: the usual limit of a sync.
     limit: Option<usize>,
-    /// The cursor has moved since [`Self::take_progress`].
+    /// The cursor has moved since the previous call of [`Self::take_progress`].
     progress: bool,
-    /// The mails of the rows are being fetched.
+    /// The watcher is fetching the mails in `rows` again.
     fetching: bool,
 }
 
 impl FetchHistory {
-    /// Must be called for each connection. `rows`: the undelivered mails in the database. If the UIDVALIDITY is that of the last
-    /// connection, the history is kept, and `rows` is ignored.
+    /// Prepares the history for a new connection. `rows`: the mails that have a row without bytes in the table `mails`. If the
+    /// UIDVALIDITY is the same as for the previous connection, the history is kept, and `rows` is ignored.
     pub(super) fn begin(&mut self, uid_validity: u32, rows: Vec<(u32, Option<Timestamp>)>) {
         if self.uid_validity == Some(uid_validity) {
             return;
@@ -56,22 +56,25 @@ impl FetchHistory {
         *self = FetchHistory { uid_validity: Some(uid_validity), rows, due: Some(Instant::now()), ..Self::default() };
     }
 
-    /// Whether the mails of the rows must be fetched now. `renewed`: the IDLE was just renewed.
+    /// Whether the mails in `rows` must be fetched again now. `renewed`: the IDLE was just renewed.
     pub(super) fn is_due(&self, renewed: bool) -> bool {
         !self.rows.is_empty() && (renewed || self.due.is_none_or(|due| due <= Instant::now()))
     }
 
-    /// Begins to fetch the mails of the rows. These mails are due again after `pause`, even if a FETCH ends the connection.
+    /// Sets `fetching`, because the watcher is about to fetch the mails in `rows` again. These mails are fetched once more after
+    /// `pause`, even if a FETCH ends the connection.
     pub(super) fn begin_fetching(&mut self, pause: Duration) {
         (self.due, self.fetching) = (Some(Instant::now() + pause), true);
     }
 
-    /// The mails of the next round, which are requested together. The mails that have waited longest are chosen first.
+    /// The UIDs of the next round, whose mails are requested together. The mails whose last request is the oldest are chosen
+    /// first.
     pub(super) fn next_round(&mut self) -> Vec<u32> {
         self.next_uids(false, ROUND)
     }
 
-    /// The next mail that must be fetched alone.
+    /// The UID of the next mail that is fetched alone, because a FETCH of this mail has ended a connection. Empty if there is no
+    /// such mail.
     pub(super) fn next_alone(&mut self) -> Vec<u32> {
         self.next_uids(true, 1)
     }
@@ -89,23 +92,23 @@ impl FetchHistory {
         uids
     }
 
-    /// How many mails have a row without bytes.
+    /// How many mails of the mailbox have a row without bytes in the table `mails`.
     pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// The mails of all due rows were fetched, and the connection still works.
+    /// Clears `fetching`: the rounds are complete, and the connection still works.
     pub(super) fn end_fetching(&mut self) {
         self.fetching = false;
     }
 
-    /// Whether the connection ended while the mails of the rows were fetched.
+    /// Whether the connection ended while the mails in `rows` were fetched again. Clears `fetching`.
     pub(super) fn take_fetching(&mut self) -> bool {
         std::mem::take(&mut self.fetching)
     }
 
-    /// Records that a mail gets a row without bytes. `pause`: the time until the mail is fetched again, if no other mail has such
-    /// a row.
+    /// Adds a mail that gets a row without bytes in the table `mails`. `pause`: the time until the mail is fetched again, if
+    /// `rows` was empty.
     pub(super) fn add(&mut self, uid: u32, received_at: Option<Timestamp>, harmful: bool, pause: Duration) {
         if self.rows.is_empty() {
             self.due = Some(Instant::now() + pause);
@@ -115,49 +118,53 @@ impl FetchHistory {
         self.progress = true;
     }
 
-    /// Removes a mail that has arrived, is gone or is not Resmic's. Returns its INTERNALDATE.
+    /// Removes a mail from `rows` that was delivered, is gone or is not Resmic's. Returns the INTERNALDATE of the mail, if it is
+    /// known.
     pub(super) fn remove(&mut self, uid: u32) -> Option<Timestamp> {
         self.rows.remove(&uid).and_then(|row| row.received_at)
     }
 
-    /// Records whether a FETCH of these mails ends the connection.
+    /// Sets in `rows` whether a FETCH of the mails `uids` has ended a connection.
     pub(super) fn mark_harmful(&mut self, uids: &[u32], harmful: bool) {
         for uid in uids {
             self.rows.entry(*uid).and_modify(|row| row.harmful = harmful);
         }
     }
 
-    /// Records a failure of this mail. Returns true if the mail has failed often enough to get a row without bytes.
+    /// Counts a failed FETCH of the mail `uid`. Returns true if enough FETCHes have failed to give the mail a row without bytes
+    /// in the table `mails`.
     pub(super) fn strike(&mut self, uid: u32, error: &Error) -> bool {
-        // A timeout counts twice, because it has already taken half a minute.
+        // A timeout counts as two failures, because the watcher has already waited half a minute.
         let weight = if matches!(error, Error::Timeout { .. }) { 2 } else { 1 };
         let strikes = self.strikes.entry(uid).or_default();
         *strikes = strikes.saturating_add(weight);
         *strikes >= STRIKES
     }
 
-    /// The cursor has moved to this UID.
+    /// Removes the failures of the mails up to the UID `cursor`, because the cursor has moved to this UID.
     pub(super) fn passed(&mut self, cursor: u32) {
         self.progress = true;
         self.strikes.retain(|uid, _| *uid > cursor);
     }
 
-    /// Whether the cursor has moved since the last call.
+    /// Whether the cursor has moved since the previous call of this method.
     pub(super) fn take_progress(&mut self) -> bool {
         std::mem::take(&mut self.progress)
     }
 
-    /// The most mails of one FETCH; `None`: the usual number.
+    /// The most mails of one FETCH; `None`: the usual limit of a sync.
     pub(super) fn limit(&self) -> Option<usize> {
         self.limit
     }
 
-    /// The connection ended before the cursor moved. The next FETCH requests one mail, and `grow` raises the limit again.
+    /// Limits the next FETCH to one mail, because the connection ended before the cursor moved. [`Self::grow`] raises this limit
+    /// again.
     pub(super) fn shrink(&mut self) {
         self.limit = Some(1);
     }
 
-    /// A window is complete, so the next one may be larger.
+    /// Raises the limit of mails in a FETCH, because all mails of a window (a range of UIDs) are settled. From `usual` on, the
+    /// limit ends.
     pub(super) fn grow(&mut self, usual: usize) {
         self.limit = self.limit.map(|limit| limit.saturating_mul(GROWTH)).filter(|limit| *limit < usual);
     }
