@@ -10,8 +10,9 @@ use super::login::Capabilities;
 use super::renumbering::credible_date;
 use super::utf7;
 
-/// When a mailbox is opened, the dates of this number of UIDs, up to the cursor, are compared with the stored dates. After a
-/// restore of the server, new mails get the UIDs just below the cursor. Each UID adds about seventy bytes to the answer.
+/// When a mailbox is opened, the INTERNALDATEs of this number of UIDs, up to the cursor, are compared with the dates in the
+/// database. After the server was restored from a backup, new mails get the UIDs just below the cursor. Each UID adds about
+/// seventy bytes to the server's answer.
 pub const FINGERPRINT_UIDS: u32 = 200;
 
 /// The state of the selected mailbox, as the server reports it.
@@ -21,26 +22,26 @@ pub(super) struct MailboxStatus {
     pub(super) uid_validity: u32,
     /// The highest UIDNEXT reported; `None` if the server reports none.
     pub(super) uid_next: Option<u32>,
-    /// The number of mails.
+    /// The number of mails in the mailbox, from `EXISTS`.
     pub(super) exists: u32,
-    /// How many announced mails no FETCH has requested yet.
+    /// How many mails the server has announced with `EXISTS`, and no FETCH has requested yet.
     pub(super) announced: u32,
     /// The UIDVALIDITY has changed since SELECT.
     pub(super) is_renumbered: bool,
     /// How many FETCH responses could not be parsed and named no UID.
     pub(super) unparsed_fetches: usize,
-    /// The newest INTERNALDATE seen, without dates too far in the future. At least the dates of the last [`FINGERPRINT_UIDS`]
-    /// UIDs are included.
+    /// The newest INTERNALDATE of a mail, except dates too far in the future. When the mailbox is opened, this is the date from
+    /// the database. A FETCH response with a newer date replaces it.
     pub(super) newest_at: Option<Timestamp>,
 }
 
 impl MailboxStatus {
-    /// Records the date of a mail.
+    /// Sets `newest_at` to the INTERNALDATE of `mail`, if that date is newer, and not too far in the future.
     pub(super) fn record_date(&mut self, mail: &FetchedMail, now: Timestamp) {
         self.newest_at = self.newest_at.max(credible_date(mail, now));
     }
 
-    /// Records an untagged response about the mailbox.
+    /// Updates this status from a response of the server about the mailbox.
     pub(super) fn record(&mut self, response: &Response<'_>) {
         match (response, response_code(response)) {
             (Response::MailboxData(MailboxDatum::Exists(n)), _) => {
@@ -62,19 +63,19 @@ impl MailboxStatus {
         }
     }
 
-    /// Returns how many mails were announced, and sets the number to 0.
+    /// Returns how many mails the server has announced, and sets this number to 0.
     pub(super) fn take_announced(&mut self) -> usize {
         std::mem::take(&mut self.announced) as usize
     }
 
-    /// Sets the number of announced mails, after some of them have arrived.
+    /// Sets the number of announced mails to those that have not arrived yet.
     pub(super) fn announce_again(&mut self, count: usize) {
         self.announced = u32::try_from(count).unwrap_or(u32::MAX);
     }
 }
 
-/// The name of a mailbox. On the wire it is in modified UTF-7. But some servers send names that are not valid modified UTF-7, and
-/// accept only these names.
+/// The name of a mailbox, as people read it and as the server writes it. Servers encode names in modified UTF-7. Some servers
+/// send names that are not valid modified UTF-7, and accept only these names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MailboxName {
     /// The name as people read it, in the configuration and the database.
@@ -94,8 +95,8 @@ impl MailboxName {
     }
 }
 
-/// The name of the mailbox `wanted`. If `wanted` is a special-use attribute such as `\Junk`, this is the name of the mailbox with
-/// the attribute, or `None` if no mailbox has it.
+/// Returns the name of the mailbox `wanted`. If `wanted` is a special-use attribute such as `\Junk`, returns the name of the
+/// mailbox with this attribute, or `None` if no mailbox has the attribute.
 pub(super) async fn find_mailbox(
     connection: &mut Connection,
     capabilities: Capabilities,
@@ -110,13 +111,13 @@ pub(super) async fn find_mailbox(
         return find_with_attribute(connection, PLAIN, wanted).await;
     }
     match find_with_attribute(connection, "LIST \"\" \"*\" RETURN (SPECIAL-USE)", wanted).await {
-        // Proton Bridge lists SPECIAL-USE and refuses it.
+        // Proton Bridge lists the capability SPECIAL-USE but refuses `RETURN (SPECIAL-USE)`.
         Err(Error::Refused { .. }) => find_with_attribute(connection, PLAIN, wanted).await,
         found => found,
     }
 }
 
-/// The first mailbox with this attribute in the answer to the LIST.
+/// Returns the first mailbox with the attribute `wanted` in the answer to the LIST `command`.
 async fn find_with_attribute(connection: &mut Connection, command: &str, wanted: &str) -> Result<Option<MailboxName>> {
     let mut found = None;
     let has_attribute = |a: &NameAttribute<'_>| attribute_name(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted));
@@ -145,7 +146,8 @@ fn attribute_name<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
     })
 }
 
-/// Selects a mailbox. `writable`: `after` changes the mailbox. Otherwise, the mailbox is opened read-only if possible.
+/// Opens a mailbox with SELECT if `writable`, because the setting `after` changes mails. Otherwise opens the mailbox read-only
+/// with EXAMINE, and with SELECT only if EXAMINE does not work.
 pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writable: bool) -> Result<MailboxStatus> {
     let quoted_name = quoted(&name.encoded).ok_or_else(|| Error::Refused {
         command: "SELECT",
@@ -161,7 +163,7 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
         _ => {}
     });
     match opened.await {
-        // Some small servers know only SELECT. If the mailbox does not exist, SELECT is refused, too.
+        // Some small servers know only SELECT, not EXAMINE. If the mailbox does not exist, the server refuses the SELECT, too.
         Err(Error::Refused { .. }) if !writable => return Box::pin(select(connection, name, true)).await,
         opened => opened?,
     }
@@ -171,7 +173,7 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
     if !writable && (validity.is_none() || next.is_none()) {
         return Box::pin(select(connection, name, true)).await;
     }
-    // RFC 3501 allows a server to leave UIDNEXT out of SELECT.
+    // RFC 3501 allows a server to leave UIDNEXT out of its answer to SELECT.
     if validity.is_none() || next.is_none() {
         let items = if validity.is_none() { "UIDNEXT UIDVALIDITY" } else { "UIDNEXT" };
         let status = request_status(connection, &quoted_name, items).await?;
@@ -190,12 +192,13 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
     })
 }
 
-/// The reported UIDNEXT; `None` for 0, which some servers report if they do not know it. UIDs begin at 1 (RFC 3501, 2.3.1.1).
+/// The reported UIDNEXT; `None` for 0, which some servers report instead of an unknown UIDNEXT. UIDs begin at 1 (RFC 3501,
+/// 2.3.1.1).
 fn valid_uid_next(reported: u32) -> Option<u32> {
     Some(reported).filter(|next| *next > 0)
 }
 
-/// UIDVALIDITY and UIDNEXT from STATUS.
+/// Requests `items` with STATUS. Returns UIDVALIDITY and UIDNEXT, each `None` if the server does not report it.
 async fn request_status(
     connection: &mut Connection,
     quoted_name: &str,

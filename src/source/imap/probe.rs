@@ -27,7 +27,7 @@ pub async fn probe(settings: &ImapSettings, login: &Login) -> Result<Vec<std::re
         let display = printable(&name.display, 100);
         lines.push(match mailbox::select(&mut connection, &name, false).await {
             Ok(selected) => Ok(format!("mailbox {display}: {} mails", selected.exists)),
-            // The other mailboxes can still be opened.
+            // After this refusal, the connection still works, so the other mailboxes are tested, too.
             Err(error @ Error::Refused { .. }) => Err(format!("mailbox {display}: {error}")),
             Err(error) => return Err(error),
         });

@@ -1,14 +1,15 @@
-//! How far a mailbox is read.
+//! The cursor of an open mailbox: up to which UID the mailbox is read.
 
 use jiff::Timestamp;
 
 use crate::model::{StartBoundary, SyncPosition, Uid, UidValidity};
 
-/// The cursor of an open mailbox and the cursor that was reported last.
+/// The cursor of an open mailbox, and the cursor that was last sent to `ingest`.
 #[derive(Debug)]
 pub(super) struct SyncProgress {
     cursor: u32,
-    /// `None`: the position must be reported even if the cursor does not move.
+    /// The cursor that was last sent to `ingest`, or read from the database. `None`: the position must be sent even if the cursor
+    /// does not move.
     reported: Option<u32>,
     start_boundary: Option<StartBoundary>,
     /// See [`SyncPosition::renumbered_after`].
@@ -27,7 +28,7 @@ impl SyncProgress {
         }
     }
 
-    /// Every mail up to this UID is handed over, known to be gone, not Resmic's, or older than the start boundary.
+    /// Every mail up to this UID was sent to `ingest`, is known to be gone, is not Resmic's, or is older than the start boundary.
     pub(super) fn cursor(&self) -> u32 {
         self.cursor
     }
@@ -42,33 +43,35 @@ impl SyncProgress {
         self.cursor = self.cursor.max(uid);
     }
 
-    /// The start of the first run, if that was not the oldest mail.
+    /// The boundary of the mails that the setting `start` excludes; `None` if it excludes no mails.
     pub(super) fn start_boundary(&self) -> Option<StartBoundary> {
         self.start_boundary
     }
 
-    /// Replaces the start boundary. The next report contains it.
+    /// Replaces the start boundary. The next position that is sent to `ingest` contains the new boundary.
     pub(super) fn set_start_boundary(&mut self, boundary: StartBoundary) {
         self.start_boundary = Some(boundary);
         self.reported = None;
     }
 
-    /// Makes the next report necessary even if the cursor does not move.
+    /// Makes sure that the position is sent to `ingest` again, even if the cursor does not move.
     pub(super) fn require_report(&mut self) {
         self.reported = None;
     }
 
-    /// Whether the position was reported. If not, the next report is necessary even if the cursor does not move.
+    /// Whether `ingest` or the database has this position. Otherwise the position must be sent to `ingest`, even if the cursor
+    /// does not move.
     pub(super) fn is_reported(&self) -> bool {
         self.reported.is_some()
     }
 
-    /// Whether a report of the cursor would repeat the last report.
+    /// Whether the cursor is still the cursor that was last sent to `ingest`.
     pub(super) fn is_unchanged(&self) -> bool {
         self.reported == Some(self.cursor)
     }
 
-    /// The position for the database. The cursor counts as reported from now on.
+    /// Returns the position that `ingest` writes to the table `mailboxes`. From now on, the cursor counts as reported to
+    /// `ingest`.
     pub(super) fn report(&mut self, uid_validity: u32, newest_at: Option<Timestamp>) -> SyncPosition {
         self.reported = Some(self.cursor);
         SyncPosition {

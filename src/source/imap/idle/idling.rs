@@ -6,29 +6,29 @@ use super::super::fetch::FetchedMail;
 use super::super::reader::MailboxReader;
 use super::super::selected::SelectedMailbox;
 
-/// The most mails that one interruption fetches. If there are more, a sync fetches them.
+/// The most mails that [`Idling::interrupt`] keeps of one FETCH. If there are more mails, a sync fetches all of them.
 pub(super) const MAX_MAILS: usize = 50;
-/// The most bytes of mails that one interruption keeps in memory. If there are more, a sync fetches the mails.
+/// The most bytes of mails that [`Idling::interrupt`] keeps of one FETCH. If there are more bytes, a sync fetches the mails.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Whether an interruption could keep all mails of the answer in memory.
+/// Whether all mails in the answer to a FETCH were within `MAX_MAILS` and `MAX_BYTES`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completeness {
     Complete,
     TooMany,
 }
 
-/// Whether a STATUS asks for the UIDVALIDITY before the FETCH.
+/// Whether a STATUS for the UIDVALIDITY is sent before the FETCH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UidValidityCheck {
     Send,
     Skip,
 }
 
-/// A mailbox in IDLE. It has no method that sends an arbitrary command. [`Self::interrupt`] ends this IDLE, sends a FETCH and
+/// A mailbox in IDLE. No method of this type sends an arbitrary command. [`Self::interrupt`] ends this IDLE, sends a FETCH and
 /// starts the next IDLE. [`Self::done`] ends the IDLE and returns the mailbox.
 ///
-/// The mailbox is borrowed, not owned. So the watcher can still log out at shutdown, when this value is dropped.
+/// The mailbox is borrowed, not owned. So the watcher can still log out at shutdown, after this value is dropped.
 #[must_use = "an IDLE ends with `done`"]
 pub(in super::super) struct Idling<'a> {
     mailbox: &'a mut SelectedMailbox,
@@ -49,7 +49,7 @@ impl<'a> Idling<'a> {
         &mut self.mailbox.reader
     }
 
-    /// The next response during the IDLE. `Done`: the server has ended the IDLE.
+    /// Reads the next response during the IDLE. `Done`: the server has ended the IDLE.
     pub(super) async fn read_response(
         &mut self,
         timeout: ResponseTimeout,
@@ -57,7 +57,7 @@ impl<'a> Idling<'a> {
         self.mailbox.read_response(&self.pending, timeout).await
     }
 
-    /// Waits for the `+` of the server, if it has not arrived yet. Mails that arrive before the `+` are kept.
+    /// Waits for the `+` of the server, if it has not arrived yet. Mails that arrive before the `+` are kept in `pushed`.
     pub(super) async fn wait_for_plus(&mut self) -> Result<()> {
         let timeout = self.mailbox.reader.streaming();
         while self.mailbox.connection.awaits_plus() {
@@ -68,11 +68,11 @@ impl<'a> Idling<'a> {
         Ok(())
     }
 
-    /// Ends the IDLE, sends a FETCH and starts the next IDLE, all in one write: no round trip is added. Returns the mails
-    /// above the cursor, up to a limit of their number and size.
+    /// Ends the IDLE, sends a FETCH and starts the next IDLE, all in one write: no round trip is added. Returns the fetched mails
+    /// above the cursor, within `MAX_MAILS` and `MAX_BYTES`.
     ///
-    /// Stalwart before 0.10 drops commands that arrive together with a DONE. If the server answers a DONE and not the commands
-    /// after it, the next DONEs are written alone.
+    /// Stalwart before 0.10 drops commands that arrive together with a DONE. If a server answers a DONE but not the commands
+    /// after it, later DONEs to this server are written alone.
     pub(super) async fn interrupt(
         &mut self,
         fetch: &str,
@@ -97,7 +97,7 @@ impl<'a> Idling<'a> {
         }
         self.pending = next;
         let answer = self.read_answers(check, &fetch).await;
-        // The server has answered the DONE and not the commands after it.
+        // A timeout here means that the server has answered the DONE but not the commands after it.
         if is_open && matches!(answer, Err(Error::Timeout { .. })) {
             self.mailbox.reader.facts.account.quirks.set_drops_after_done();
         }
@@ -144,7 +144,7 @@ impl<'a> Idling<'a> {
         Ok(())
     }
 
-    /// Reads up to the tagged OK of the IDLE. Mails that arrive before the OK are kept.
+    /// Reads up to the tagged OK of the IDLE. Mails that arrive before the OK are kept in `pushed`.
     async fn read_end(&mut self) -> Result<()> {
         let timeout = ResponseTimeout::within(self.mailbox.reader.facts.account.timing.answer);
         loop {

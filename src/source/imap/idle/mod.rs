@@ -1,9 +1,11 @@
 //! Waits for new mail, and fetches it in as few round trips as the server allows.
 //!
-//! With NOTIFY (RFC 5465) the server pushes a new mail, which takes half a round trip. Other servers announce the mail with an
-//! `EXISTS`. Then the end of the IDLE, the FETCH and the next IDLE leave in one write, and the mail arrives after one and a half
-//! round trips. A push makes delivery fast, but it does not prove that no other mail is missing. So the cursor moves in the order
-//! of UIDs, and each renewal looks for mails that the server did not announce.
+//! With NOTIFY (RFC 5465) the server of a dedicated mailbox pushes each new mail, which takes half a round trip. In a shared
+//! mailbox, the server pushes only the From field, and the watcher fetches the bodies of possible notifications. Servers without
+//! NOTIFY announce a new mail with an `EXISTS`. The watcher answers with the end of the IDLE, the FETCH and the next IDLE in one
+//! write, so the fetched data arrives after one and a half round trips. A push makes delivery fast, but it does not prove that no
+//! other mail is missing. So the cursor moves in the order of UIDs, and each renewal of the IDLE looks for mails that the server
+//! did not announce.
 
 use tokio::time::Instant;
 
@@ -20,25 +22,25 @@ mod idling;
 
 pub(super) use idling::Idling;
 
-/// How often an announced mail is fetched before a sync decides whether it exists.
+/// How often an announced mail is requested. If the mail is still missing after that, a sync decides whether the mail exists.
 const MAX_ATTEMPTS: u32 = 3;
 /// After this many IDLEs in a row that the server ended at once, the watcher polls.
 const MAX_SHORT_IDLES: u32 = 5;
 /// After this many mails that a server did not push although it accepted NOTIFY, the watcher fetches each announced mail.
 const MAX_MISSED_PUSHES: u32 = 2;
 
-/// How the watcher learns of new mail.
+/// How the watcher learns of new mails in its mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NewMailMode {
-    /// The server sends the mail (NOTIFY).
+    /// The server pushes new mails, or their From fields (NOTIFY).
     Pushed,
-    /// The server announces the mail (IDLE).
+    /// The server announces new mails with `EXISTS` (IDLE).
     Announced,
-    /// The watcher asks the server.
+    /// The watcher polls, because the server has no IDLE.
     Polled,
 }
 
-/// Why a wait ended.
+/// Why [`Idling::wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WakeReason {
     /// The server pushed mails.
@@ -62,7 +64,8 @@ enum Coverage {
 }
 
 impl SelectedMailbox {
-    /// Asks the server to push new mails (NOTIFY), if it can.
+    /// Asks the server to push new mails, if the server supports NOTIFY and IDLE. Returns how the watcher will learn of new
+    /// mails.
     pub(super) async fn request_pushes(&mut self) -> Result<NewMailMode> {
         let facts = &self.reader.facts;
         if !facts.capabilities.idle {
@@ -76,7 +79,8 @@ impl SelectedMailbox {
         let command = format!("NOTIFY SET (selected (MessageNew ({}) MessageExpunge))", kind.items(settings));
         match self.run("NOTIFY", &command).await {
             Ok(()) => Ok(NewMailMode::Pushed),
-            // The server lists NOTIFY and refuses it. It still announces new mail.
+            // The server lists the capability NOTIFY but refuses the command. Such a server still announces new mails with
+            // `EXISTS`.
             Err(Error::Refused { .. }) => Ok(NewMailMode::Announced),
             Err(e) => Err(e),
         }
@@ -100,7 +104,7 @@ impl SelectedMailbox {
                 deadline = deadline.min(Instant::now() + timing.refetch * attempts);
             }
             let reason = match idling.wait(mode, deadline).await {
-                // The server lists IDLE and refuses it.
+                // The server lists the capability IDLE but refuses the command.
                 Err(Error::Refused { .. }) => return idling.done().await?.poll().await,
                 reason => reason?,
             };
@@ -144,7 +148,7 @@ impl SelectedMailbox {
         }
     }
 
-    /// Polls the mailbox until the connection fails. This is for servers without IDLE, or whose IDLE does not work.
+    /// Polls the mailbox until the connection fails. Only servers without a working IDLE are polled.
     async fn poll(&mut self) -> Result<()> {
         let account = self.reader.facts.account.clone();
         loop {
@@ -152,7 +156,7 @@ impl SelectedMailbox {
             tokio::time::sleep(account.timing.poll.min(account.settings.idle_renew.0)).await;
             let check = self.send_uid_validity_check().await?;
             self.read_uid_validity_check(check).await?;
-            // The sync fetches the pushed mails again.
+            // The pushed mails are dropped, because the sync fetches these mails again.
             drop(self.reader.pushed.take_all());
             self.sync().await?;
             if self.reader.history.is_due(false) {
@@ -171,7 +175,7 @@ impl Idling<'_> {
             if !reader.pushed.is_empty() {
                 return Ok(WakeReason::Pushed);
             }
-            // This includes announcements that arrived before the `+`, or during the answer to the last FETCH.
+            // `announced` also counts announcements that arrived before the `+`, or during the answer to the previous FETCH.
             let is_announced = reader.status.announced > 0;
             if is_announced {
                 if mode == NewMailMode::Announced {
@@ -190,13 +194,15 @@ impl Idling<'_> {
         }
     }
 
-    /// Fetches the mails above the cursor. Announced mails are fetched at once. If the server announced none, the UIDs are listed
-    /// first: `n:*` always contains the last mail (RFC 3501, 6.4.8), whose body is not needed again.
+    /// Fetches the mails above the cursor. If the server has announced mails, the first FETCH requests their data. Otherwise the
+    /// first FETCH lists only UIDs, because `n:*` always contains the last mail of the mailbox (RFC 3501, 6.4.8), whose body is
+    /// not needed again.
     ///
-    /// `may_retry`: a missing mail can be fetched again later. If this is false, a sync decides whether the mail exists.
+    /// `may_retry`: a missing mail can be fetched again later. If `may_retry` is false, a sync decides whether the mail exists.
     async fn fetch_new(mut self, reason: WakeReason, may_retry: bool) -> Result<(Self, Coverage)> {
         let reader = self.reader();
-        // From here on, the server may announce mails that this FETCH does not return.
+        // The announcements are counted before the FETCH is sent, because the FETCH may not return mails that the server
+        // announces later.
         let announced = reader.status.take_announced();
         reader.outstanding.announce(announced);
         if reader.outstanding.announced() > MAX_MAILS {
@@ -226,8 +232,8 @@ impl Idling<'_> {
         }
         let reader = self.reader();
         if !may_retry && mails.iter().any(|mail| reader.lacks_body(mail)) {
-            // The sync finds out whether the mails without a body still exist. The other mails are handed over now, so the sync
-            // does not fetch them again.
+            // The sync finds out whether the mails without a body still exist. The mails with a body are sent to `ingest` now, so
+            // that the sync does not fetch them again.
             reader.hand_over_new(mails, 0).await?;
             return self.sync().await;
         }
@@ -240,7 +246,7 @@ impl Idling<'_> {
         Ok((self, Coverage::Complete))
     }
 
-    /// Hands over the pushed mails.
+    /// Fetches the missing bodies of the pushed mails, and sends these mails to `ingest`.
     async fn take_pushed(mut self) -> Result<(Self, Coverage)> {
         let reader = self.reader();
         let mut mails = reader.pushed.take_all();
@@ -248,7 +254,8 @@ impl Idling<'_> {
         let announced = reader.status.take_announced();
         reader.outstanding.announce(announced);
         reader.outstanding.settle(&mails, reader.status.uid_next);
-        // The server pushes the other announced mails next, or the next FETCH returns them.
+        // Announced mails that were not pushed are counted as announced again. The server pushes these mails later, or the next
+        // FETCH returns them.
         let announced = reader.outstanding.take_announced();
         reader.status.announce_again(announced);
         if self.complete_bodies(&mut mails).await? == Completeness::TooMany {
@@ -265,7 +272,8 @@ impl Idling<'_> {
         Ok((mailbox.idle().await?, Coverage::Uncounted))
     }
 
-    /// Leaves the IDLE to apply `after`, or to fetch undelivered mails again, if there is such work.
+    /// Leaves the IDLE if the setting `after` must be applied to notifications, or if mails that the server has not delivered
+    /// must be fetched again.
     async fn work_outside_idle(mut self, reason: WakeReason) -> Result<Self> {
         if self.reader().after.is_waiting() {
             let mailbox = self.done().await?;
@@ -280,8 +288,8 @@ impl Idling<'_> {
         Ok(self)
     }
 
-    /// Fetches the missing bodies. In a shared mailbox, first fetches missing headers, and then only the bodies of mails whose
-    /// sender may be Resmic.
+    /// Fetches the bodies that are missing in `mails`. In a shared mailbox, first fetches missing headers, and then only the
+    /// bodies of mails whose sender may be Resmic.
     async fn complete_bodies(&mut self, mails: &mut [FetchedMail]) -> Result<Completeness> {
         let is_dedicated = self.reader().facts.account.settings.dedicated;
         if !is_dedicated {
@@ -315,7 +323,7 @@ impl Idling<'_> {
 }
 
 impl MailboxReader {
-    /// The FETCH for mails above the cursor, and whether the UIDVALIDITY is checked before it.
+    /// Returns the FETCH command for mails above the cursor, and whether a STATUS checks the UIDVALIDITY before this FETCH.
     fn fetch_new_command(&mut self, reason: WakeReason) -> (String, UidValidityCheck) {
         let settings = &self.facts.account.settings;
         let kind = match (reason, settings.dedicated) {
@@ -329,15 +337,16 @@ impl MailboxReader {
         (command, check)
     }
 
-    /// Sorts by UID, keeps the most complete copy of each mail, and drops mails that the cursor has passed.
+    /// Sorts `mails` by UID, keeps the most complete copy of each mail, and drops mails that the cursor has passed.
     fn sort_new(&self, mails: &mut Vec<FetchedMail>) {
         mails.retain(|mail| mail.uid > self.progress.cursor());
         mails.sort_by_key(|mail| (mail.uid, mail.body.is_none(), mail.header.is_none()));
         mails.dedup_by_key(|mail| mail.uid);
     }
 
-    /// Hands mails over, and moves the cursor as far as the rule of [`sync`](super::sync) allows. Up to `listed`, a tagged OK has
-    /// proved that there are no other mails. Above `listed`, the cursor moves only from one UID to the next, and skips none.
+    /// Sends mails to `ingest`, and moves the cursor as far as the cursor rule of [`sync`](super::sync) allows. A tagged OK has
+    /// proved that no other mails exist up to the UID `listed`. Above `listed`, the cursor moves only from one UID to the next,
+    /// and skips no UID.
     async fn hand_over_new(&mut self, mails: Vec<FetchedMail>, listed: u32) -> Result<Coverage> {
         let mut coverage = Coverage::Complete;
         for mail in mails {
@@ -362,13 +371,13 @@ impl MailboxReader {
         Ok(coverage)
     }
 
-    /// Whether the body of this mail is wanted and has not arrived.
+    /// Whether the body of this mail is missing, although the mail may be Resmic's and was not sent to `ingest`.
     fn lacks_body(&self, mail: &FetchedMail) -> bool {
         let may_be_ours = self.facts.account.settings.dedicated || mail.header.is_none() || self.is_candidate(mail);
         mail.body.is_none() && may_be_ours && !self.outstanding.is_ahead(mail.uid)
     }
 
-    /// The UIDs of mails that have no body, are not handed over, and match `filter`.
+    /// The UIDs of mails that have no body, were not sent to `ingest`, and match `filter`.
     fn without_body(&self, mails: &[FetchedMail], filter: impl Fn(&Self, &FetchedMail) -> bool) -> Vec<u32> {
         let is_wanted =
             |mail: &&FetchedMail| mail.body.is_none() && !self.outstanding.is_ahead(mail.uid) && filter(self, mail);

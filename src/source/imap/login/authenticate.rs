@@ -14,7 +14,7 @@ use super::super::settings::ImapSettings;
 use super::refusal;
 use crate::secret;
 
-/// The longest literal that a client may send at once with LITERAL- (RFC 7888).
+/// The longest literal that a client may send without waiting for a `+`, if the server has LITERAL- (RFC 7888).
 const LITERAL_MINUS: usize = 4096;
 
 /// The timeout of CAPABILITY after a refused login.
@@ -23,30 +23,30 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 /// A SASL mechanism that takes an access token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mechanism {
-    /// RFC 7628.
+    /// OAUTHBEARER (RFC 7628).
     OAuthBearer,
-    /// The mechanism of Google and Microsoft from before the standard.
+    /// XOAUTH2, which Google and Microsoft used before RFC 7628.
     XOAuth2,
 }
 
 /// The capabilities of the server that matter for the login.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LoginCapabilities {
-    /// LOGIN must not be used (RFC 3501, 6.2.3).
+    /// LOGINDISABLED: clients must not send LOGIN (RFC 3501, 6.2.3).
     login_disabled: bool,
     plain: bool,
     oauthbearer: bool,
     xoauth2: bool,
     /// SASL-IR: the first response may be part of the command (RFC 4959).
     initial_response: bool,
-    /// LITERAL+: a literal of any length may follow at once (RFC 7888).
+    /// LITERAL+: the client may send a literal of any length without waiting for a `+` (RFC 7888).
     literal_plus: bool,
-    /// LITERAL-: a short literal may follow at once (RFC 7888).
+    /// LITERAL-: the client may send a literal of up to 4,096 bytes without waiting for a `+` (RFC 7888).
     literal_minus: bool,
 }
 
 impl LoginCapabilities {
-    /// The capabilities in a response or in its response code; `None` if it lists none.
+    /// The capabilities in a response or in its response code; `None` if the response lists no capabilities.
     pub(super) fn from_response(response: &Response<'_>) -> Option<Self> {
         let list = match (response, response_code(response)) {
             (Response::Capabilities(list), _) | (_, Some(ResponseCode::Capabilities(list))) => list,
@@ -84,10 +84,10 @@ impl LoginCapabilities {
     }
 }
 
-/// Logs in with a password. `offered`: the capabilities of the greeting, if it lists them.
+/// Logs in with a password. `offered`: the capabilities in the greeting; `None` if the greeting lists none.
 ///
-/// LOGIN works on most servers. So if the greeting lists no capabilities, LOGIN is tried without them. They are requested only if
-/// the user or the password is not ASCII, or after a refused LOGIN.
+/// LOGIN works on most servers. So if the greeting lists no capabilities, LOGIN is tried first. The capabilities are requested
+/// only if the user or the password is not ASCII, or after a refused LOGIN.
 pub(super) async fn with_password(
     connection: &mut Connection,
     user: &str,
@@ -106,7 +106,7 @@ pub(super) async fn with_password(
                 Err(refused @ (Error::Login(_) | Error::LoginDeferred { .. })) => refused,
                 done => return done,
             };
-            // If LOGIN is disabled, the refusal is no statement about the password.
+            // If the server has disabled LOGIN, the refusal does not mean that the password is wrong.
             match LoginCapabilities::request(connection, ResponseTimeout::within(AFTER_REFUSAL)).await {
                 Ok(offered) if offered.login_disabled => offered,
                 _ => return Err(refused),
@@ -127,7 +127,7 @@ pub(super) async fn with_password(
     }
 }
 
-/// LOGIN. A quoted string is ASCII, so other values are sent as literals.
+/// Sends LOGIN. A quoted string contains only ASCII, so a user or a password with other characters is sent as a literal.
 async fn login(
     connection: &mut Connection,
     user: &str,
@@ -137,7 +137,8 @@ async fn login(
 ) -> Result<()> {
     let quoted_password = quoted(password).unwrap_or_default();
     let secrets = [quoted_password.as_str(), password];
-    // A literal that must wait for the server's `+` begins a new part.
+    // The elements of `parts` are sent one by one, each after a `+` of the server. A literal that needs such a `+` begins a new
+    // element.
     let mut parts = vec!["LOGIN".to_owned()];
     for text in [user, password] {
         let at_once = offered.literal_plus || (offered.literal_minus && text.len() <= LITERAL_MINUS);
@@ -156,7 +157,7 @@ async fn login(
     converse(connection, &pending, timeout, parts, &secrets).await
 }
 
-/// AUTHENTICATE PLAIN (RFC 4616).
+/// Logs in with AUTHENTICATE PLAIN (RFC 4616).
 async fn plain(
     connection: &mut Connection,
     user: &str,
@@ -174,7 +175,7 @@ async fn plain(
     converse(connection, &pending, timeout, std::iter::once(response.clone()), &secrets).await
 }
 
-/// Sends the next line after each `+`, until the command is done.
+/// Sends the next of `lines` after each `+` of the server, until the tagged OK of `pending`.
 async fn converse(
     connection: &mut Connection,
     pending: &PendingCommand,
@@ -213,7 +214,8 @@ pub(super) async fn with_token(
     };
     let response = STANDARD.encode(mechanism.response(settings, token.expose_secret()));
     let secrets = [token.expose_secret(), response.as_str()];
-    // The first `+` asks for the response. A second `+` contains an error, which must be acknowledged before the NO arrives.
+    // The server's first `+` asks for the SASL response. A second `+` contains an error. The server sends the NO only after the
+    // client has acknowledged this error.
     let acknowledgement = mechanism.acknowledgement().to_owned();
     let mut command = format!("AUTHENTICATE {}", mechanism.name());
     if offered.initial_response {
@@ -237,7 +239,7 @@ impl Mechanism {
         let user = &settings.user;
         match self {
             Mechanism::OAuthBearer => {
-                // RFC 5801, 4: a name in this header contains no comma and no equals sign.
+                // A user name in the GS2 header contains no comma and no equals sign (RFC 5801, 4).
                 let user = user.replace('=', "=3D").replace(',', "=2C");
                 let (host, port) = (&settings.host, settings.port());
                 format!("n,a={user},\x01host={host}\x01port={port}\x01auth=Bearer {token}\x01\x01")
@@ -246,17 +248,18 @@ impl Mechanism {
         }
     }
 
-    /// The line that acknowledges an error of the server.
+    /// The line that acknowledges an error in a `+` of the server.
     fn acknowledgement(self) -> &'static str {
         match self {
-            // One \x01 (RFC 7628, 3.2.3).
+            // One byte `\x01` in base64 (RFC 7628, 3.2.3).
             Mechanism::OAuthBearer => "AQ==",
             Mechanism::XOAuth2 => "",
         }
     }
 }
 
-/// Classifies a refused login. Some servers quote the secret, so it is removed from their words.
+/// Converts a refusal of a login command into [`Error::Login`] or [`Error::LoginDeferred`]. Some servers quote the password or
+/// token, so `secrets` are removed from the error text.
 fn classify(error: Error, secrets: &[&str]) -> Error {
     let secrets = secrets.iter().filter(|secret| !secret.is_empty());
     let redacted = |message| secrets.fold(message, |message, secret| secret::redact(message, secret));

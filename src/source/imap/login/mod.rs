@@ -27,7 +27,7 @@ pub struct Login {
     pub credentials: Credentials,
 }
 
-/// A password or access tokens. `Debug` shows nothing of them.
+/// A password or access tokens. `Debug` shows neither.
 #[derive(Debug, Clone)]
 pub enum Credentials {
     /// A password.
@@ -37,7 +37,8 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    /// Waits for an open token request before the program ends. The answer can contain the only valid refresh token.
+    /// Waits for the answer to a running token request before the program ends. The answer can contain the only valid refresh
+    /// token.
     pub(super) async fn wait_for_refresh(&self) {
         if let Credentials::OAuth2(tokens) = self {
             tokens.wait_for_refresh().await;
@@ -62,7 +63,7 @@ pub(super) struct Capabilities {
     pub(super) id: bool,
 }
 
-/// Connects and logs in.
+/// Connects to the mail server and logs in. Returns the connection, and the capabilities that the server lists after the login.
 pub(super) async fn connect(
     settings: &ImapSettings,
     login: &Login,
@@ -95,7 +96,7 @@ pub(super) async fn connect(
     }
 }
 
-/// The secret of this login.
+/// The password or access token for one login.
 #[derive(Clone, Copy)]
 enum LoginSecret<'a> {
     Password(&'a SecretString),
@@ -152,7 +153,7 @@ async fn read_greeting(
 ) -> Result<(Connection, Option<LoginCapabilities>)> {
     let greeted = connection.read_greeting(timeout, |response| match response {
         Response::Data { status: Status::Ok, .. } => Ok(LoginCapabilities::from_response(response)),
-        // PREAUTH does not show which user is logged in. Without TLS, an attacker between client and server can send it
+        // PREAUTH does not show which user is logged in. Without TLS, an attacker between client and server can send a PREAUTH
         // (RFC 9051, 11.1).
         Response::Data { status: Status::PreAuth, .. } => {
             Err(Error::Protocol("PREAUTH: the connection is already logged in; check `host` and `port`".into()))
@@ -171,7 +172,7 @@ async fn read_greeting(
     Ok((connection.secure(&settings.host, tls.clone()).await?, None))
 }
 
-/// Requests the capabilities after the login: before it, servers list only a few.
+/// Requests the capabilities after the login, because servers list only a few of them before the login.
 async fn read_capabilities(connection: &mut Connection) -> Result<Capabilities> {
     let mut capabilities = Capabilities::default();
     connection

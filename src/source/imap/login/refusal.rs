@@ -1,13 +1,13 @@
 //! Why a server refuses a login.
 //!
-//! A login with wrong credentials is retried rarely, because the operator must act first. All other refusals are retried soon.
-//! A known response code decides (RFC 5530). Without a known code, the text of the server decides. Only this module and
-//! `throttling` interpret such text.
+//! A login with wrong credentials is retried rarely, because the operator must act first. All other refusals are retried soon. A
+//! known response code (RFC 5530) shows the kind of a refusal. Without a known code, the text of the refusal is compared with
+//! known texts. Only this module and `throttling` interpret the text of a response.
 
-/// Codes of wrong credentials.
+/// Response codes for wrong credentials, in lower case.
 const CREDENTIAL_CODES: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
 
-/// Codes of other causes, which outweigh the text.
+/// Response codes for other causes than wrong credentials. Such a code outweighs the text of the refusal.
 const OTHER_CODES: [&str; 11] = [
     "unavailable",
     "inuse",
@@ -22,7 +22,8 @@ const OTHER_CODES: [&str; 11] = [
     "sys/temp",
 ];
 
-/// Text of temporary causes, which outweighs the table below: QQ Mail names a wrong password and a busy system in one sentence.
+/// Parts of texts for temporary causes. Such a part outweighs `CREDENTIAL_TEXTS`, because QQ Mail names a wrong password and a
+/// busy system in one sentence.
 const TEMPORARY_TEXTS: [&str; 12] = [
     "temporar",
     "try again",
@@ -41,14 +42,14 @@ const TEMPORARY_TEXTS: [&str; 12] = [
 /// How the text of a refusal is compared.
 #[derive(Clone, Copy)]
 enum TextMatch {
-    /// The text contains this.
+    /// The text of the refusal contains this string.
     Part(&'static str),
-    /// This is the whole text.
+    /// The text of the refusal equals this string, without a final `.` or `!`.
     Whole(&'static str),
 }
 use TextMatch::{Part, Whole};
 
-/// Texts of servers for a wrong user or password, with the servers that send them. The texts of the last rows belong to no
+/// Texts of servers for a wrong user or password, with the servers that send them. The texts in rows with `-` belong to no
 /// particular server, but have no other meaning.
 const CREDENTIAL_TEXTS: [(TextMatch, &str); 26] = [
     (Part("invalid credentials"), "Gmail, Yahoo, Yandex, Zoho"),
@@ -84,7 +85,8 @@ fn codes(text: &str) -> impl Iterator<Item = &str> {
     text.split('[').skip(1).filter_map(|rest| rest.split([']', ' ']).next())
 }
 
-/// Whether a refusal has a temporary cause. `text`: the status (`No`, `Bad`) and the text of the server.
+/// Whether the response code of a refused login, or a word in its text, shows another cause than wrong credentials. `text`: the
+/// status (`No`, `Bad`) and the text of the server.
 pub(super) fn is_temporary(text: &str) -> bool {
     let lower = text.to_lowercase();
     if codes(&lower).any(|code| OTHER_CODES.contains(&code)) {

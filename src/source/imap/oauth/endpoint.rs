@@ -29,21 +29,21 @@ pub(super) struct TokenEndpoint {
     scope: Option<String>,
 }
 
-/// A successful answer.
+/// A successful answer of the token endpoint.
 #[derive(Debug)]
 pub(super) struct TokenGrant {
     pub(super) access_token: SecretString,
     pub(super) expires_in: Option<Duration>,
-    /// Replaces the refresh token of the request.
+    /// The new refresh token, which replaces the refresh token in the request; `None` if the endpoint keeps the old one.
     pub(super) refresh_token: Option<SecretString>,
 }
 
-/// The fields of a successful answer and of an error (RFC 6749, 5.1 and 5.2).
+/// The fields of a successful answer, and of an error answer, of the token endpoint (RFC 6749, 5.1 and 5.2).
 #[derive(Default, Deserialize)]
 struct TokenFields {
     access_token: Option<String>,
     token_type: Option<String>,
-    /// A number; some endpoints send a string.
+    /// The lifetime in seconds, as a number. Some endpoints send a string.
     expires_in: Option<serde_json::Value>,
     refresh_token: Option<String>,
     error: Option<String>,
@@ -81,7 +81,7 @@ impl TokenEndpoint {
     }
 }
 
-/// Parses an answer.
+/// Parses an answer of the token endpoint.
 fn parse_response(answer: FormAnswer) -> Result<TokenGrant, TokenFailure> {
     let FormAnswer { status, retry_after, location, body } = answer;
     let fields: Option<TokenFields> = serde_json::from_slice(&body).ok();
@@ -104,7 +104,7 @@ fn parse_response(answer: FormAnswer) -> Result<TokenGrant, TokenFailure> {
         [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
     let is_temporary = match &fields.error {
         Some(error) => is_retried || status.is_server_error() || TEMPORARY_ERRORS.contains(&error.as_str()),
-        // A page of a proxy or captive portal is no statement about the credentials.
+        // A page of a proxy or captive portal, for example with status 200, does not mean that the credentials are wrong.
         None => is_retried || status.is_server_error() || status.is_success() || status.is_informational(),
     };
     let message = printable(&message, MAX_MESSAGE);
@@ -143,13 +143,13 @@ impl TokenFailure {
         }
     }
 
-    /// Puts the URL before the message.
+    /// Puts the URL of the token endpoint before the error message.
     fn with_url(mut self, url: &Url) -> Self {
         *self.message_mut() = format!("{url}: {}", self.message_mut());
         self
     }
 
-    /// Removes secrets that the endpoint may have quoted, plain or percent-encoded.
+    /// Removes `secrets` from the error message, because the endpoint may have quoted them, plain or percent-encoded.
     fn without_secrets<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
         for secret in secrets.map(ExposeSecret::expose_secret) {
             for spelling in [secret, &http::encode_value(secret)] {

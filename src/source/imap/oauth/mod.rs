@@ -1,5 +1,5 @@
-//! Access tokens instead of a password (RFC 6749). They are requested with a refresh token, cached in memory while they are
-//! valid, and shared by all mailboxes of an account.
+//! Access tokens instead of a password (RFC 6749). An access token is requested with a refresh token, cached in memory while it
+//! is valid, and shared by all mailboxes of an account.
 
 mod endpoint;
 mod rotation;
@@ -22,39 +22,40 @@ use crate::secret;
 use endpoint::TokenEndpoint;
 use rotation::RefreshTokens;
 
-/// A token is replaced this long before it expires, because a login takes time and clocks differ.
+/// An access token is replaced this long before it expires, because a login takes time and clocks differ.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-/// The lifetime of a token if the answer has no `expires_in`. RFC 6749 (5.1) recommends this field, but does not require it.
+/// The lifetime of an access token if the endpoint's answer has no `expires_in`. RFC 6749 (5.1) recommends `expires_in`, but does
+/// not require it.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// How long the program waits for an open token request before it ends. Without `[standby]`, this is shorter than the time that
-/// its loops have to end.
+/// How long the program waits, before it ends, for the answer to a running token request. Without `[standby]`, this time is
+/// shorter than `DRAIN`, the time that the loops of the program have to end.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// `[[account]] oauth2`.
+/// The settings of the table `oauth2` of an `[[account]]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub struct OAuthSettings {
-    /// The token endpoint.
+    /// The URL of the token endpoint (RFC 6749, 3.2).
     pub token_url: Url,
     /// The client identifier of this application.
     pub client_id: String,
     /// The client secret, if the endpoint requires one.
     pub client_secret: Option<secret::SecretSource>,
-    /// The refresh token from the authorization.
+    /// The refresh token that the authorization of this application has returned.
     pub refresh_token: secret::SecretSource,
     /// The requested scope. The default is the scope of the authorization.
     pub scope: Option<String>,
-    /// The device authorization endpoint (RFC 8628), for `authorize`.
+    /// The device authorization endpoint (RFC 8628), for the command `authorize`.
     pub device_url: Option<Url>,
-    /// The authorization endpoint (RFC 6749, 3.1), for `authorize`.
+    /// The authorization endpoint (RFC 6749, 3.1), for the command `authorize`.
     pub auth_url: Option<Url>,
 }
 
 impl OAuthSettings {
-    /// Checks whether the values can be used.
+    /// Checks whether the values of these settings can be used.
     ///
     /// # Errors
-    /// The key and the problem.
+    /// The key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, message: &str| Err((format!("oauth2.{key}"), message.to_owned()));
         let is_open = |url: &Url| !url.tls && !url.is_loopback();
@@ -72,13 +73,13 @@ impl OAuthSettings {
         Ok(())
     }
 
-    /// The secrets among these settings.
+    /// The client secret, if there is one, and the refresh token.
     pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut secret::SecretSource> {
         self.client_secret.iter_mut().chain([&mut self.refresh_token])
     }
 }
 
-/// The tokens of an account. Clones share their state. `Debug` shows nothing of it.
+/// The access token and the refresh tokens of an account. All clones share one state. `Debug` shows no token.
 #[derive(Clone)]
 pub struct AccessTokens(Arc<SharedTokens>);
 
@@ -90,11 +91,11 @@ struct SharedTokens {
 struct TokenState {
     refresh: RefreshTokens,
     cached: Option<CachedToken>,
-    /// The number of tokens received so far.
+    /// The number of access tokens received so far.
     count: u64,
-    /// The last failure, and its time.
+    /// When and why the last token request failed; `None` if it succeeded.
     failed: Option<(Instant, TokenFailure)>,
-    /// The next request is sent after this time, because the endpoint asked for a pause.
+    /// No token request is sent before this time, because the endpoint asked for a pause.
     retry_at: Option<Instant>,
 }
 
@@ -106,7 +107,7 @@ struct CachedToken {
 /// An access token.
 pub(super) struct AccessToken {
     pub(super) secret: SecretString,
-    /// The token was cached. If the server refuses it, a new token may work.
+    /// The access token comes from the cache. If the mail server refuses a cached token, a new token may work.
     pub(super) was_cached: bool,
     number: u64,
 }
@@ -114,16 +115,16 @@ pub(super) struct AccessToken {
 /// Why a token request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum TokenFailure {
-    /// The operator must act.
+    /// The endpoint refused the request permanently. The operator must act.
     Refused(String),
     /// The refresh token is invalid or expired. The operator must act if no other refresh token is left.
     Ended(String),
-    /// A later request may succeed, after the pause if there is one.
+    /// A later request may succeed. The duration is the pause that the endpoint asked for.
     Temporary(String, Option<Duration>),
 }
 
 impl AccessTokens {
-    /// A new refresh token from the endpoint is stored in `folder`. Until then no file is created.
+    /// `folder`: the folder for the token file. The file is created when the endpoint replaces the configured refresh token.
     #[must_use]
     pub fn new(
         settings: &OAuthSettings,
@@ -138,7 +139,7 @@ impl AccessTokens {
         AccessTokens(Arc::new(SharedTokens { endpoint, state: Arc::new(Mutex::new(state)) }))
     }
 
-    /// The cached token, or a new one. Concurrent callers share one request, and its failure.
+    /// Returns the cached access token, or requests a new access token. Concurrent callers share one request, and its failure.
     pub(super) async fn get(&self) -> Result<AccessToken, Error> {
         let asked = Instant::now();
         let mut state = self.0.state.clone().lock_owned().await;
@@ -163,12 +164,12 @@ impl AccessTokens {
             let answer = state.refresh.request(&inner.endpoint).await;
             state.apply(answer)
         });
-        // The text of a panic may contain a token, so it is not used.
+        // If the task panics, the text of the panic is not used, because it may contain a token.
         let broken = || TokenFailure::Temporary("the token request failed".into(), None);
         refreshing.await.unwrap_or_else(|_| Err(broken())).map_err(Error::from)
     }
 
-    /// Waits until no token request is open, at most three seconds.
+    /// Waits until no token request is running, at most three seconds.
     pub(super) async fn wait_for_refresh(&self) {
         if self.0.state.try_lock().is_ok() {
             return;
@@ -184,7 +185,7 @@ impl AccessTokens {
     /// Empties the cache if it contains this token, which the mail server has refused.
     pub(super) async fn drop_refused(&self, token: &AccessToken) {
         let mut state = self.0.state.lock().await;
-        // Another mailbox may have requested a new token meanwhile.
+        // Another mailbox may have requested a new token meanwhile, and this token must stay in the cache.
         if state.count == token.number {
             state.cached = None;
         }

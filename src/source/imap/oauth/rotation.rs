@@ -9,41 +9,42 @@ use super::token_file::TokenFile;
 use super::token_lock::TokenLock;
 use super::{OAuthSettings, TokenFailure};
 
-/// The most tokens tried for one request. The file can contain another token each time, if another process logs in too.
+/// The most refresh tokens tried to get one access token. The token file can contain another refresh token at each try, if
+/// another process requests access tokens, too.
 pub(super) const TRIES: u32 = 5;
 
 /// The refresh tokens of one grant.
 pub(super) struct RefreshTokens {
-    /// The token of the configuration.
+    /// The refresh token of the configuration.
     configured: SecretString,
     /// The file with the newest replacement of the configured token, for later starts and other processes.
     file: TokenFile,
-    /// The newest token that this process received.
+    /// The newest refresh token that this process received.
     newest: Option<SecretString>,
-    /// `newest` is stored in the file. If this is false, `newest` is newer than the token in the file.
+    /// `newest` is stored in the file. Otherwise, `newest` is newer than the refresh token in the file.
     is_stored: bool,
-    /// Tokens that had expired when another token worked. They are tried last, because an endpoint may treat a second use as
-    /// theft.
+    /// Refresh tokens that had expired when another refresh token worked. Such tokens are tried last, because an endpoint may
+    /// treat the second use of a refresh token as theft.
     ended: Vec<SecretString>,
-    /// The log already shows that the endpoint replaces the token.
+    /// The log already shows that the endpoint replaces the refresh token.
     announced: bool,
 }
 
 impl RefreshTokens {
-    /// `configured`: the refresh token of the settings. The file is in `folder`.
+    /// `configured`: the refresh token of the settings. `folder`: the folder of the token file.
     pub(super) fn new(settings: &OAuthSettings, configured: SecretString, folder: &Path) -> Self {
         let file = TokenFile::new(folder, &configured, settings);
         RefreshTokens { configured, file, newest: None, is_stored: true, ended: Vec::new(), announced: false }
     }
 
-    /// Requests an access token, and stores the refresh token of the answer.
+    /// Requests an access token. If the answer contains a new refresh token, stores this refresh token in the token file.
     pub(super) async fn request(&mut self, endpoint: &TokenEndpoint) -> Result<TokenGrant, TokenFailure> {
         let _lock = TokenLock::acquire(self.file.path()).await;
         let (mut tried, mut first) = (Vec::new(), None);
-        // The file is read before each try: another process may have replaced the token meanwhile.
+        // The token file is read before each try, because another process may have replaced the refresh token meanwhile.
         while let Some(token) = self.next_candidate(&tried).await {
             match endpoint.request(&token).await {
-                // The best token is tried first. The error about that token helps the operator most.
+                // The refresh token that is most likely valid is tried first. The error about this token helps the operator most.
                 Err(failure @ TokenFailure::Ended(_)) => first = first.or(Some(failure)),
                 answer => {
                     if answer.is_ok() && !tried.is_empty() {
@@ -62,7 +63,7 @@ impl RefreshTokens {
         Err(first.unwrap_or_else(|| TokenFailure::Ended("there is no refresh token".into())))
     }
 
-    /// The best token that was not tried yet. Tokens that had expired come last.
+    /// The newest refresh token that was not tried yet. The tokens in `ended` come last.
     async fn next_candidate(&self, tried: &[SecretString]) -> Option<SecretString> {
         if tried.len() >= TRIES as usize {
             return None;
@@ -114,7 +115,8 @@ mod tests {
     const REPLACED: &str = "200 OK\r\n\r\n{\"access_token\":\"a\",\"refresh_token\":\"given\"}";
     const ENDED: &str = "400 Bad Request\r\n\r\n{\"error\":\"invalid_grant\"}";
 
-    /// An endpoint that answers each token with `answer`, the refresh tokens of one grant at this endpoint, and their file.
+    /// Starts an endpoint that answers each refresh token with `answer`. Returns the endpoint, the refresh tokens of one grant at
+    /// this endpoint, and the token file.
     fn start_endpoint(
         folder: &Path,
         mut answer: impl FnMut(&str) -> &'static str + Send + 'static,
@@ -154,7 +156,7 @@ mod tests {
             if token == "newest" {
                 return GRANTED;
             }
-            // Another process has used the token first, and stored the new one.
+            // Another process has used the refresh token first, and stored the new refresh token.
             std::fs::write(path.recv().unwrap(), "newest\n").unwrap();
             ENDED
         });

@@ -14,12 +14,12 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::OAuthSettings;
 
-/// The longest refresh token, in bytes. Microsoft's have about 2,000.
+/// The longest refresh token, in bytes. Microsoft's refresh tokens have about 2,000 bytes.
 const MAX_LENGTH: usize = 16 * 1024;
 /// How many names are tried for a temporary file.
 const MAX_NAMES: usize = 100;
-/// The number of the next temporary file. With the process id it makes the name unique, except for files that a killed process
-/// with the same id left behind.
+/// The number of the next temporary file. This number and the process id make the file's name unique, except for files that a
+/// killed process with the same id left behind.
 static PART_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The file with the newest refresh token. A clone shares the path.
@@ -28,7 +28,7 @@ pub(super) struct TokenFile(Arc<Path>);
 
 impl TokenFile {
     /// The file in `folder` for the newest replacement of a configured token. Another configured token, endpoint or client has
-    /// another file. The name is a hash, so no configured text becomes a path.
+    /// another file. The name of the file is a hash, so no configured text becomes a path.
     pub(super) fn new(folder: &Path, configured: &SecretString, settings: &OAuthSettings) -> Self {
         let mut hash = digest::Context::new(&digest::SHA256);
         for input in [configured.expose_secret(), &settings.token_url.to_string(), &settings.client_id] {
@@ -38,12 +38,12 @@ impl TokenFile {
         TokenFile(folder.join(format!("oauth-{}", HEXLOWER.encode(hash.finish().as_ref()))).into())
     }
 
-    /// The path of the file.
+    /// The path of the token file.
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The stored token; `None` without a file. A file without a valid token is logged and ignored.
+    /// Returns the stored refresh token; `None` if there is no file. A file without a valid refresh token is logged and ignored.
     pub(super) async fn read(&self) -> Option<SecretString> {
         let file = self.clone();
         let found = run_blocking(move || read_token(&file.0)).await;
@@ -53,10 +53,10 @@ impl TokenFile {
         })
     }
 
-    /// Replaces the stored token. When this returns without an error, the new token survives a power cut.
+    /// Replaces the stored refresh token. When this method returns without an error, the new token survives a power cut.
     ///
     /// # Errors
-    /// The error of the system. The file is unchanged, unless only the sync of the folder failed.
+    /// The I/O error. The file is unchanged after an error, unless only the fsync of the folder failed.
     pub(super) async fn write(&self, token: &SecretString) -> io::Result<()> {
         let (file, token) = (self.clone(), token.clone());
         run_blocking(move || write_token(&file.0, &token)).await
@@ -88,7 +88,7 @@ fn check_characters(text: &str) -> io::Result<&str> {
 fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
     let text = check_characters(token.expose_secret())?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // `check --connect` may run before the first start, which creates the folder.
+    // `check --connect` may run before the first start of the daemon, which creates the folder.
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let (part, file) = create_part_file(path)?;
     let written = write_part_file(file, text, folder).and_then(|()| fs::rename(&part, path));
@@ -110,7 +110,7 @@ fn create_part_file(path: &Path) -> io::Result<(PathBuf, File)> {
 
 fn write_part_file(mut file: File, token: &str, folder: &Path) -> io::Result<()> {
     if let Err(error) = match_owner(&file, folder) {
-        // The token is stored nevertheless, because the endpoint may reject the older one.
+        // The token is stored although the file has the wrong owner, because the endpoint may reject the older token.
         tracing::warn!(
             "cannot give the new refresh token to the owner of {}: {error}; change the owner of the newest oauth-… file there, so \
              that the daemon can read it",
@@ -121,15 +121,14 @@ fn write_part_file(mut file: File, token: &str, folder: &Path) -> io::Result<()>
     file.sync_all()
 }
 
-/// Gives the file to the owner of the folder. Without this, the daemon could not read a file that root writes with
-/// `check --connect`.
+/// Gives the file to the owner of the folder. Otherwise the daemon could not read a file that root writes with `check --connect`.
 fn match_owner(file: &File, folder: &Path) -> io::Result<()> {
     let (owner, own) = (folder.metadata()?, file.metadata()?);
     if (owner.uid(), owner.gid()) == (own.uid(), own.gid()) {
         return Ok(());
     }
     let changed = fchown(file, Some(owner.uid()), Some(owner.gid()));
-    // The mode gives the group no permission, so only the user matters.
+    // The file's mode 0600 gives the group no permission, so a wrong group is no error.
     if owner.uid() == own.uid() { Ok(()) } else { changed }
 }
 
@@ -191,7 +190,7 @@ mod tests {
         let file = token_file(folder.path(), "first");
         file.write(&"second".to_owned().into()).await.unwrap();
         let mut open = File::open(&file.0).unwrap();
-        // The files that a killed process with the same id left behind.
+        // These files are like the temporary files that a killed process with the same id leaves behind.
         for number in PART_NUMBER.load(Ordering::Relaxed)..PART_NUMBER.load(Ordering::Relaxed) + 5 {
             let part = file.0.with_extension(format!("{}-{number}.part", std::process::id()));
             fs::write(part, "half a tok").unwrap();

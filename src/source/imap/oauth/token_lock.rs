@@ -11,23 +11,23 @@ use tokio::time::{Instant, sleep};
 use super::rotation::TRIES;
 use crate::http::FORM_TIMEOUT;
 
-/// The timeout of the lock. It is longer than all token requests of one holder can take. After the timeout, a waiting process
-/// continues without the lock, so that a stopped process cannot block it.
+/// The longest wait for the lock of a token file. All token requests of one holder together take less time. After this timeout, a
+/// waiting process continues without the lock, so that a stopped holder cannot block other processes.
 const LOCK_TIMEOUT: Duration = FORM_TIMEOUT.saturating_mul(TRIES + 1);
-/// The pause between two attempts to lock the file.
+/// The pause between two attempts to lock the token file.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
-/// The lock. It is released when this value is dropped, or when the process ends.
+/// The lock of a token file. The lock is released when this value is dropped, or when the process ends.
 pub(super) struct TokenLock {
     /// The locked file. `None` if the file cannot be opened (it does not exist before the first new refresh token is stored), if
     /// the file system has no locks, or after the timeout.
     _file: Option<File>,
 }
 
-/// The result of an attempt to lock the file.
+/// The result of an attempt to lock the token file.
 enum LockAttempt {
     Acquired(TokenLock),
-    /// The file was replaced before it was locked.
+    /// Another process replaced the file before this process locked it.
     Replaced,
     /// Another process or task has the lock.
     Held,
