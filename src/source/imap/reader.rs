@@ -1,5 +1,4 @@
-//! The state of an open mailbox apart from its connection. Nothing here sends a command, so all of it can be used during
-//! IDLE.
+//! The state of an open mailbox apart from its connection. No method here sends a command, so this state can be used during IDLE.
 
 use std::sync::Arc;
 
@@ -25,12 +24,12 @@ pub(super) struct MailboxFacts {
     pub(super) account: Arc<Account>,
     pub(super) name: MailboxName,
     pub(super) capabilities: Capabilities,
-    /// The server answers STATUS for the selected mailbox. Some servers refuse it, because clients SHOULD NOT send it (RFC 3501,
-    /// 6.3.10).
+    /// The server answers STATUS for the selected mailbox. Some servers refuse this STATUS, because clients SHOULD NOT send it
+    /// (RFC 3501, 6.3.10).
     pub(super) reports_uid_validity: bool,
 }
 
-/// The state of an open mailbox: what the server reports, and what was handed over.
+/// The state of an open mailbox: the data that the server has reported, and the UIDs whose mails were sent to `ingest`.
 pub(super) struct MailboxReader {
     pub(super) facts: MailboxFacts,
     pub(super) status: MailboxStatus,
@@ -49,7 +48,7 @@ impl MailboxReader {
         ResponseTimeout::streaming(timing.mail, timing.answer)
     }
 
-    /// Records the content of an untagged response, and returns the mail that it describes.
+    /// Updates `status` from a response. Returns the mail of a FETCH response; `None` for other responses.
     pub(super) fn record(&mut self, response: &Response<'_>, now: Timestamp) -> Option<FetchedMail> {
         let mail = FetchedMail::from_response(response);
         match &mail {
@@ -64,8 +63,8 @@ impl MailboxReader {
         mail.header.as_deref().is_some_and(|header| (self.facts.account.is_candidate)(header))
     }
 
-    /// Returns an error if the answer to a listing contains a FETCH response without a readable UID. Without this check, the
-    /// cursor would pass the mail of that response, and the mail would be lost.
+    /// Returns an error if the answer to a listing (a FETCH of UIDs) contains a FETCH response without a readable UID. Without
+    /// this check, the cursor would pass the mail of this response, and the mail would be lost.
     pub(super) fn check_listing(&self) -> Result<()> {
         match self.status.unparsed_fetches {
             0 => Ok(()),
@@ -73,7 +72,7 @@ impl MailboxReader {
         }
     }
 
-    /// The highest UID that the cursor has passed, or whose mail was handed over.
+    /// The highest UID that the cursor has passed, or whose mail was sent to `ingest`.
     pub(super) fn highest_uid(&self) -> u32 {
         self.outstanding.highest_ahead().max(self.progress.cursor())
     }
@@ -86,7 +85,7 @@ impl MailboxReader {
         }
     }
 
-    /// The mail of a FETCH response; `None` if the response has no body.
+    /// Converts the mail of a FETCH response into a [`RawMail`], cut at `max_size`; `None` if the response has no body.
     pub(super) fn raw_mail(&self, mail: FetchedMail) -> Option<RawMail> {
         let mut bytes = mail.body?;
         // Exchange and servers that store bare LF report an RFC822.SIZE that is not the number of bytes they send. So RFC822.SIZE
@@ -98,22 +97,22 @@ impl MailboxReader {
         Some(RawMail { origin: self.origin(mail.uid), bytes, size, received_at: mail.received_at })
     }
 
-    /// A mail whose bytes the server did not deliver.
+    /// Creates the report to `ingest` about a mail whose bytes the server did not deliver.
     pub(super) fn undelivered(&self, uid: u32, size: u64, at: Option<Timestamp>, state: Availability) -> Undelivered {
         Undelivered { origin: self.origin(uid), size, received_at: at, state }
     }
 
-    /// Hands mails over without the cursor.
+    /// Sends mails to `ingest`, without a new position for the table `mailboxes`.
     pub(super) async fn hand_over(&mut self, mails: Vec<RawMail>) -> Result<()> {
         self.send_batch(mails, Vec::new(), false).await
     }
 
-    /// Hands over mails, and the cursor that is valid after their commit.
+    /// Sends mails to `ingest`, with the cursor that is valid after the commit of these mails.
     pub(super) async fn hand_over_with_cursor(&mut self, mails: Vec<RawMail>) -> Result<()> {
         self.send_batch(mails, Vec::new(), true).await
     }
 
-    /// Hands over mails without bytes, and the cursor if `with_cursor`.
+    /// Sends mails without bytes to `ingest`, and also the cursor if `with_cursor`.
     pub(super) async fn hand_over_undelivered(&mut self, mails: Vec<Undelivered>, with_cursor: bool) -> Result<()> {
         self.send_batch(Vec::new(), mails, with_cursor).await
     }
@@ -134,7 +133,7 @@ impl MailboxReader {
         self.out.send(WatcherReport::Mails(batch)).await.map_err(|_| Error::Closing)
     }
 
-    /// Reports the state of the mailbox after a completed round trip.
+    /// Reports the state of the mailbox to `ingest`, after the server has answered a command.
     pub(super) async fn report(&self, state: MailboxState) -> Result<()> {
         let report = WatcherReport::State { mailbox: self.facts.name.display.clone(), state, seen: true, error: None };
         self.out.send(report).await.map_err(|_| Error::Closing)

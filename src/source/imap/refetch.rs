@@ -1,4 +1,5 @@
-//! Repeats the FETCH of mails that the server lists but has not delivered. Such a mail has a row without bytes in the database.
+//! Repeats the FETCH of mails that the server lists but has not delivered. Such a mail has a row without bytes in the table
+//! `mails`.
 //!
 //! Each FETCH of such a mail may end the connection. So the number of mails in one FETCH is limited, and a mail that has ended a
 //! connection is fetched last and alone.
@@ -13,14 +14,16 @@ use super::selected::{SelectedMailbox, uid_set};
 use super::timing::Timing;
 use crate::model::Availability;
 
-/// The most rounds in a row. A round that leaves the number of rows unchanged is the last round.
+/// The most rounds in a row. Each round requests mails again that have a row without bytes in the table `mails`. The rounds end
+/// after a round that has not reduced the number of such rows.
 const MAX_ROUNDS: usize = 25;
 /// For a mail that has ended a connection, the usual timeout is divided by this number. No IDLE is open during the FETCH, so new
 /// mails have to wait.
 const HARMFUL_TIMEOUT_DIVISOR: u32 = 3;
 
 impl SelectedMailbox {
-    /// Completes the rows of mails that arrive now, and closes the rows of mails that are gone or not Resmic's.
+    /// Fetches the mails again that have a row without bytes in the table `mails`. If the server now delivers a mail, the row
+    /// gets its bytes. If a mail is gone, its row gets the outcome `ignored`. If a mail is not Resmic's, its row is deleted.
     pub(super) async fn refetch_undelivered(&mut self) -> Result<()> {
         self.reader.history.begin_fetching(self.reader.facts.account.settings.idle_renew.0);
         let Timing { answer, .. } = self.reader.facts.account.timing;
@@ -40,12 +43,13 @@ impl SelectedMailbox {
             }
         }
         self.reader.history.end_fetching();
-        // The report contains the newest INTERNALDATE seen, which the next connection needs to detect a renumbering.
+        // The position that is sent to `ingest` contains the newest INTERNALDATE, which the next connection needs to detect a
+        // renumbering.
         self.reader.progress.require_report();
         self.reader.hand_over_with_cursor(Vec::new()).await
     }
 
-    /// `silence`: how long the server may send nothing.
+    /// Fetches the mails `uids` again. `silence`: how long the server may send nothing.
     async fn refetch(&mut self, uids: &[u32], silence: Duration) -> Result<()> {
         if uids.is_empty() {
             return Ok(());
@@ -61,7 +65,7 @@ impl SelectedMailbox {
         self.fetch_part(&wanted, FetchKind::Body, silence).await.map(drop)
     }
 
-    /// The mails among these that the server still lists.
+    /// Returns those of `uids` that the server still lists.
     async fn list(&mut self, uids: &[u32]) -> Result<BTreeSet<u32>> {
         let mut listed = BTreeSet::new();
         self.reader.status.unparsed_fetches = 0;
@@ -71,7 +75,7 @@ impl SelectedMailbox {
             listed.insert(mail.uid);
         };
         match self.finish(&pending, timeout, on_mail).await {
-            // Some servers refuse the FETCH if all these mails are gone.
+            // Some servers refuse a FETCH if all requested mails are gone.
             Err(Error::Refused { .. }) if self.highest_uid(&uid_set(uids)).await? == Some(0) => Ok(BTreeSet::new()),
             answered => {
                 answered?;
@@ -92,7 +96,8 @@ impl SelectedMailbox {
         self.reader.hand_over_undelivered(vec![undelivered], false).await
     }
 
-    /// Fetches bodies and hands the mails over, or fetches headers and returns the UIDs of mails whose sender may be Resmic.
+    /// Fetches bodies and sends the mails to `ingest`, or fetches headers and returns the UIDs of mails whose sender may be
+    /// Resmic.
     async fn fetch_part(&mut self, uids: &[u32], kind: FetchKind, silence: Duration) -> Result<Vec<u32>> {
         let mut candidates = Vec::new();
         if uids.is_empty() {
@@ -107,7 +112,7 @@ impl SelectedMailbox {
                 Ok(ServerResponse::Continue) => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
                 Ok(ServerResponse::Data(None)) => continue,
                 Ok(ServerResponse::Data(Some(mail))) => mail,
-                // One unreadable mail makes Exchange refuse the whole FETCH.
+                // One unreadable mail makes Exchange refuse the whole FETCH, so each missing mail is requested alone.
                 Err(Error::Refused { .. }) if missing.len() > 1 => {
                     for uid in missing {
                         candidates.extend(Box::pin(self.fetch_part(&[uid], kind, silence)).await?);

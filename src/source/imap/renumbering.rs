@@ -12,7 +12,7 @@ use super::timing::Timing;
 use super::uid_search::highest_uid;
 use crate::model::SyncPosition;
 
-/// How far the clock of a server may be ahead.
+/// How far the clock of a mail server may be ahead of this machine's clock.
 const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// Whether the UIDs up to the cursor still mean the mails that were read.
@@ -24,8 +24,8 @@ const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
 /// date that is newer than all known dates shows another mail. All these dates come from the server, so its clock need not be
 /// right. COPY and MOVE keep the date of a mail, but they give it a new UID.
 ///
-/// Event ids make it harmless to read a mailbox again. The mailbox is read again only once for each renumbering, because the new
-/// position excludes the fingerprints from before the renumbering.
+/// An event's id is derived from its content, so it is harmless to read a mailbox again. The mailbox is read again only once for
+/// each renumbering, because the new position excludes the fingerprints from before the renumbering.
 pub(super) async fn uids_are_unchanged(
     connection: &mut Connection,
     status: &mut MailboxStatus,
@@ -55,7 +55,7 @@ pub(super) async fn uids_are_unchanged(
         None => status.record(response),
     };
     match connection.finish(&pending, timeout, on_response).await {
-        // Some servers refuse the FETCH if all these mails are gone. Then no UID means another mail.
+        // Some servers refuse the FETCH if all requested mails are gone. In this case, no UID means another mail.
         Err(Error::Refused { .. })
             if highest_uid(connection, &set, timing.answer, |response| status.record(response)).await? == Some(0) => {}
         answered => answered?,
@@ -63,15 +63,15 @@ pub(super) async fn uids_are_unchanged(
     Ok(!is_changed)
 }
 
-/// Whether the date shows another mail than the one that was read under this UID.
+/// Whether the INTERNALDATE of `mail` shows that its UID belonged to another mail when this UID was read.
 fn is_another_mail(mail: &FetchedMail, known: &ResumePoint, now: Timestamp) -> bool {
     // The stored date of an undelivered mail may be missing, so the dates of such a mail are not compared.
     if known.undelivered.iter().any(|(uid, _)| *uid == mail.uid) {
         return false;
     }
-    // Dovecot reports 1970 for a mail that is removed during the FETCH. This date proves nothing.
+    // Dovecot reports 1970 for a mail that is removed during the FETCH, so this date proves nothing.
     let Some(at) = mail.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
-    // A UID can have two dates, if the server once pushed a mail under a wrong UID. One matching date is enough.
+    // A UID can have two stored dates, if the server once pushed a mail under a wrong UID. One matching date is enough.
     let mut dates = known.uid_fingerprints.iter().filter(|(uid, _)| *uid == mail.uid).peekable();
     if dates.peek().is_some() {
         return !dates.any(|(_, date)| date.as_second() == at.as_second());

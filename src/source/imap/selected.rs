@@ -14,14 +14,15 @@ pub(super) struct SelectedMailbox {
 }
 
 impl SelectedMailbox {
-    /// Sends a command and waits for its OK. Untagged responses are recorded.
+    /// Sends a command and waits for its OK. Untagged responses update `reader`.
     pub(super) async fn run(&mut self, name: &'static str, command: &str) -> Result<()> {
         let pending = self.connection.send(name, command).await?;
         let timeout = ResponseTimeout::within(self.reader.facts.account.timing.answer);
         self.finish(&pending, timeout, |_| {}).await
     }
 
-    /// The next response: the data of a mail, or `Data(None)` for other untagged data, which is recorded.
+    /// Reads the next response, and updates the reader's `status`. Returns `Data` with the mail of a FETCH response, `Data(None)`
+    /// for other untagged data, `Done` for the OK of `pending`, and `Continue` for a `+`.
     pub(super) async fn read_response(
         &mut self,
         pending: &PendingCommand,
@@ -36,7 +37,8 @@ impl SelectedMailbox {
         Ok(response)
     }
 
-    /// Reads responses up to the OK of a command. Pushed mails are kept; a FETCH response without content goes to `on_mail`.
+    /// Reads responses up to the OK of `pending`. A FETCH response with a header or a body goes to `pushed`. Any other FETCH
+    /// response goes to `on_mail`.
     pub(super) async fn finish(
         &mut self,
         pending: &PendingCommand,
@@ -54,8 +56,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Whether the mailbox has no mail above the cursor. This is called after a refused `UID FETCH n:*`, because some servers
-    /// refuse this command if no mail matches.
+    /// Whether the mailbox has no mail above the cursor. Callers need this check after a refused `UID FETCH n:*`, because some
+    /// servers refuse this command if no mail matches.
     pub(super) async fn is_read_to_the_end(&mut self) -> Result<bool> {
         let (status, cursor) = (&self.reader.status, self.reader.progress.cursor());
         let is_announced = self.reader.outstanding.announced() > 0 || status.announced > 0;
@@ -63,7 +65,7 @@ impl SelectedMailbox {
         if status.exists == 0 || !(is_announced || is_below_uid_next) {
             return Ok(true);
         }
-        // UIDNEXT does not fall when a mail is removed, so a high UIDNEXT proves nothing.
+        // UIDNEXT does not fall when a mail is removed, so a high UIDNEXT does not prove that there is a mail.
         let set = format!("{}:*", cursor.saturating_add(1));
         Ok(self.highest_uid(&set).await?.is_some_and(|highest| highest <= cursor))
     }
@@ -84,7 +86,8 @@ impl SelectedMailbox {
         self.connection.send("STATUS", &format!("STATUS {name} (UIDVALIDITY)")).await.map(Some)
     }
 
-    /// Reads the answer to the STATUS. A changed UIDVALIDITY and a deleted mailbox are errors.
+    /// Reads the answer to the STATUS of [`Self::send_uid_validity_check`]. A changed UIDVALIDITY and a deleted mailbox are
+    /// errors.
     pub(super) async fn read_uid_validity_check(&mut self, pending: Option<PendingCommand>) -> Result<()> {
         let Some(pending) = pending else { return Ok(()) };
         let timeout = ResponseTimeout::within(self.reader.facts.account.timing.answer);
@@ -92,7 +95,7 @@ impl SelectedMailbox {
     }
 }
 
-/// UIDs as a sequence set (RFC 3501): `4:7,9`. They must be sorted.
+/// Writes UIDs as a sequence set (RFC 3501), for example `4:7,9`. `uids` must be sorted.
 pub(super) fn uid_set(uids: &[u32]) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for &uid in uids {

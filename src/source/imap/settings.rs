@@ -15,13 +15,13 @@ use crate::units::{ByteSize, HumanDuration};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImapSettings {
-    /// The name in the database and the log.
+    /// The name of the account in the database and the log.
     pub name: String,
-    /// The mail server.
+    /// The host name or the IP address of the mail server.
     pub host: String,
     /// The port. The default is 993 with implicit TLS, and 143 otherwise.
     pub port: Option<u16>,
-    /// The protection of the connection.
+    /// Whether and when TLS protects the connection to the mail server.
     #[serde(default)]
     pub tls: Tls,
     /// A PEM file of certificates that are trusted in addition to the system's root certificates.
@@ -33,12 +33,12 @@ pub struct ImapSettings {
     pub recipients: Vec<String>,
     /// The password.
     pub password: Option<secret::SecretSource>,
-    /// Access tokens instead of a password.
+    /// The settings for access tokens, which replace the password.
     pub oauth2: Option<oauth::OAuthSettings>,
-    /// Mailboxes: names or special-use attributes (RFC 6154).
+    /// The mailboxes to read: names or special-use attributes (RFC 6154).
     #[serde(default = "default_mailboxes")]
     pub mailboxes: Vec<String>,
-    /// The mailboxes receive only Resmic's mails, so whole mails are fetched at once.
+    /// The mailboxes receive only Resmic's mails, so the daemon fetches whole mails without checking the sender first.
     #[serde(default)]
     pub dedicated: bool,
     /// The oldest mail that the first run reads.
@@ -49,7 +49,7 @@ pub struct ImapSettings {
     pub idle_renew: HumanDuration,
     /// If no trusted notification arrives for longer than this, `status` reports a problem. `None`: silence is normal.
     pub quiet: Option<HumanDuration>,
-    /// The change to a stored notification on the server.
+    /// How a notification is changed on the mail server after it is stored.
     #[serde(default)]
     pub after: After,
     /// The most bytes that are kept of one mail.
@@ -69,7 +69,7 @@ impl ImapSettings {
     /// Checks each value, and the rules that concern several keys.
     ///
     /// # Errors
-    /// The key and the problem.
+    /// The key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
         if !is_host(&self.host) {
@@ -129,8 +129,8 @@ impl ImapSettings {
         if self.mailboxes.is_empty() || !self.mailboxes.iter().all(|name| is_name(name)) {
             return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
         }
-        // Two watchers of one mailbox would fetch each mail twice. With equal names, they would also share one row in the
-        // database, and `status` would report that one of the two mailboxes was never reached.
+        // Two watchers of one mailbox would fetch each mail twice. With equal names, they would also share one row of the table
+        // `mailboxes`, and `status` would report that one of the two mailboxes was never reached.
         let is_repeated =
             |(n, name): &(usize, &String)| self.mailboxes.iter().take(*n).any(|other| same_mailbox(other, name));
         if let Some((_, name)) = self.mailboxes.iter().enumerate().find(is_repeated) {
@@ -145,12 +145,12 @@ impl ImapSettings {
     }
 }
 
-/// Whether this can be the name of a mailbox.
+/// Whether `text` can be the name of a mailbox.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control)
 }
 
-/// Whether this is a host name or an IP address: no URL, no port, no brackets.
+/// Whether `text` is a host name or an IP address: no URL, no port, no brackets.
 #[must_use]
 pub fn is_host(text: &str) -> bool {
     let is_name =
@@ -158,7 +158,7 @@ pub fn is_host(text: &str) -> bool {
     is_name || text.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// Whether this is a bare address, which can equal an address in a mail's To. Text with a display name or angle brackets would
+/// Whether `text` is a bare address, which can equal an address in a mail's To. Text with a display name or angle brackets would
 /// never equal such an address.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
@@ -167,7 +167,7 @@ pub fn is_address(text: &str) -> bool {
     text.rsplit_once('@').is_some_and(is_complete) && !text.contains(is_forbidden)
 }
 
-/// The protection of the connection.
+/// Whether and when TLS protects the connection to the mail server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tls {
@@ -204,7 +204,7 @@ pub enum Start {
     Since(Timestamp),
 }
 
-/// The value in the configuration file. It can be text or a date, because TOML has a type for dates.
+/// The value of `start` in the configuration file: text, or a date, because TOML has a type for dates.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected \"all\", \"now\" or a date like \"2025-03-05\"")]
 enum StartValue {
@@ -237,7 +237,7 @@ impl TryFrom<StartValue> for Start {
     }
 }
 
-/// The change to a stored notification on the server.
+/// How a notification is changed on the mail server after it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum After {

@@ -1,9 +1,9 @@
 //! Reads all mails above the cursor, and moves the cursor by the cursor rule.
 //!
-//! The rule: the cursor passes a UID only if its mail was handed over, does not exist, or is excluded by its sender or by
-//! `start`. A mail may be handed over without bytes. The receiver commits the mails in the order in which they were handed over.
-//! Only a tagged OK proves that a mail does not exist. The end of a connection, a NO, and a mail that is listed but not delivered
-//! prove nothing.
+//! The cursor rule: the cursor passes a UID only if the mail with this UID was sent to `ingest`, does not exist, or is excluded
+//! by its sender or by the setting `start`. A mail that the server does not deliver is sent to `ingest` without bytes. `ingest`
+//! commits mails in the order in which they were sent. Only a tagged OK proves that a mail does not exist. The end of a
+//! connection, a NO, and a mail that is listed but not delivered prove nothing.
 
 use tokio::time::sleep_until;
 
@@ -17,20 +17,21 @@ use super::settings::Start;
 use super::sync_queue::{FetchCommand, FetchRequest, FollowUps, SHARED_WINDOW, SyncQueue, WINDOW};
 use crate::model::{Availability, RawMail, StartBoundary, Uid};
 
-/// Another window (a range of UIDs) is requested while fewer FETCHes than this are open. So the server never waits for a command.
+/// Another window (a range of UIDs) is requested while fewer FETCHes than this number wait for an answer. So the server never
+/// waits for a command.
 const OPEN_COMMANDS: usize = 2;
-/// Mails are handed over as soon as this number of mails, or of bytes, has arrived.
+/// Mails are sent to `ingest` as soon as this number of mails, or of bytes, has arrived.
 const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 1 << 20;
-/// The most mails that a mailbox may list. Each takes four bytes of memory here.
+/// The most mails that a mailbox may list. Each UID in the list takes four bytes of memory.
 const MAX_LISTED: usize = 10_000_000;
 /// If a server lists more mails than this without delivering them, and delivers nothing else, the server is faulty, not a mail.
-/// Then these mails get no rows without bytes.
+/// In this case, no mail gets a row without bytes in the table `mails`.
 const MAX_WITHHELD: usize = 50;
 /// In [`StartBoundary::uid`]: the server has not reported UIDNEXT, so the highest UID is taken from the first listing.
 pub(super) const UNKNOWN_UID: u32 = u32::MAX;
 
-/// The mails above the cursor.
+/// The UIDs above the cursor, as the server lists them.
 struct Listing {
     /// UIDs to fetch, sorted.
     uids: Vec<u32>,
@@ -39,15 +40,15 @@ struct Listing {
 }
 
 impl SelectedMailbox {
-    /// Reads all mails above the cursor.
+    /// Fetches all mails above the cursor, and sends them to `ingest`.
     pub(super) async fn sync(&mut self) -> Result<()> {
         if !self.reader.progress.is_reported() {
-            // The start is stored before the first mail is read. So the next connection finds the same "now", and does not find
-            // the same renumbering again.
+            // The position at which reading begins is stored before the first mail is fetched. So a later connection begins at
+            // the same position for "now", and does not detect the same renumbering again.
             self.reader.hand_over_with_cursor(Vec::new()).await?;
         }
-        // An operator may have changed `start` to "all" after a boundary was stored. Then a renumbered mailbox is read again from
-        // its oldest mail.
+        // An operator may have changed `start` to "all" after a start boundary was stored. With "all", a renumbered mailbox is
+        // read again from its oldest mail.
         let start = self.reader.facts.account.settings.start;
         let boundary = self.reader.progress.start_boundary().filter(|_| start != Start::All);
         let mut listing = self.list_new(boundary).await?;
@@ -55,8 +56,8 @@ impl SelectedMailbox {
         listing.uids.retain(|uid| !self.reader.outstanding.is_ahead(*uid));
         self.fetch_all(&listing.uids).await?;
         self.apply_after().await?;
-        // The cursor also passes listed mails that `start` excludes. It does not pass the UIDs between the last listed mail and
-        // UIDNEXT: a server may list an announced mail a moment later.
+        // The cursor also passes listed mails that `start` excludes. The cursor does not pass the UIDs between the last listed
+        // mail and UIDNEXT, because a server may list an announced mail a moment later.
         let reader = &mut self.reader;
         reader.progress.advance(listing.highest);
         let cursor = reader.progress.cursor();
@@ -76,7 +77,7 @@ impl SelectedMailbox {
         }
     }
 
-    /// Lists the mails above the cursor. Mails before the start boundary are not fetched.
+    /// Lists the mails above the cursor. Mails that the start boundary excludes are left out.
     async fn list_new(&mut self, boundary: Option<StartBoundary>) -> Result<Listing> {
         let kind = if boundary.is_some() { FetchKind::Dates } else { FetchKind::Listing };
         // `n:*` always contains the last mail, even if its UID is below n (RFC 3501, 6.4.8).
@@ -109,7 +110,7 @@ impl SelectedMailbox {
         Ok(Listing { uids, highest })
     }
 
-    /// Fetches these mails window by window. The cursor follows mail by mail.
+    /// Fetches the mails `uids` in windows (ranges of UIDs). The cursor moves each time the next UIDs are settled.
     async fn fetch_all(&mut self, uids: &[u32]) -> Result<()> {
         let start = self.reader.progress.cursor();
         let mut queue = SyncQueue::new(uids);
@@ -128,7 +129,7 @@ impl SelectedMailbox {
             let Some(follow_ups) = self.receive_front(queue).await? else { return Ok(()) };
             let FollowUps { window, since, requests, withheld } = follow_ups;
             for request in requests {
-                // A mail that was not delivered may be readable a moment later.
+                // A repeated FETCH is sent after a pause, because a mail that was not delivered may be readable a moment later.
                 sleep_until(since + self.reader.facts.account.timing.refetch * u32::from(request.attempt - 1)).await;
                 let command = self.send_fetch(window, request).await?;
                 queue.push_follow_up(command);
@@ -145,8 +146,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Sends the FETCHes of the next windows. If a connection broke before the cursor moved, the next windows are small, and only
-    /// one of them is fetched at a time. So the mail that breaks the next connection can be found.
+    /// Sends the FETCHes of the next windows (ranges of UIDs). If an earlier connection broke before the cursor moved, windows
+    /// are small, and only one window is fetched at a time. So the mail that breaks connections can be found.
     async fn send_windows(&mut self, queue: &mut SyncQueue<'_>) -> Result<()> {
         let is_dedicated = self.reader.facts.account.settings.dedicated;
         let (most, open) = match self.reader.history.limit() {
@@ -175,13 +176,14 @@ impl SelectedMailbox {
         Ok(FetchCommand::new(pending, window, request))
     }
 
-    /// Reads the answer to the first open FETCH, hands its mails over, and returns the follow-ups.
+    /// Reads the answer to the oldest FETCH in `queue`, and sends its mails to `ingest`. Returns the FETCHes that must follow,
+    /// and the mails that were not delivered; `None` if `queue` is empty.
     async fn receive_front(&mut self, queue: &mut SyncQueue<'_>) -> Result<Option<FollowUps>> {
         let Some(front) = queue.front() else { return Ok(None) };
         let (pending, is_listing) = (front.pending.clone(), front.kind == FetchKind::Listing);
         let mut batch = Vec::new();
         let answer = self.read_fetch(&pending, queue, &mut batch).await;
-        // After an error, this hands over the mails that arrived before the connection broke.
+        // After an error, too, the mails that arrived before the connection broke are sent to `ingest`.
         self.reader.hand_over_proven(batch, queue).await?;
         let refusal = match answer {
             Ok(()) => None,
@@ -196,8 +198,8 @@ impl SelectedMailbox {
         Ok(Some(follow_ups))
     }
 
-    /// Reads responses up to the OK of one FETCH. Mails of the next FETCH are accepted, too: Dovecot begins the next answer as
-    /// soon as the answer before it has filled a buffer.
+    /// Reads responses up to the OK of one FETCH. Mails of the next FETCH are accepted, too, because Dovecot begins the answer to
+    /// the next FETCH as soon as the current answer has filled a buffer.
     async fn read_fetch(
         &mut self,
         pending: &PendingCommand,
@@ -233,14 +235,14 @@ impl SelectedMailbox {
                 bytes = 0;
                 self.reader.hand_over_proven(std::mem::take(batch), queue).await?;
             }
-            // Each mail restarts the timeout, so that large mails arrive over a slow line.
+            // Each mail restarts the timeout, so that many large mails can arrive over a slow connection.
             timeout = self.reader.streaming();
         }
     }
 }
 
 impl MailboxReader {
-    /// Hands mails over, with the cursor as far as it may move.
+    /// Sends mails to `ingest`, with the cursor. The cursor moves as far as the UIDs in `queue` are settled.
     async fn hand_over_proven(&mut self, mails: Vec<RawMail>, queue: &SyncQueue<'_>) -> Result<()> {
         let proven = queue.proven(self.progress.cursor());
         if proven > self.progress.cursor() {
@@ -250,7 +252,8 @@ impl MailboxReader {
         self.hand_over_with_cursor(mails).await
     }
 
-    /// Gives these mails a row without bytes. The cursor passes them. `is_harmful`: they have ended connections.
+    /// Gives each of the mails `uids` a row without bytes in the table `mails`, so that the cursor can pass these mails.
+    /// `is_harmful`: a FETCH of these mails has ended connections.
     async fn give_up(&mut self, queue: &mut SyncQueue<'_>, uids: &[u32], is_harmful: bool) -> Result<()> {
         let mut undelivered = Vec::new();
         for &uid in uids {
@@ -263,8 +266,9 @@ impl MailboxReader {
         self.hand_over_undelivered(undelivered, true).await
     }
 
-    /// The connection broke, and the first missing mail may be the cause. If no other mail is missing and that mail has broken
-    /// several connections, it is given up. `start`: the cursor before the sync.
+    /// Counts a failed FETCH of the first missing mail, because this mail may have broken the connection. If no other mail is
+    /// missing, and this mail has broken several connections, the mail gets a row without bytes in the table `mails`. `start`:
+    /// the cursor before the sync.
     async fn give_up_after_break(&mut self, queue: &mut SyncQueue<'_>, error: &Error, start: u32) -> Result<()> {
         let is_break = matches!(error, Error::Bye(_) | Error::Lost(_) | Error::Timeout { .. } | Error::Protocol(_));
         let (Some(first), missing) = queue.missing() else { return Ok(()) };
@@ -280,8 +284,9 @@ impl MailboxReader {
         Ok(())
     }
 
-    /// Gives up mails that the server refused on several connections, although each was requested alone. If the server refuses
-    /// several mails and delivers no body, the server is faulty, so no mail is given up.
+    /// Gives mails a row without bytes in the table `mails` if the server refused them on several connections, although each was
+    /// requested alone. If the server refuses several mails and delivers no body, the server is faulty, so no mail gets such a
+    /// row.
     async fn give_up_refused(&mut self, queue: &mut SyncQueue<'_>) -> Result<()> {
         let Some((refused, error)) = queue.take_refusals() else { return Ok(()) };
         if !queue.has_body() && refused.len() > 1 {

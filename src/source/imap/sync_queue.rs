@@ -13,9 +13,9 @@ use super::mailbox::FINGERPRINT_UIDS;
 /// The most mails of one FETCH of bodies, and the most numbers in the sequence set of any FETCH. Servers limit the length of a
 /// line.
 pub(super) const WINDOW: usize = 500;
-/// The most mails of one window in a shared mailbox, where most answers are short headers.
+/// The most mails of one window (a range of UIDs) in a shared mailbox, where most answers are short headers.
 pub(super) const SHARED_WINDOW: usize = 1000;
-/// How often a listed mail is fetched before it gets a row without bytes.
+/// How often a mail that the server lists is requested before the mail gets a row without bytes in the table `mails`.
 const MAX_ATTEMPTS: u8 = 3;
 
 /// A range of UIDs that is being fetched.
@@ -32,7 +32,7 @@ pub(super) struct FetchCommand {
     pub(super) pending: PendingCommand,
     pub(super) window: usize,
     pub(super) kind: FetchKind,
-    /// The UIDs without an answer, sorted.
+    /// The requested UIDs whose data has not arrived, sorted.
     missing: VecDeque<u32>,
     /// UIDs of mails whose sender may be Resmic; for a listing, the listed UIDs.
     candidates: Vec<u32>,
@@ -44,11 +44,11 @@ pub(super) struct FetchCommand {
 pub(super) struct FetchRequest {
     pub(super) kind: FetchKind,
     pub(super) uids: Vec<u32>,
-    /// 1 for the first attempt.
+    /// The number of the attempt to fetch these mails, from 1.
     pub(super) attempt: u8,
 }
 
-/// The consequences of an answered FETCH.
+/// The work that follows from an answered FETCH.
 pub(super) struct FollowUps {
     pub(super) window: usize,
     /// The time at which the delay of a repeated attempt begins.
@@ -64,12 +64,13 @@ pub(super) struct SyncQueue<'a> {
     /// UIDs that no window contains yet.
     waiting: &'a [u32],
     windows: VecDeque<UidWindow>,
-    /// How many windows are finished and removed. The number of a window also counts the removed windows, so it never changes.
+    /// How many windows are finished and removed. The number of a window is its index in `windows` plus this count, so the number
+    /// never changes.
     removed_windows: usize,
     commands: VecDeque<FetchCommand>,
     /// RFC822.SIZE and INTERNALDATE of mails, from responses that contain neither header nor body.
     reported: BTreeMap<u32, (Option<u64>, Option<Timestamp>)>,
-    /// Mails that the server refused although each was requested alone. `refusal` is the last of these errors.
+    /// Mails that the server refused although each was requested alone. `refusal` is the error for the last of these mails.
     refused: Vec<u32>,
     refusal: Option<Error>,
     has_body: bool,
@@ -88,7 +89,7 @@ impl FetchCommand {
         self.candidates.push(uid);
     }
 
-    /// Returns true if this FETCH was waiting for this data. After that, the FETCH no longer waits for it.
+    /// Returns true if this FETCH was waiting for the data in `mail`. If so, removes the mail's UID from `missing`.
     fn accept(&mut self, mail: &FetchedMail) -> bool {
         let has_content = match self.kind {
             FetchKind::Listing | FetchKind::Dates => mail.is_listing(),
@@ -131,14 +132,15 @@ impl<'a> SyncQueue<'a> {
         self.commands.push_back(command);
     }
 
-    /// One FETCH of the window is answered, and its follow-ups are sent.
+    /// Counts one FETCH of the window as answered, after the FETCHes that follow from it were sent.
     pub(super) fn close_command(&mut self, window: usize) {
         if let Some(window) = self.window(window) {
             window.open -= 1;
         }
     }
 
-    /// Removes the finished windows at the front. Returns the number of removed windows.
+    /// Removes windows from the front if all their FETCHes are answered and all their UIDs are settled. Returns the number of
+    /// removed windows.
     pub(super) fn remove_finished(&mut self, cursor: u32) -> usize {
         let before = self.removed_windows;
         while self.windows.pop_front_if(|window| window.open == 0 && window.unsettled.is_empty()).is_some() {
@@ -158,7 +160,8 @@ impl<'a> SyncQueue<'a> {
         self.commands.front()
     }
 
-    /// The FETCH that was waiting for this data. If a FETCH waits only for other data of the mail, records the size and the date.
+    /// Returns the FETCH that was waiting for the data in `mail`. If a FETCH waits for other data of this mail, keeps its size
+    /// and date in `reported`.
     pub(super) fn accept(&mut self, mail: &FetchedMail) -> Option<&mut FetchCommand> {
         let Some(index) = self.commands.iter_mut().position(|command| command.accept(mail)) else {
             self.record(mail);
@@ -184,14 +187,14 @@ impl<'a> SyncQueue<'a> {
         self.reported.get(&uid).copied().unwrap_or_default()
     }
 
-    /// A mail of this window is handed over, or known to be gone or not Resmic's.
+    /// Removes a UID from the window's `unsettled`: the mail was sent to `ingest`, is gone, or is not Resmic's.
     pub(super) fn settle(&mut self, window: usize, uid: u32) {
         if let Some(window) = self.window(window) {
             remove(&mut window.unsettled, uid);
         }
     }
 
-    /// As [`Self::settle`], for a mail of an unknown window.
+    /// Does the same as [`Self::settle`], for a mail whose window is not known.
     pub(super) fn settle_anywhere(&mut self, uid: u32) {
         for window in &mut self.windows {
             remove(&mut window.unsettled, uid);
@@ -211,18 +214,18 @@ impl<'a> SyncQueue<'a> {
         proven
     }
 
-    /// The mails without an answer: the first UID and their number.
+    /// The lowest UID of the requested mails that have not arrived, and the number of these mails.
     pub(super) fn missing(&self) -> (Option<u32>, usize) {
         let missing = || self.commands.iter().flat_map(|command| command.missing.iter().copied());
         (missing().min(), missing().count())
     }
 
-    /// Whether the server has delivered a body.
+    /// Whether the server has delivered at least one body in this sync.
     pub(super) fn has_body(&self) -> bool {
         self.has_body
     }
 
-    /// Whether the server has delivered a body or a header.
+    /// Whether the server has delivered at least one body or header in this sync.
     pub(super) fn has_content(&self) -> bool {
         self.has_content
     }
@@ -233,14 +236,14 @@ impl<'a> SyncQueue<'a> {
         Some((std::mem::take(&mut self.refused), error))
     }
 
-    /// Removes the first FETCH, which is answered, and returns what has to be sent next.
+    /// Removes the first FETCH, whose answer is complete, and returns the work that follows from this answer.
     pub(super) fn finish_front(&mut self, refusal: Option<Error>) -> Option<FollowUps> {
         let FetchCommand { window, kind, missing, mut candidates, attempt, sent_at, .. } = self.commands.pop_front()?;
         // After a refusal, the delay begins when the command was sent, so that a thousand refused mails do not wait for each
         // other.
         let since = if refusal.is_some() { sent_at } else { Instant::now() };
         let missing = Vec::from(missing);
-        // A server may answer in any order.
+        // A server may return the mails of a FETCH in any order.
         candidates.sort_unstable();
         let is_listing = kind == FetchKind::Listing;
         let withheld = if is_listing { std::mem::take(&mut candidates) } else { Vec::new() };

@@ -6,17 +6,18 @@
 
 use std::time::Duration;
 
-/// The words before the number.
+/// The words before the number of milliseconds in the text of a response.
 const LABEL: &str = "suggested backoff time:";
-/// The unit after the number.
+/// The unit after the number in the text of a response.
 const UNIT: &str = "milliseconds";
 
-/// The pause that a server has asked for. It is longer than zero, and has no upper limit: the watcher limits its pauses.
+/// The pause that a server has asked for. This pause is longer than zero, and has no upper limit, because the watcher pauses for
+/// an hour at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SuggestedPause(Duration);
 
 impl SuggestedPause {
-    /// Parses the text of a response, which may come from a hostile server. `None` if it asks for no pause.
+    /// Parses the text of a response, which may come from a hostile server. `None` if the text asks for no pause.
     pub(super) fn from_text(text: &str) -> Option<Self> {
         let text = text.to_ascii_lowercase();
         let (_, rest) = text.split_once(LABEL)?;

@@ -11,9 +11,9 @@ use crate::backoff::Backoff;
 pub struct Timing {
     /// Timeout of greeting, STARTTLS and login together. Servers slow down logins on purpose.
     pub login: Duration,
-    /// Timeout of an ordinary command, and of a pause in a long answer.
+    /// Timeout of an ordinary command, and the longest time without a byte during a long answer.
     pub answer: Duration,
-    /// Timeout of the next mail in a long answer.
+    /// The longest time until the next mail in the answer to a FETCH is complete.
     pub mail: Duration,
     /// How long the watcher waits for a push after an `EXISTS`, before it fetches the mail.
     pub push_grace: Duration,
@@ -22,7 +22,7 @@ pub struct Timing {
     pub refetch: Duration,
     /// The longest pause between two polls of a server without IDLE.
     pub poll: Duration,
-    /// The pause after a failure.
+    /// The pause before the next connection, after a connection has failed.
     pub retry: Backoff,
     /// The pause after a refused login. Servers lock out clients that retry too often.
     pub retry_login: Backoff,

@@ -24,9 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The timeout of a TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// TCP keepalive: the idle time before the first probe, the time between probes, and the number of unanswered probes. Together
-/// they take two minutes, and then a dead connection is closed. This also closes connections that died during a suspend of this
-/// machine.
+/// TCP keepalive: the idle time before the first probe, the time between probes, and the number of unanswered probes. With these
+/// values, the kernel closes a dead connection after two minutes, also if the connection died while this machine was suspended.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_RETRIES: u32 = 3;
@@ -40,7 +39,7 @@ pub(super) struct Transport {
     bytes_left: usize,
     framing: Framing,
     last_byte_at: Instant,
-    /// Collects written bytes while it is set, so that several commands leave in one packet.
+    /// Collects the written bytes between [`Self::cork`] and [`Self::uncork`], so that several commands leave in one packet.
     corked: Option<Vec<u8>>,
 }
 
@@ -50,7 +49,7 @@ enum ByteStream {
 }
 
 impl Transport {
-    /// Connects to the first address of the host that answers.
+    /// Connects to `host`: tries the addresses of the host one after another, until one accepts the connection.
     pub(super) async fn connect(host: &str, port: u16) -> Result<Self> {
         let peer = format!("{host}:{port}");
         let dns_error = |e| Error::Dns(host.to_owned(), e);
@@ -101,7 +100,7 @@ impl Transport {
         Ok(Transport { stream: ByteStream::Tls(Box::new(stream)), framing: Framing::default(), ..self })
     }
 
-    /// Allows this many bytes for the next response. A read beyond them fails.
+    /// Allows this many bytes for the next response. A read beyond this limit fails.
     pub(super) fn allow(&mut self, bytes: usize) {
         (self.response_limit, self.bytes_left) = (bytes, bytes);
     }
@@ -116,7 +115,7 @@ impl Transport {
         self.corked.get_or_insert_default();
     }
 
-    /// Returns the collected bytes, and collects no longer.
+    /// Returns the bytes that were written since [`Transport::cork`], and ends the collecting.
     pub(super) fn uncork(&mut self) -> Vec<u8> {
         self.corked.take().unwrap_or_default()
     }
@@ -128,8 +127,8 @@ impl Transport {
         }
     }
 
-    /// Sends the TCP acknowledgement at once. Linux resets this option, so each read sets it again. Cyrus waits for the
-    /// acknowledgement of the `EXISTS` before it sends more. A delayed acknowledgement takes 40 ms.
+    /// Makes the kernel send TCP acknowledgements at once (TCP_QUICKACK). Linux resets this option, so each read sets it again.
+    /// Cyrus waits for the acknowledgement of the `EXISTS` before it sends more. A delayed acknowledgement takes 40 ms.
     fn acknowledge(&self) {
         #[cfg(target_os = "linux")]
         let _ = SockRef::from(self.tcp()).set_tcp_quickack(true);

@@ -1,5 +1,5 @@
-//! Asks whether UIDs belong to mails. Some servers refuse a `UID FETCH` that matches no mail. All servers answer a SEARCH without
-//! hits with OK.
+//! Finds out with UID SEARCH whether UIDs belong to mails. Some servers refuse a `UID FETCH` that matches no mail. All servers
+//! answer a SEARCH without hits with OK.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use async_imap::imap_proto::{MailboxDatum, Response};
 use super::connection::{Connection, ResponseTimeout};
 use super::error::{Error, Result};
 
-/// The highest UID of the mails in `set`, a set of UIDs (RFC 3501, 9); 0 if it has no mail. `None`: the server does not say it.
-/// Other responses go to `on_other`. `answer`: the timeout.
+/// Returns the highest UID in `set`, a set of UIDs (RFC 3501, 9), that belongs to a mail; 0 if no UID does. `None`: the server
+/// refused the SEARCH, or sent no result. Other responses go to `on_other`. `answer`: the timeout of the SEARCH.
 pub(super) async fn highest_uid(
     connection: &mut Connection,
     set: &str,

@@ -11,7 +11,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(base64::engine::DecodePaddingMode::RequireNone),
 );
 
-/// A name in modified UTF-7.
+/// Encodes a mailbox name in modified UTF-7.
 pub(super) fn encode(name: &str) -> String {
     let mut encoded = String::with_capacity(name.len());
     let mut foreign = Vec::new();

@@ -28,12 +28,12 @@ use crate::model::{Availability, MailboxState, Origin, StartBoundary, SyncPositi
 const MAX_BRIEF: u32 = 5;
 /// The longest pause between two connections of a watcher.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
-/// How far the clock of a server may be behind.
+/// How far the clock of a mail server may be behind this machine's clock.
 const SERVER_CLOCK_LAG: SignedDuration = SignedDuration::from_secs(60);
 
 /// Watches one mailbox until `shutdown`, and sends reports to `out`.
 ///
-/// `wanted` is a name or a special-use attribute. `load_resume_point` reads the stored position of a mailbox.
+/// `wanted` is the name or the special-use attribute of the mailbox. `load_resume_point` reads the stored position of a mailbox.
 pub async fn watch(
     account: Arc<Account>,
     wanted: String,
@@ -70,21 +70,21 @@ pub async fn watch(
 struct Watcher {
     account: Arc<Account>,
     wanted: String,
-    /// The mailbox's name on the server; `wanted` until it is found.
+    /// The mailbox's name on the server; `wanted` until the mailbox is found.
     name: String,
     load_resume_point: LoadResumePoint,
     out: mpsc::Sender<WatcherReport>,
     failures: FailureCounts,
-    /// The position of `start = "now"` and its UIDVALIDITY, from the first connection.
+    /// The start boundary for `start = "now"`, and the UIDVALIDITY at that time, from the first connection.
     first_now: Option<(u32, StartBoundary)>,
     /// The UIDVALIDITY of the mailbox when the server refused STATUS for it. Clients SHOULD NOT send STATUS for the selected
     /// mailbox (RFC 3501, 6.3.10). The server also refuses STATUS if the mailbox was deleted. If that mailbox is created again,
     /// the next connection finds another UIDVALIDITY, and uses STATUS again.
     hides_uid_validity: Option<u32>,
-    /// Notifications of earlier connections that wait for `after`.
+    /// Notifications from earlier connections that the watcher still has to mark as seen, or to move (the setting `after`).
     after: AfterQueue,
     history: FetchHistory,
-    /// The open mailbox. It is kept here, so that the watcher can log out at any time.
+    /// The open mailbox. The watcher keeps it in this field, so that the watcher can log out at any time.
     mailbox: Option<SelectedMailbox>,
 }
 
@@ -99,7 +99,7 @@ struct ReadingStart {
     lost: Vec<Undelivered>,
 }
 
-/// Recent failures in a row.
+/// Counts recent failures, which determine the pause before the next connection.
 #[derive(Debug, Default)]
 struct FailureCounts {
     /// Failed connections since the last complete sync, or since the cursor moved.
@@ -115,7 +115,7 @@ struct FailureCounts {
 }
 
 impl FailureCounts {
-    /// A sync is complete, which ends a series of failures.
+    /// Resets the counts, because a sync is complete, which ends a series of failures.
     fn record_sync(&mut self) {
         (self.attempts, self.logins, self.synced, self.is_failing) = (0, 0, Some(Instant::now()), false);
     }
@@ -137,7 +137,7 @@ impl FailureCounts {
         timing.retry.pause(failures).max(error.retry_after().unwrap_or_default().min(LONGEST_PAUSE))
     }
 
-    /// The cursor has moved, although the connection ended before its sync was complete.
+    /// Resets `attempts`: the cursor has moved, although the connection ended before its sync was complete.
     fn record_progress(&mut self) {
         self.attempts = 0;
     }
@@ -161,7 +161,8 @@ impl Watcher {
             let pause = match ended {
                 Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
-                // A repeated FETCH of an undelivered mail has ended the connection. This is no failure of the mailbox.
+                // A repeated FETCH of a mail that the server has not delivered before has ended the connection. Such an end is
+                // not counted as a failure.
                 Err(error) if self.history.take_fetching() && error.retry_after().is_none() => {
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::info!(
@@ -208,7 +209,7 @@ impl Watcher {
         mailbox.watch(mode).await
     }
 
-    /// Connects and opens the mailbox. Returns the reason if there is no mailbox to open.
+    /// Connects and opens the mailbox. Returns the reason, as text for `status`, if there is no mailbox to open.
     async fn open(&mut self) -> Result<Option<String>> {
         // The permit is returned when the mailbox is open. So of a thousand watchers, only a few connect at the same time.
         let _permit = self.account.pace.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
@@ -218,7 +219,7 @@ impl Watcher {
             connection.logout().await;
             return Ok(Some(format!("no mailbox is marked {}", self.wanted)));
         };
-        // A mailbox that is also configured by its name has a watcher and a row in the database already.
+        // A mailbox that is also configured by its name already has a watcher, and a row in the table `mailboxes`.
         let is_watched = settings.mailboxes.iter().any(|other| same_mailbox(other, &name.display));
         if name.display != self.wanted && is_watched {
             connection.logout().await;
@@ -249,7 +250,7 @@ impl Watcher {
         Ok(None)
     }
 
-    /// Forgets the state of the mailbox that was open before, and reports that the wanted mailbox is found.
+    /// Forgets the state of the mailbox that was open before, and reports to `ingest` that the wanted mailbox is found.
     async fn begin_mailbox(&mut self, name: &str) -> Result<()> {
         name.clone_into(&mut self.name);
         (self.after, self.first_now, self.hides_uid_validity) = (AfterQueue::default(), None, None);
@@ -258,7 +259,7 @@ impl Watcher {
         self.out.send(found).await.map_err(|_| Error::Closing)
     }
 
-    /// Where to begin reading. `now`: the time before the mailbox was selected.
+    /// Finds the position at which this connection begins to read. `now`: the time before the mailbox was selected.
     async fn find_start(
         &mut self,
         connection: &mut Connection,
@@ -276,12 +277,13 @@ impl Watcher {
             let position = self.reset_position(status, &known);
             return Ok(ReadingStart { position, is_stored: false, is_reset: true, lost });
         }
-        // If the server has reported a newer date than the stored date, the position has to be stored again.
+        // If the server has reported a newer INTERNALDATE than the stored `newest_at`, the position has to be stored again.
         let is_stored = known.position.newest_at == status.newest_at;
         Ok(ReadingStart { position: known.position, is_stored, is_reset: false, lost })
     }
 
-    /// Loads the undelivered mails of this UIDVALIDITY. Returns the undelivered mails of an earlier UIDVALIDITY, which are lost.
+    /// Loads into `history` the mails of this UIDVALIDITY that have a row without bytes in the table `mails`. Returns such mails
+    /// of an earlier UIDVALIDITY, which cannot be fetched any longer.
     fn load_history(&mut self, uid_validity: u32, known: &ResumePoint) -> Vec<Undelivered> {
         if known.position.uid_validity.0 == uid_validity {
             self.history.begin(uid_validity, known.undelivered.clone());
@@ -296,10 +298,11 @@ impl Watcher {
         known.undelivered.iter().map(lost).collect()
     }
 
-    /// The start in a mailbox that was never read.
+    /// The position at which reading begins in a mailbox that was never read.
     ///
-    /// The first connection decides where "now" is, and `first_now` keeps this position. This is necessary because the connection
-    /// may end before the position is stored. Before the next connection, mails may arrive, and the UIDVALIDITY may change.
+    /// The first connection decides where "now" is, and `first_now` keeps this position. `first_now` is necessary because the
+    /// connection may end before the position is stored. Before the next connection, mails may arrive, and the UIDVALIDITY may
+    /// change.
     fn first_position(&mut self, status: &MailboxStatus, now: Timestamp) -> SyncPosition {
         let uid = Uid(last_uid(status));
         let (last_uid, start_boundary) = match self.account.settings.start {
@@ -315,7 +318,8 @@ impl Watcher {
         SyncPosition { start_boundary, ..(status.uid_validity, last_uid).into() }
     }
 
-    /// The start in a renumbered mailbox: the day in `start`, the start boundary of the first run, or the oldest mail.
+    /// The position at which a renumbered mailbox is read again: from the day in `start`, from the start boundary of the first
+    /// run, or from the oldest mail.
     fn reset_position(&self, status: &MailboxStatus, known: &ResumePoint) -> SyncPosition {
         let (account, mailbox) = (&self.account.settings.name, &self.name);
         tracing::warn!(
@@ -337,15 +341,15 @@ impl Watcher {
     }
 }
 
-/// The highest UID that an existing mail can have. If the server does not report UIDNEXT, this is `UNKNOWN_UID`, and the first
-/// listing shows the UID.
+/// The highest UID that an existing mail can have. If the server does not report UIDNEXT, the result is `UNKNOWN_UID`, and the
+/// first listing shows the highest UID.
 fn last_uid(status: &MailboxStatus) -> u32 {
     status.uid_next.map_or(UNKNOWN_UID, |next| next.saturating_sub(1))
 }
 
-/// The date from which mails count as new if `start` is "now", in whole seconds. It is one minute before `now`: if the server's
-/// clock is behind, a mail that arrives after `now` can have an older date. After a renumbering, mails that arrived in this
-/// minute may be read, too, which is better than to miss later mails.
+/// The date from which mails count as new if `start` is "now", in whole seconds. This date is one minute before `now`: if the
+/// server's clock is behind, a mail that arrives after `now` can have an older date. After a renumbering, mails that arrived in
+/// this minute may be read, too, which is better than to miss later mails.
 fn before_server_clock(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now - SERVER_CLOCK_LAG).as_second()).unwrap_or(Timestamp::MIN)
 }

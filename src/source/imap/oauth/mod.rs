@@ -115,7 +115,7 @@ pub(super) struct AccessToken {
 /// Why a token request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum TokenFailure {
-    /// The endpoint refused the request permanently. The operator must act.
+    /// The endpoint refused the request permanently, or its token is no Bearer token. The operator must act.
     Refused(String),
     /// The refresh token is invalid or expired. The operator must act if no other refresh token is left.
     Ended(String),

@@ -54,20 +54,20 @@ fn parse_section<'a>(input: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
 struct FastInput<'a>(&'a [u8]);
 
 impl<'a> FastInput<'a> {
-    /// Skips exactly these bytes.
+    /// Skips the bytes `expected`; `None` if other bytes follow.
     fn skip(&mut self, expected: &[u8]) -> Option<()> {
         self.0 = self.0.strip_prefix(expected)?;
         Some(())
     }
 
-    /// Returns and skips this many bytes.
+    /// Returns and skips the next `count` bytes; `None` if there are fewer.
     fn take_bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
-    /// A number in digits.
+    /// Parses a number of decimal digits.
     fn take_number(&mut self) -> Option<u32> {
         let (mut number, mut length) = (0_u32, 0);
         while let Some(digit @ b'0'..=b'9') = self.0.get(length) {
@@ -78,7 +78,7 @@ impl<'a> FastInput<'a> {
         Some(number)
     }
 
-    /// A quoted string in ASCII without escapes.
+    /// Parses a quoted string of printable ASCII without escapes.
     fn take_quoted(&mut self) -> Option<&'a str> {
         self.skip(b"\"")?;
         let length = self.0.iter().position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\'))?;
@@ -87,7 +87,7 @@ impl<'a> FastInput<'a> {
         std::str::from_utf8(text).ok()
     }
 
-    /// A literal: for example `{5}`, a line break and five bytes.
+    /// Parses a literal, for example `{5}`, a line break and five bytes.
     fn take_literal(&mut self) -> Option<&'a [u8]> {
         self.skip(b"{")?;
         let length = self.take_number()?;
@@ -117,7 +117,7 @@ mod tests {
         }
     }
 
-    /// Valid and invalid parts of responses, in any order.
+    /// Generates valid and invalid parts of responses, in any order.
     fn pieces() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             8 => prop::sample::select(vec![
@@ -131,7 +131,7 @@ mod tests {
         prop::collection::vec(piece, 1..12).prop_map(|pieces| pieces.concat())
     }
 
-    /// The usual response with one change.
+    /// Generates the response `USUAL` with one change.
     fn changed_usual() -> impl Strategy<Value = Vec<u8>> {
         (0..USUAL.len(), 0..4_usize, pieces()).prop_map(|(at, removed, inserted)| {
             [&USUAL[..at], &inserted, USUAL.get(at + removed..).unwrap_or_default()].concat()

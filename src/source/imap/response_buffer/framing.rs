@@ -13,25 +13,26 @@ const LINE: usize = 64 * 1024;
 /// The most opening parentheses in one response. The responses to this program's commands have at most three.
 pub(super) const BRACKETS: usize = 100;
 
-/// How many bytes of a response show its kind: the tag or `*`, and the word after it. This program's tags are shorter.
+/// How many bytes at the start of a response show its kind: the tag or `*`, and the next word. The tags of this program are
+/// shorter.
 const HEAD: usize = 64;
 
-/// The state at the end of the bytes received so far.
+/// The counters for the current response, after the bytes received so far.
 #[derive(Debug, Default)]
 pub(in crate::source::imap) struct Framing {
-    /// The missing bytes of the current literal.
+    /// How many bytes of the current literal are still missing.
     literal: usize,
-    /// The length of the response so far, without literals.
+    /// The length of the current response so far, in bytes, without literals.
     line: usize,
-    /// The opening parentheses of the response so far.
+    /// The number of opening parentheses in the current response so far.
     brackets: usize,
-    /// The first bytes of the response, at most [`HEAD`].
+    /// The first bytes of the current response, at most [`HEAD`].
     head: Vec<u8>,
-    /// How much of the announcement of a literal is at the end of the received bytes.
+    /// How much of a literal's announcement (`{123}` and a line break) the received bytes end with.
     ending: Ending,
 }
 
-/// How much of `{123}` and the line break after it has arrived, if the received bytes end inside this announcement.
+/// The state of a literal's announcement (`{123}` and a line break), if the received bytes end inside such an announcement.
 #[derive(Debug, Clone, Copy, Default)]
 enum Ending {
     #[default]
@@ -41,10 +42,10 @@ enum Ending {
     Return(usize),
 }
 
-/// The length of the first response, including its literals; `None` if it is incomplete.
+/// The length of the first response, including its literals; `None` if this response is incomplete.
 ///
-/// Some servers write a line break after a literal. `continues` decides whether the response continues in the next line; `None`
-/// if too few bytes have arrived. Literals are skipped, not scanned.
+/// Some servers write a line break after a literal. `continues` decides whether the response continues in the next line; it
+/// returns `None` if too few bytes have arrived. The bytes of a literal are skipped, not scanned.
 pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) -> Option<usize> {
     let (mut at, mut behind_literal) = (0, false);
     loop {
@@ -66,10 +67,10 @@ pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) ->
 }
 
 impl Framing {
-    /// Records received bytes. Returns false if they exceed a limit. `most`: the most bytes of a literal.
+    /// Counts received bytes. Returns false if the current response exceeds a limit. `most`: the most bytes of a literal.
     ///
-    /// Literals are skipped unchecked. After a text that only looks like the announcement of a literal (`* OK well {12}`),
-    /// nothing is skipped: the parser would parse the next bytes as a response.
+    /// The bytes of a literal are not checked. After a text that only looks like the announcement of a literal (`* OK well
+    /// {12}`), all bytes are checked, because the parser parses them as a response.
     pub(in crate::source::imap) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
         while !bytes.is_empty() {
             let skipped = self.literal.min(bytes.len());
@@ -99,7 +100,8 @@ impl Framing {
         true
     }
 
-    /// Records the end of a line, or of a part of a line. Returns true if the line announces a literal.
+    /// Updates `ending` from a line, or from a received part of a line. Returns true if the line announces a literal, whose
+    /// length is then in `literal`.
     fn announces(&mut self, line: &[u8]) -> bool {
         let from = match (memrchr(b'{', line), self.ending) {
             (Some(from), _) => from,
@@ -131,7 +133,7 @@ fn is_text(head: &[u8]) -> bool {
     const STATUS: [&[u8]; 5] = [b"OK", b"NO", b"BAD", b"BYE", b"PREAUTH"];
     let word = head.split(|byte| *byte == b' ').nth(1).map(<[u8]>::trim_ascii);
     head.starts_with(b"+")
-        // This program sends no tag of this length, so no literal is expected.
+        // No tag of this program has so many bytes, so no literal is expected.
         || word.is_none() && head.len() == HEAD
         || word.is_some_and(|word| STATUS.iter().any(|status| word.eq_ignore_ascii_case(status)))
 }
@@ -140,7 +142,7 @@ fn is_text(head: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Feeds the bytes at once, and byte by byte.
+    /// Checks the bytes at once, and byte by byte. Returns the result, which must be the same.
     fn allows(bytes: &[u8], most: usize) -> bool {
         let (mut whole, mut parts) = (Framing::default(), Framing::default());
         let together = whole.allows(bytes, most);

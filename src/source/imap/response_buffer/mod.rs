@@ -1,8 +1,9 @@
 //! Holds received bytes until they form complete responses.
 //!
-//! async-imap's own stream allocates and zeroes two blocks for each response. That took half of the time of the first
+//! async-imap's own stream allocates and zeroes two blocks for each response. These two steps took half of the time of the first
 //! sync of a large mailbox. This module uses only the parser of async-imap. `fetch_fast_path` parses the most frequent form of
-//! FETCH instead. `lenient` parses responses that imap-proto rejects. `framing` limits the size of all responses.
+//! FETCH responses in place of imap-proto. `lenient` parses responses that imap-proto rejects. `framing` limits the size of all
+//! responses.
 
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -21,7 +22,7 @@ mod lenient;
 
 pub(super) use framing::Framing;
 
-/// The size of one read, in bytes. It is the most that a TLS record contains.
+/// The size of one read, in bytes: the most that a TLS record contains.
 const BLOCK: usize = 16 * 1024;
 
 /// A buffer above this capacity is freed as soon as possible.
@@ -31,12 +32,12 @@ const LARGE: usize = 4 * BLOCK;
 #[derive(Default)]
 pub(super) struct ResponseBuffer {
     bytes: Vec<u8>,
-    /// How many of these bytes are consumed.
+    /// How many bytes at the start of `bytes` belong to responses that were parsed.
     consumed: usize,
 }
 
 impl ResponseBuffer {
-    /// Parses the next response. Returns it with its length; `None` if it is incomplete.
+    /// Parses the next response. Returns the response and its length; `None` if the response is incomplete.
     pub(super) fn parse_next(&self) -> Result<Option<(Response<'_>, usize)>> {
         let bytes = self.bytes.get(self.consumed..).unwrap_or_default();
         if bytes.is_empty() {
@@ -45,19 +46,20 @@ impl ResponseBuffer {
         if let Some((rest, response)) = fetch_fast_path::parse_fetch(bytes) {
             return Ok(Some((response, bytes.len() - rest.len())));
         }
-        // imap-proto panics if the date is NIL. `catch_panic` is avoided, because each panic writes a line into the log.
+        // imap-proto panics if an INTERNALDATE is NIL. `lenient` parses such a response, because each panic would write a line
+        // into the log.
         let first_line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or_default();
         if memmem::find(first_line, b"INTERNALDATE NIL").is_some() {
             return lenient::parse_response(bytes);
         }
-        // The error is dropped, because it contains the input, which may be text of a mail.
+        // The error of imap-proto is dropped, because it contains the input, which may be text of a mail.
         match catch_panic(|| Response::parse(bytes)) {
             Some(Ok((rest, response))) => Ok(Some((response, bytes.len() - rest.len()))),
             _ => lenient::parse_response(bytes),
         }
     }
 
-    /// Removes a response of this length.
+    /// Removes the first response, which has `length` bytes.
     pub(super) fn consume(&mut self, length: usize) {
         self.consumed += length;
         // At most one block of bytes follows this response, so these bytes are cheap to copy.
@@ -98,7 +100,7 @@ mod tests {
     use super::framing::BRACKETS;
     use super::*;
 
-    /// The responses of bytes that arrive in pieces of this length, and the capacity of the buffer at the end.
+    /// Parses `bytes`, which arrive in pieces of `piece` bytes. Returns the responses, and the capacity of the buffer at the end.
     fn responses(bytes: &[u8], piece: usize) -> (Vec<String>, usize) {
         let (mut buffer, mut parsed) = (ResponseBuffer::default(), Vec::new());
         for mut piece in bytes.chunks(piece) {
@@ -137,7 +139,7 @@ mod tests {
         assert!(held <= 2 * BLOCK, "{held}");
     }
 
-    /// The first response of these bytes, and the number of bytes after it.
+    /// Returns the first response in `bytes`, and the number of bytes after this response.
     fn first(bytes: &str) -> (String, usize) {
         let buffer = ResponseBuffer { bytes: bytes.into(), consumed: 0 };
         let (response, length) = buffer.parse_next().unwrap().unwrap();

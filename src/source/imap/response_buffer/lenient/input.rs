@@ -6,10 +6,10 @@ pub(super) fn parse_number(digits: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
-/// The value of an item.
+/// The value of an item in a response.
 pub(super) enum Value<'a> {
     Atom(&'a [u8]),
-    /// A quoted string, without its escapes.
+    /// The content of a quoted string, without the backslashes that escape characters.
     Quoted(Vec<u8>),
     Literal(&'a [u8]),
     /// The text between parentheses.
@@ -26,7 +26,7 @@ impl Value<'_> {
         }
     }
 
-    /// The text of an atom or a quoted string.
+    /// The text of an atom or a quoted string; `None` for a literal or a group.
     pub(super) fn as_number_text(&self) -> Option<Cow<'_, [u8]>> {
         match self {
             Value::Quoted(bytes) => Some(Cow::Borrowed(bytes)),
@@ -40,7 +40,7 @@ impl Value<'_> {
 pub(super) struct LenientInput<'a>(pub(super) &'a [u8]);
 
 impl<'a> LenientInput<'a> {
-    /// Skips this word, in upper or lower case.
+    /// Skips `word`, in upper or lower case; `None` if other bytes follow.
     pub(super) fn skip_word(&mut self, word: &[u8]) -> Option<()> {
         let start = self.0.get(..word.len())?;
         start.eq_ignore_ascii_case(word).then(|| self.take_bytes(word.len()))??;
@@ -58,7 +58,7 @@ impl<'a> LenientInput<'a> {
         self.0 = self.0.trim_ascii_start();
     }
 
-    /// Returns and skips everything before the first of these bytes; `None` if none of them follows.
+    /// Returns and skips the bytes before the first byte that is in `ends`; `None` if there is no such byte.
     fn take_until(&mut self, ends: &[u8]) -> Option<&'a [u8]> {
         let length = self.0.iter().position(|byte| ends.contains(byte))?;
         self.take_bytes(length)
@@ -105,7 +105,7 @@ impl<'a> LenientInput<'a> {
         }
     }
 
-    /// A literal, or a literal8 (RFC 3516).
+    /// Parses a literal, or a literal8 (RFC 3516).
     fn take_literal(&mut self) -> Option<&'a [u8]> {
         let _ = self.skip_word(b"~");
         self.skip_word(b"{")?;
@@ -114,7 +114,7 @@ impl<'a> LenientInput<'a> {
         self.take_bytes(usize::try_from(length).ok()?)
     }
 
-    /// Skips a pair of parentheses, which may contain others. Returns the text inside.
+    /// Skips a pair of parentheses, which may contain other pairs. Returns the text between the outer parentheses.
     fn take_group(&mut self) -> Option<&'a [u8]> {
         let whole = self.0;
         let mut open = 0_u32;

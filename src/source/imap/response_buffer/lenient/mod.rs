@@ -1,11 +1,10 @@
-//! Responses that imap-proto rejects although they have one clear meaning.
+//! Parses responses that imap-proto rejects although they have one clear meaning.
 //!
 //! Some servers write double spaces, a second pair of parentheses, or a line break after a literal. If such a response were an
 //! error, each new connection would end at the same response, and the mailbox would never be read. So this parser has four
 //! outcomes: it parses the response, it waits for the rest of the response, it skips an untagged response that has no clear
-//! meaning, or it returns an error.
-//! A FETCH without a clear meaning keeps its UID. So its mail counts as listed but not delivered, and the cursor rule of `sync`
-//! applies.
+//! meaning, or it returns an error. A FETCH response without a clear meaning is reduced to its UID. So the mail with this UID
+//! counts as listed but not delivered, and the cursor rule of `sync` applies.
 
 mod input;
 #[cfg(test)]
@@ -25,10 +24,10 @@ use crate::catch_panic::catch_panic;
 
 /// The FETCH items that may begin a line after a literal and a line break.
 const ITEMS: [&[u8]; 6] = [b"UID ", b"FLAGS ", b"INTERNALDATE ", b"RFC822", b"BODY", b"MODSEQ "];
-/// The length of the longest item.
+/// The length of the longest entry of `ITEMS`.
 const LONGEST_ITEM: usize = 13;
 
-/// The next response and its length; `None` if it is incomplete.
+/// Parses the next response. Returns the response and its length; `None` if the response is incomplete.
 pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, usize)>> {
     let Some(length) = framing::length(bytes, continues) else { return Ok(None) };
     let whole = bytes.get(..length).unwrap_or_default();
@@ -44,16 +43,17 @@ pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, 
     Ok(Some((response, length)))
 }
 
-/// The result for a skipped response: FLAGS without flags, which has no effect.
+/// Returns a FLAGS response without flags in place of a skipped response, because FLAGS has no effect.
 fn empty_response() -> Response<'static> {
     tracing::debug!("skipped an untagged response that cannot be parsed");
     Response::MailboxData(MailboxDatum::Flags(Vec::new()))
 }
 
-/// Reduces a FETCH without a clear meaning to its UID, so that the mail is listed. Without a clear UID, the result is empty.
+/// Reduces a FETCH response without a clear meaning to its UID, so that the mail counts as listed. Without one clear UID, the
+/// result has no items.
 fn without_content(sequence_number: u32, items: &[u8]) -> Response<'static> {
     tracing::debug!("a FETCH response cannot be parsed");
-    // Text after a quote or a literal may come from the mail.
+    // Text after a quote or a literal may come from the mail, so only the text before it is searched for a UID.
     let before = items.split(|byte| b"\"{\r".contains(byte)).next().unwrap_or_default();
     let mut words = before.split(|byte| b" ()".contains(byte)).filter(|word| !word.is_empty());
     let mut uids = Vec::new();
@@ -79,7 +79,7 @@ fn continues(line: &[u8]) -> Option<bool> {
     (line.len() >= LONGEST_ITEM || line.contains(&b'\n')).then_some(false)
 }
 
-/// A response of one line, parsed by imap-proto after double spaces are removed.
+/// Parses a response of one line with imap-proto, after double spaces, and spaces inside parentheses, are removed.
 fn parse_squeezed(whole: &[u8]) -> Option<Response<'static>> {
     if memchr_iter(b'\n', whole).count() != 1 {
         return None;
@@ -117,8 +117,8 @@ fn split_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
     Some((sequence_number, input.0))
 }
 
-/// The items of a FETCH, without additional parentheses around them. `None` if an item cannot be parsed or occurs twice, or if a
-/// closing parenthesis is missing.
+/// Parses the items of a FETCH response, and ignores additional parentheses around them. `None` if an item cannot be parsed or
+/// occurs twice, or if a closing parenthesis is missing.
 fn parse_fetch_items(sequence_number: u32, mut input: LenientInput<'_>) -> Option<Response<'static>> {
     input.skip_word(b"(")?;
     let (mut open, mut attributes) = (1_i32, Vec::new());
@@ -141,7 +141,7 @@ fn parse_fetch_items(sequence_number: u32, mut input: LenientInput<'_>) -> Optio
     (open <= 0 && kinds.len() == attributes.len()).then_some(Response::Fetch(sequence_number, attributes))
 }
 
-/// A number for each kind of item.
+/// A number for each kind of item, to find an item that occurs twice.
 fn item_kind(attribute: &AttributeValue<'_>) -> u8 {
     match attribute {
         AttributeValue::Uid(_) => 0,
@@ -186,8 +186,8 @@ fn parse_item(input: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'sta
     })
 }
 
-/// A LIST response: with a delimiter that is not escaped, a name that is not quoted, or extended data after the name (RFC
-/// 5258).
+/// Parses a LIST response that imap-proto rejects: with a delimiter that is not escaped, a name that is not quoted, or extended
+/// data after the name (RFC 5258).
 fn parse_list(whole: &[u8]) -> Option<Response<'static>> {
     let mut input = LenientInput(whole.trim_ascii_end());
     input.skip_word(b"*")?;
@@ -218,7 +218,7 @@ fn parse_list(whole: &[u8]) -> Option<Response<'static>> {
     Some(Response::MailboxData(MailboxDatum::List(list)))
 }
 
-/// A CAPABILITY response without `IMAP4rev1`, which imap-proto requires.
+/// Parses a CAPABILITY response without `IMAP4rev1`, which imap-proto requires.
 fn parse_capabilities(whole: &[u8]) -> Option<Response<'static>> {
     let words = std::str::from_utf8(whole).ok()?;
     let mut words = words.split_ascii_whitespace();

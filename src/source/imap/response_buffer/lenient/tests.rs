@@ -1,4 +1,4 @@
-//! Odd responses, compared with usual ones.
+//! Compares the results for responses in an unusual form with the results for the usual form.
 
 use super::*;
 use proptest::prelude::*;
