@@ -21,17 +21,17 @@ pub enum Error {
     /// A `ca_file` cannot be used.
     #[error("certificates in {path}: {detail}")]
     CaFile {
-        /// The file.
+        /// The path of the `ca_file`.
         path: PathBuf,
-        /// What is wrong with the file.
+        /// What is wrong with the `ca_file`.
         detail: String,
     },
     /// A `client_certificate` cannot be used.
     #[error("certificate in {path}: {detail}")]
     ClientCertificate {
-        /// The file.
+        /// The path of the `client_certificate`.
         path: PathBuf,
-        /// The problem.
+        /// What is wrong with the `client_certificate`.
         detail: String,
     },
     /// A `client_key` is no key, or belongs to another certificate. The error text does not show the key.

@@ -48,7 +48,7 @@ impl Quirks {
     }
 }
 
-/// A report of a watcher.
+/// A report that a watcher sends to `ingest`.
 pub enum WatcherReport {
     /// Mails, and the cursor that is valid after their commit.
     Mails(Batch),
@@ -80,7 +80,7 @@ pub struct Batch {
     pub undelivered: Vec<Undelivered>,
     /// The position after the commit of these mails; `None` leaves the stored position unchanged.
     pub cursor: Option<SyncPosition>,
-    /// After the commit, the receiver of the batch sends the UIDs of the notifications among these mails over this channel.
+    /// After the commit, `ingest` sends the UIDs of the notifications among these mails over this channel.
     pub done: Option<oneshot::Sender<Vec<u32>>>,
 }
 

@@ -1,4 +1,4 @@
-//! The items of a FETCH, and the FETCH responses.
+//! The data items that a FETCH requests, and the mails in FETCH responses.
 
 use std::borrow::Cow;
 

@@ -31,7 +31,7 @@ pub struct ImapSettings {
     /// The addresses that receive Resmic's mails. The default is `user`, which must then be an address.
     #[serde(default)]
     pub recipients: Vec<String>,
-    /// The password.
+    /// The password for the login.
     pub password: Option<secret::SecretSource>,
     /// The settings for access tokens, which replace the password.
     pub oauth2: Option<oauth::OAuthSettings>,

@@ -31,7 +31,7 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// How far the clock of a mail server may be behind this machine's clock.
 const SERVER_CLOCK_LAG: SignedDuration = SignedDuration::from_secs(60);
 
-/// Watches one mailbox until `shutdown`, and sends reports to `out`.
+/// Watches one mailbox until `shutdown` becomes true, and sends reports to `out`.
 ///
 /// `wanted` is the name or the special-use attribute of the mailbox. `load_resume_point` reads the stored position of a mailbox.
 pub async fn watch(
@@ -115,7 +115,7 @@ struct FailureCounts {
 }
 
 impl FailureCounts {
-    /// Resets the counts, because a sync is complete, which ends a series of failures.
+    /// Resets `attempts` and `logins`, because a complete sync ends a series of failures.
     fn record_sync(&mut self) {
         (self.attempts, self.logins, self.synced, self.is_failing) = (0, 0, Some(Instant::now()), false);
     }

@@ -151,7 +151,7 @@ impl<'a> Idling<'a> {
             match self.read_response(timeout).await? {
                 ServerResponse::Done => return Ok(()),
                 ServerResponse::Data(Some(mail)) => self.mailbox.reader.pushed.keep(mail),
-                // Some servers send a second `+`.
+                // Some servers send a second `+` during an IDLE.
                 ServerResponse::Data(None) | ServerResponse::Continue => {}
             }
         }

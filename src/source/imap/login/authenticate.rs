@@ -25,7 +25,7 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 enum Mechanism {
     /// OAUTHBEARER (RFC 7628).
     OAuthBearer,
-    /// XOAUTH2, which Google and Microsoft used before RFC 7628.
+    /// XOAUTH2, the mechanism of Google and Microsoft from before RFC 7628.
     XOAuth2,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct LoginCapabilities {
     plain: bool,
     oauthbearer: bool,
     xoauth2: bool,
-    /// SASL-IR: the first response may be part of the command (RFC 4959).
+    /// SASL-IR: the first SASL response may be part of the command (RFC 4959).
     initial_response: bool,
     /// LITERAL+: the client may send a literal of any length without waiting for a `+` (RFC 7888).
     literal_plus: bool,
@@ -137,8 +137,7 @@ async fn login(
 ) -> Result<()> {
     let quoted_password = quoted(password).unwrap_or_default();
     let secrets = [quoted_password.as_str(), password];
-    // The elements of `parts` are sent one by one, each after a `+` of the server. A literal that needs such a `+` begins a new
-    // element.
+    // A literal that must wait for a `+` of the server begins a new element of `parts`, and is sent after this `+`.
     let mut parts = vec!["LOGIN".to_owned()];
     for text in [user, password] {
         let at_once = offered.literal_plus || (offered.literal_minus && text.len() <= LITERAL_MINUS);

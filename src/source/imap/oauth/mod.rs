@@ -27,8 +27,8 @@ const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 /// The lifetime of an access token if the endpoint's answer has no `expires_in`. RFC 6749 (5.1) recommends `expires_in`, but does
 /// not require it.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// How long the program waits, before it ends, for the answer to a running token request. Without `[standby]`, this time is
-/// shorter than `DRAIN`, the time that the loops of the program have to end.
+/// How long the program waits, before it ends, for the answer to a running token request. Without `[standby]`, the loops of the
+/// program have longer to end (`DRAIN` in `app`).
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The settings of the table `oauth2` of an `[[account]]`.
