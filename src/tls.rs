@@ -23,7 +23,7 @@ pub enum Error {
     CaFile {
         /// The path of the `ca_file`.
         path: PathBuf,
-        /// What is wrong with the `ca_file`.
+        /// The problem with the `ca_file`.
         detail: String,
     },
     /// A `client_certificate` cannot be used.
@@ -31,7 +31,7 @@ pub enum Error {
     ClientCertificate {
         /// The path of the `client_certificate`.
         path: PathBuf,
-        /// What is wrong with the `client_certificate`.
+        /// The problem with the `client_certificate`.
         detail: String,
     },
     /// A `client_key` is no key, or belongs to another certificate. The error text does not show the key.
