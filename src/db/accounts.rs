@@ -1,4 +1,5 @@
-//! Since when each account is watched, and when its last notification was received.
+//! The table `accounts`: since when the daemon watches each account, and when the account's last proven notification was
+//! received.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
@@ -6,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 use super::{Result, Store, StoreReader, current_time, parse_time};
 use crate::model::iso;
 
-/// The number of newest proven notifications whose parse result is counted.
+/// How many of the newest proven notifications [`StoreReader::recent_parses`] counts at most.
 const NEWEST: i64 = 10;
 
 /// A row of `accounts`.
@@ -14,9 +15,9 @@ const NEWEST: i64 = 10;
 pub struct AccountRow {
     /// The account's name.
     pub account: String,
-    /// The first start of the daemon with this account; `None` if it was never watched.
+    /// When the daemon first started with this account; `None`: the daemon has never watched the account.
     pub watched_since: Option<Timestamp>,
-    /// When the newest proven notification was received; `None`: there is none.
+    /// When the newest proven notification of the account was received; `None`: no such notification is known.
     pub last_notification_at: Option<Timestamp>,
 }
 
@@ -30,7 +31,7 @@ pub struct RecentParses {
 }
 
 impl Store {
-    /// Records that these accounts are watched from now on. An account that was watched before keeps its first start.
+    /// Writes the current time into `accounts.watched_since` of these accounts. A time that is already there stays.
     ///
     /// # Errors
     ///
@@ -51,7 +52,7 @@ impl Store {
     }
 }
 
-/// Records that a proven notification of this account was received at `at`.
+/// Sets `accounts.last_notification_at` of this account to `at`, unless the column has a later time.
 pub(crate) fn record_notification(tx: &Connection, account: &str, at: Timestamp) -> Result<()> {
     tx.prepare_cached(
         "INSERT INTO accounts (account, last_notification_at) VALUES (?1, ?2)
@@ -63,7 +64,7 @@ pub(crate) fn record_notification(tx: &Connection, account: &str, at: Timestamp)
 }
 
 impl StoreReader {
-    /// The accounts that were watched or got a notification.
+    /// All rows of `accounts`: one row for each account that was watched or got a proven notification.
     ///
     /// # Errors
     ///
@@ -73,15 +74,15 @@ impl StoreReader {
     }
 
     /// How many of the newest proven notifications could not be parsed. Three kinds of mails do not count: mails that are no
-    /// notification, mails that only an operator vouches for, and quarantined mails without bytes.
+    /// notification, mails whose only proof is the release by an operator, and quarantined mails without bytes.
     ///
     /// # Errors
     ///
     /// An error of SQLite.
     pub fn recent_parses(&self) -> Result<RecentParses> {
-        // Each SELECT of the UNION reads the newest rows of one outcome from an index, and skips mails that a person released.
-        // But a released mail counts if it is still quarantined and has a `trust_domain`, because a signature had proven it
-        // before its release.
+        // Each SELECT of the UNION reads the newest rows of one outcome from an index, and skips mails that an operator
+        // released. But a released mail counts if it is still quarantined and has a `trust_domain`: a signature had proven the
+        // mail before the release.
         let of_outcome = |outcome: &str| {
             format!(
                 "SELECT * FROM (SELECT id, 0 AS unparsed FROM mails INDEXED BY mails_by_outcome

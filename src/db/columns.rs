@@ -1,4 +1,4 @@
-//! How values are written into columns and read from them.
+//! Converts values to and from the columns of the database.
 
 use std::str::FromStr;
 
@@ -11,17 +11,17 @@ use crate::model::{Uid, UidValidity, iso};
 /// The SHA-256 of no bytes, in hex: `mails.sha256` of a mail that the server has not delivered.
 pub(crate) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// The current time in the database's form.
+/// The current time as text, in the form in which the database stores times ([`iso`]).
 pub(crate) fn current_time() -> String {
     iso(Timestamp::now())
 }
 
-/// A time from a column; `None` if it is NULL or not a time.
+/// Parses the time in a column; `None` if the column is NULL or its text is not a time.
 pub(crate) fn parse_time(text: Option<String>) -> Option<Timestamp> {
     text.and_then(|text| text.parse().ok())
 }
 
-/// A value of an enum that is stored as a word, such as an outcome or a state. The columns' CHECKs allow no other words.
+/// Reads an enum that a column stores as a word, such as an outcome or a state. The column's CHECK allows no other words.
 pub(crate) fn word<T: FromStr<Err = String>>(row: &Row, column: &str) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     text.parse().map_err(|message: String| {

@@ -1,4 +1,4 @@
-//! Reads the confirmations of events, and stores the last answers of the nodes.
+//! Reads the table `confirmations`. Writes and reads the table `chains`: the last answers of the nodes of each chain.
 
 use rusqlite::{Row, named_params};
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{Result, Store, StoreReader, word};
 use crate::chain::ConfirmationState;
 
-/// The confirmation of an event, as the commands print it; the names are the JSON keys.
+/// A row of `confirmations`, as the commands print it. The field names are the JSON keys.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
 pub struct ConfirmationRow {
@@ -51,7 +51,7 @@ pub struct ChainRow {
 }
 
 impl Store {
-    /// Stores the last answers of the nodes of a chain.
+    /// Writes the last answers of a chain's nodes into `chains`.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ impl Store {
 }
 
 impl StoreReader {
-    /// The last answers of the nodes of each chain.
+    /// All rows of `chains`: the last answers of the nodes of each chain.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl StoreReader {
         })
     }
 
-    /// For each chain, how many events wait for it, and since when the oldest of them has waited.
+    /// For each chain with waiting events: the chain's id, the number of these events, and since when the first of them waits.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{Error, Result, StoreReader, schema};
 
-/// What is known about a copy that was not opened for writing.
+/// The schema and the last mail id of a copy that was not opened for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyState {
     /// The schema (`PRAGMA user_version`); 0 for a file without tables.
@@ -16,7 +16,7 @@ pub struct CopyState {
     pub last_mail_id: i64,
 }
 
-/// Reads the state of a copy; `None` if there is no file. The file does not change.
+/// Reads the [`CopyState`] of the copy at `path`, and does not change the file; `None` if there is no file.
 ///
 /// # Errors
 /// [`Error::Newer`], [`Error::Foreign`], or an error of SQLite.
@@ -31,8 +31,8 @@ pub fn inspect_copy(path: &Path) -> Result<Option<CopyState>> {
     Ok(Some(CopyState { schema, last_mail_id }))
 }
 
-/// SQLite keeps the last id of a table with AUTOINCREMENT in `sqlite_sequence` (sqlite.org/autoinc.html). Before the first mail,
-/// `sqlite_sequence` has no row for `mails`.
+/// Reads the highest id that a row of `mails` ever had; 0 before the first mail. For a table with AUTOINCREMENT, SQLite keeps
+/// this id in `sqlite_sequence` (sqlite.org/autoinc.html).
 fn last_mail_id(connection: &Connection) -> rusqlite::Result<i64> {
     let found = connection.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'mails'", [], |row| row.get(0));
     Ok(found.optional()?.unwrap_or(0))

@@ -20,7 +20,7 @@ pub enum Error {
          is lost: mails that could not be stored are fetched again"
     )]
     Disk {
-        /// The file.
+        /// The database file.
         path: PathBuf,
         /// SQLite's error with its extended code.
         source: Arc<rusqlite::Error>,
@@ -33,12 +33,12 @@ pub enum Error {
     Newer {
         /// The database file.
         path: PathBuf,
-        /// Its `user_version`.
+        /// The file's `user_version`: the version of its schema.
         found: i64,
-        /// The newest version that this program knows.
+        /// The newest version of the schema that this program knows.
         known: i64,
     },
-    /// The file is no database of this program.
+    /// The file is not a database of this program.
     #[error(
         "database {0}: not a database of resmic-mailhook; set [store] path to another file. The file was not changed"
     )]
@@ -52,7 +52,7 @@ pub enum Error {
     /// A session id or an amount is not valid.
     #[error("{0}")]
     Value(String),
-    /// The row does not exist, or the change is not allowed.
+    /// The row to change does not exist, or the change is not allowed.
     #[error("{0}")]
     Refused(String),
     /// Any other error of SQLite.
@@ -68,10 +68,10 @@ pub enum Error {
     Io {
         /// The database file.
         path: PathBuf,
-        /// The error of the system.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The open file was removed or replaced.
+    /// The database file that this program has open was removed or replaced.
     #[error(
         "database {0}: the open file was removed or replaced; restart the daemon. It fetches the mails again that were \
          recorded in the old file meanwhile"
@@ -93,7 +93,7 @@ impl Error {
         matches!(self, Error::Locked(_) | Error::Full(_) | Error::Disk { .. })
     }
 
-    /// Adds the path to an error of work inside the writer.
+    /// Adds the database's path to an error of SQLite from work in the writer thread.
     pub(super) fn with_path(self, path: &Path) -> Self {
         match self {
             Error::Sqlite { source, .. } => Error::from_sqlite(path, source),

@@ -1,4 +1,4 @@
-//! The identity of the file at a path.
+//! Identifies the file at a path by its device and inode.
 
 use std::path::Path;
 

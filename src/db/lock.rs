@@ -59,18 +59,18 @@ impl DaemonLock {
     }
 }
 
-/// How often the daemon retries the lock, and the pause between two tries.
+/// How many times the daemon tries again to lock the file, and the pause between two tries.
 const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The lock file is in the folder of the real file, so that all links to one database share one lock.
+/// The path of the lock file. It is in the folder of the real database file, so that all links to one database share one lock.
 fn lock_file(database: &Path) -> PathBuf {
     let mut name = behind_links(database).into_os_string();
     name.push(".lock");
     name.into()
 }
 
-/// Follows symbolic links, as SQLite does for its `-wal` file.
+/// The path of the real database file. Symbolic links are followed, as SQLite does for its `-wal` file.
 pub(super) fn behind_links(path: &Path) -> PathBuf {
     let folder = |path: &Path| path.parent().filter(|f| !f.as_os_str().is_empty()).map_or(".".into(), Path::to_owned);
     let mut path = path.to_owned();

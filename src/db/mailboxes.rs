@@ -6,14 +6,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{Result, Store, current_time};
 use crate::model::{MailboxState, StartBoundary, SyncPosition, Uid, iso};
 
-/// A mailbox and how far it has been read.
+/// The cursor of a mailbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// The account's name.
     pub account: String,
     /// The mailbox's name on the server.
     pub mailbox: String,
-    /// The last position that was read.
+    /// The UID up to which every mail is settled, or excluded by `start`.
     pub position: SyncPosition,
 }
 
@@ -77,8 +77,8 @@ impl Store {
         .await
     }
 
-    /// Deletes the row that has a special-use attribute, such as `\Junk`, in place of a mailbox's name. Call this when the name
-    /// is known.
+    /// Deletes the row of `mailboxes` that has a special-use attribute, such as `\Junk`, in place of a mailbox's name. Call this
+    /// when the server has reported the name.
     ///
     /// # Errors
     /// [`super::Error`].
@@ -92,7 +92,7 @@ impl Store {
         .await
     }
 
-    /// Stores a mailbox's state. `seen`: a round trip was completed just now.
+    /// Writes the state of a mailbox into `mailboxes`. `seen`: a round trip to the mail server was completed just now.
     ///
     /// # Errors
     /// [`super::Error`].
@@ -130,7 +130,7 @@ fn read_position(row: &Row) -> rusqlite::Result<SyncPosition> {
     })
 }
 
-/// Moves the cursor, in the transaction that stores the mails up to it.
+/// Writes the cursor of a mailbox into `mailboxes`. `tx` is the transaction that stores the mails up to the cursor.
 pub(crate) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
     let Cursor { account, mailbox, position } = cursor;
     tx.prepare_cached(

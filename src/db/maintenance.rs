@@ -1,4 +1,4 @@
-//! Maintenance of the file: backlog, size and backup.
+//! Counts what needs review, measures the database file, and makes backups.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -46,8 +46,8 @@ impl StoreReader {
     ///
     /// An error of SQLite.
     pub fn backlog(&self, targets: &[String], accounts: &[&str]) -> Result<Backlog> {
-        // Partial indexes of `mails` make these counts fast. `pending` lists the targets with pending deliveries; it needs one
-        // search in an index for each target.
+        // Partial indexes of `mails` make these counts fast. The recursive query `pending` lists the targets with pending
+        // deliveries, with one search in an index for each target.
         let sql = "SELECT
             (SELECT count(*) FROM mails INDEXED BY mails_to_review WHERE outcome = 'quarantined' AND raw IS NOT NULL),
             (SELECT count(*) FROM mails INDEXED BY mails_without_raw
@@ -77,7 +77,7 @@ impl StoreReader {
         let json = |names: serde_json::Result<String>| names.unwrap_or_else(|_| "[]".into());
         let (targets, accounts) = (json(serde_json::to_string(targets)), json(serde_json::to_string(accounts)));
         let found = self.query_one(sql, &[&targets, &accounts, &EMPTY_SHA256], |row| {
-            // A sum of no rows is NULL.
+            // SQLite's `sum` over no rows is NULL.
             let number = |n| Ok::<i64, rusqlite::Error>(row.get::<_, Option<i64>>(n)?.unwrap_or(0));
             Ok(Backlog {
                 quarantined: number(0)?,
@@ -119,7 +119,7 @@ impl StoreReader {
         Ok(self.query_one(sql, &[&since, &names], |row| row.get(0))?.unwrap_or(false))
     }
 
-    /// When the newest mail was examined.
+    /// `judged_at` of the mail with the highest id: when the mail's outcome was last decided. `None`: no mail is stored.
     ///
     /// # Errors
     ///
@@ -161,15 +161,16 @@ impl StoreReader {
     }
 
     /// Whether another program has held the write lock for longer than any transaction of this program. In a backfill, many
-    /// short transactions in a row may also keep this check from taking the lock. They do not count, because their commits change
-    /// `data_version`.
+    /// short transactions in a row may also keep this check from taking the lock. The result is then `false`, because the
+    /// commits of these transactions change `data_version`.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         let before = self.data_version().ok();
         schema::is_busy(self.path(), LONGEST_TRANSACTION) && before.is_some() && self.data_version().ok() == before
     }
 
-    /// Writes a consistent copy to a new file while the daemon runs. The copy gets its name after an integrity check.
+    /// Writes a consistent copy of the database to a new file, also while the daemon runs. The copy gets the name `to` only after
+    /// an integrity check.
     ///
     /// # Errors
     ///
@@ -229,7 +230,7 @@ fn create_private(path: &Path) -> std::io::Result<()> {
 }
 
 impl Store {
-    /// Returns when the writer thread has replied.
+    /// Commits an empty transaction, and returns when the writer thread has replied.
     ///
     /// # Errors
     ///

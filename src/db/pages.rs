@@ -7,10 +7,10 @@ use rusqlite::types::ToSql;
 use super::reader::where_clause;
 use super::{Error, Result, StoreReader};
 
-/// How many rows are read at once.
+/// The number of rows in a page.
 pub(crate) const PAGE: usize = 500;
 
-/// A list in the order of an integer key.
+/// A query for a list of rows, in the order of an integer key.
 pub(super) struct List<'a, T> {
     pub(super) columns: &'a str,
     pub(super) table: &'static str,
@@ -47,7 +47,7 @@ impl StoreReader {
         Ok(last_left_out.is_some())
     }
 
-    /// The key of the row before the newest `limit` rows.
+    /// The key of the newest row that is older than the newest `limit` rows; `None` if there is no such row.
     fn row_before_newest<T>(&self, list: &List<T>, limit: u32) -> Result<Option<i64>> {
         let (condition, mut parameters) = where_clause(list.conditions);
         let List { table, key, .. } = list;

@@ -15,12 +15,12 @@ use super::{Error, Result, Store, StoreReader, schema};
 /// take much longer on a busy machine, where the program waits for a processor or for the disk.
 const AIM: Duration = Duration::from_millis(8);
 
-/// How long the first transaction works before its commit, and the limits for the next ones.
+/// How long the first transaction works before its commit, and the limits of this time for the next transactions.
 const FIRST_WORK: Duration = Duration::from_millis(1);
 const SHORTEST_WORK: Duration = Duration::from_micros(500);
 const LONGEST_WORK: Duration = Duration::from_millis(5);
 
-/// How long the last checkpoint waits for other programs that read, and the pause between two tries.
+/// How long [`cut_file`] waits for programs that still read old pages, and the pause between two checkpoints.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -43,27 +43,27 @@ pub struct Pruned {
     pub is_file_cut: bool,
 }
 
-/// Which rows are old enough, and whether quarantined mails are included.
+/// Which rows may be pruned: rows from before the time `before`. `quarantined`: quarantined mails are included.
 #[derive(Clone)]
 struct Retention {
     before: String,
     quarantined: bool,
 }
 
-/// A row that may be deleted or emptied: its place in the index, and its key.
+/// A row that may be deleted or emptied. The fields are the row's key, and its position in the index that [`Kind::find`] uses.
 struct PruneCandidate {
     at: String,
     id: i64,
     attempt: i64,
 }
 
-/// One kind of row that is deleted or emptied.
+/// One kind of row that [`Store::prune`] deletes or empties.
 struct Kind {
-    /// Selects the candidates before a place in the index, the newest first. Parameters: `before`, `quarantined`, the place (3 to 5),
-    /// and the number of candidates.
+    /// Selects the candidates that come before a position in an index, the newest first. Parameters: `before`, `quarantined`, the
+    /// position (`?3` to `?5`), and the number of candidates.
     find: &'static str,
-    /// The statements that change one candidate. The first changes nothing if the row is no longer a candidate. In that case,
-    /// the others do not run. Parameters: `quarantined`, the candidate's attempt, `before`, the candidate's id.
+    /// The statements that change one candidate. If the row is no longer a candidate, the first statement changes nothing, and
+    /// the other statements do not run. Parameters: `quarantined`, the candidate's attempt, `before`, the candidate's id.
     change: &'static [&'static str],
     count: fn(&mut Pruned) -> &mut usize,
 }
@@ -104,12 +104,12 @@ const KINDS: [Kind; 3] = [
 ];
 
 impl Store {
-    /// Deletes rows and bytes that are older than `before` (in the database's form) and no longer needed, and returns
-    /// free pages to the file system. `progress` is called after each transaction.
+    /// Deletes rows and bytes that are older than `before` (in the form of [`crate::model::iso`]) and no longer needed, and
+    /// returns free pages to the file system. `progress` is called after each transaction.
     ///
-    /// Events, deliveries and the rows of their mails stay, because a replayed mail is recognised by them. A mail stays whole
-    /// while it is deferred, or while its event has a delivery that was not accepted. A quarantined mail also stays whole, unless
-    /// `quarantined` is set.
+    /// Events, deliveries and the rows of their mails stay, because the program recognises a repeated mail by these rows. A mail
+    /// keeps its bytes while it is deferred, or while its event has a delivery that is not `delivered`. A quarantined mail also
+    /// keeps its bytes, unless `quarantined` is set.
     ///
     /// # Errors
     ///
@@ -126,8 +126,8 @@ impl Store {
     }
 }
 
-/// Cuts the file to its new size. SQLite does this when a checkpoint has copied the whole WAL, which is impossible while a reader
-/// needs older pages. `false`: a reader still needed them after [`CHECKPOINT_PATIENCE`].
+/// Cuts the database file to its new size. SQLite cuts the file when a checkpoint has copied the whole WAL, which is impossible
+/// while a reader needs older pages. `false`: a reader still needed older pages after [`CHECKPOINT_PATIENCE`].
 async fn cut_file(path: &Path) -> Result<bool> {
     let connection = schema::open(path)?;
     let begun = Instant::now();
@@ -169,8 +169,8 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
         }
     }
 
-    /// Returns free pages to the file system. SQLite moves used pages from the end of the file into free pages, and cuts the end. It
-    /// searches the list of free pages for a page in the right place, so the list must be short. With the free pages of a million
+    /// Returns free pages to the file system. SQLite moves used pages from the end of the file into free pages, and cuts the end.
+    /// For each moved page, SQLite searches the list of free pages, so this list must be short. With the free pages of a million
     /// mails in the list, each returned page took a millisecond.
     async fn shrink(&mut self) -> Result<()> {
         loop {
@@ -183,14 +183,14 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
         }
     }
 
-    /// Runs one transaction, and then pauses for the same time, so that other programs can write.
+    /// Runs `work` in one transaction, and then pauses for as long as the transaction took, so that other programs can write.
     async fn step<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&Connection, Duration) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let longest = self.work;
-        // The time is measured from the first statement. Before that, the writer may wait for a lock, or checkpoint the WAL. The
-        // checkpoint holds no lock that another writer needs.
+        // The measured time begins with the first statement. Before this statement, the writer may wait for a lock, or
+        // checkpoint the WAL. A checkpoint holds no lock that another writer needs.
         let (begun, done) = self
             .store
             .write(move |tx| {
@@ -228,8 +228,8 @@ fn candidate(row: &Row) -> rusqlite::Result<PruneCandidate> {
     Ok(PruneCandidate { at: row.get("at")?, id: row.get("id")?, attempt: row.get("attempt")? })
 }
 
-/// Changes candidates until the time is over. Returns the number of changed candidates, the last one that was tried, and those
-/// that are left.
+/// Changes candidates until the time `work` has passed. Returns the number of changed candidates, the last candidate that was
+/// tried, and the candidates that are left.
 fn change_some(
     tx: &Connection,
     change: &[&str],
@@ -255,8 +255,8 @@ fn change_some(
     Ok((changed, last, left.collect()))
 }
 
-/// Returns free pages to the file system until the time is over. `true`: no free page is left, or the file was made without
-/// `auto_vacuum`.
+/// Returns free pages to the file system until the time `work` has passed. The result is the number of these pages, and whether
+/// the job is done: no free page is left, or the file was created without `auto_vacuum`.
 fn free_some(tx: &Connection, work: Duration) -> Result<(u32, bool)> {
     let begun = Instant::now();
     let free = || tx.pragma_query_value(None, "freelist_count", |row| row.get::<_, u32>(0));

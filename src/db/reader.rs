@@ -29,7 +29,7 @@ pub struct EventQuery {
     pub transaction: Option<String>,
     /// Only events with this status.
     pub status: Option<String>,
-    /// Only events that were stored at or after this time, in the database's form.
+    /// Only events that were stored at or after this time, in the form of [`crate::model::iso`].
     pub since: Option<String>,
     /// Only events whose `rowid` is higher than this one.
     pub after: Option<i64>,
@@ -37,15 +37,15 @@ pub struct EventQuery {
     pub limit: Option<u32>,
 }
 
-/// Matches a transaction by all spellings of its hash.
+/// Matches a transaction by all spellings of its hash. The parameter is a JSON array of the spellings.
 pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
 
-/// The second part is the condition of the partial index `deliveries_open`. SQLite uses that index only if the query contains the
-/// condition.
+/// Matches one state other than `delivered`. SQLite uses the partial index `deliveries_open` only if the query contains the
+/// condition of this index, `state <> 'delivered'`.
 const OPEN_CONDITION: &str = "state = ? AND state <> 'delivered'";
 
-/// The condition for a status. Most events are completed, so a scan finds completed events quickly. The others are in the partial
-/// index `events_not_completed`. In a query for a session or a transaction, another index is better.
+/// The condition for a status. Most events are completed, so a scan finds completed events quickly. The other events are in the
+/// partial index `events_not_completed`. In a query for a session or a transaction, another index is better.
 fn status_condition(filter: &EventQuery) -> &'static str {
     let EventQuery { session, transaction, status, .. } = filter;
     let alone = session.is_none() && transaction.is_none();
@@ -126,7 +126,7 @@ impl StoreReader {
         Ok(found.flatten())
     }
 
-    /// One event.
+    /// The event with this id; `None` if no such event is stored.
     ///
     /// # Errors
     /// An error of SQLite.
@@ -171,7 +171,8 @@ impl StoreReader {
         self.query_all(&sql, &[&event_id], mail_row)
     }
 
-    /// The bytes of a mail. The outer `None`: there is no such mail. The inner `None`: its bytes were pruned, or never delivered.
+    /// The bytes of a mail. The outer `None`: there is no such mail. The inner `None`: the mail's bytes were pruned, or the mail
+    /// server never delivered them.
     ///
     /// # Errors
     ///
@@ -192,7 +193,7 @@ impl StoreReader {
         limit: Option<u32>,
         mut on_row: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
-        // Most deliveries are delivered, so a scan finds them quickly. An index contains the others.
+        // Most deliveries have the state `delivered`, so a scan finds them quickly. An index contains the other deliveries.
         let condition = if state == Some(DeliveryState::Delivered) { "state = ?" } else { OPEN_CONDITION };
         let state = state.map(DeliveryState::as_str);
         let conditions = [(condition, optional(&state))];
@@ -236,8 +237,8 @@ impl StoreReader {
         self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
-    /// The numbers of rows that triggers maintain: of `mails` by outcome, of `events` by status, of `deliveries` and
-    /// `confirmations` by state. A value that no row has is left out.
+    /// The numbers that triggers maintain in `counts`: how many rows of `mails` have each outcome, of `events` each status, of
+    /// `deliveries` and `confirmations` each state. A value that no row has is left out.
     ///
     /// # Errors
     ///
@@ -247,19 +248,19 @@ impl StoreReader {
         self.query_all(sql, &[&table], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
-    /// How many mails have each outcome and reason code. Mails without a known reason are not counted.
+    /// How many mails have each outcome and reason code. Mails without a reason are not counted.
     ///
     /// # Errors
     ///
     /// An error of SQLite.
     pub fn mail_reasons(&self) -> Result<Vec<(String, String, i64)>> {
-        // The key is the outcome, a space, and the code.
+        // `counts.key` is the outcome, a space, and the code of the reason.
         let sql = "SELECT substr(key, 1, instr(key, ' ') - 1), substr(key, instr(key, ' ') + 1), n FROM counts
                    WHERE name = 'reasons' ORDER BY key";
         self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
     }
 
-    /// All rows of a small result.
+    /// Runs a query, and returns all rows of its result. The result must fit into memory.
     pub(crate) fn query_all<T>(
         &self,
         sql: &str,
@@ -274,7 +275,7 @@ impl StoreReader {
         Ok(rows)
     }
 
-    /// The first row of a result.
+    /// Runs a query, and returns the first row of its result; `None` if the result is empty.
     pub(crate) fn query_one<T>(
         &self,
         sql: &str,

@@ -7,13 +7,13 @@ use super::{Result, Store, StoreReader, current_time};
 /// Counts of the events and sessions that wait for Resmic, or need review.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResmicBacklog {
-    /// The API's host; `None` if it was never asked.
+    /// The API's host; `None` if no request was recorded.
     pub host: Option<String>,
     /// The time of the last recorded request.
     pub asked_at: Option<String>,
-    /// Since when all requests have failed.
+    /// Since when all requests have failed; `None` if the last recorded request succeeded.
     pub failing_since: Option<String>,
-    /// The last error.
+    /// The error of the last recorded request; `None` if that request succeeded.
     pub last_error: Option<String>,
     /// Whether a person must correct the cause of the error.
     pub needs_person: bool,
@@ -25,14 +25,15 @@ pub struct ResmicBacklog {
     pub doubtful: i64,
     /// Sessions that are completed at Resmic and whose mail is missing.
     pub missing_mails: i64,
-    /// Sessions that need review.
+    /// Sessions in `session_inquiries` that need review.
     pub to_review: i64,
     /// One of the sessions that need review.
     pub session_to_review: Option<String>,
 }
 
 impl Store {
-    /// Records the result of a request. `Err`: the text of the error, and whether a person must do something.
+    /// Writes the result of a request to Resmic's API into `resmic_api`. `Err`: the text of the error, and whether a person must
+    /// correct the cause of the error.
     ///
     /// # Errors
     ///

@@ -30,7 +30,7 @@ pub struct EventRow {
     pub webhook: String,
     pub hold: Option<String>,
     pub created_at: String,
-    /// `mail`, or `resmic` if Resmic's API reported it.
+    /// What reported the event: `mail`, or `resmic` for Resmic's API.
     pub source: String,
     pub confirmation: Option<ConfirmationRow>,
     /// The state in `clearances`, which shows whether Resmic has cleared the event for delivery. `None`: the event does not wait
@@ -79,7 +79,7 @@ pub struct DeliveryRow {
     pub last_error: Option<String>,
     pub delivered_at: Option<String>,
     pub created_at: String,
-    /// Where a stream has the event; `None`: it was not delivered to a stream.
+    /// Where a stream has the event; `None`: the event was not delivered to a stream.
     pub receipt: Option<String>,
 }
 
@@ -104,7 +104,8 @@ fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Resu
     }
 }
 
-/// An event with its confirmation and its clearance. All columns have different names, because they are read by name.
+/// The columns of an [`EventRow`]: an event with its confirmation and its clearance. All columns have different names, because
+/// [`event_row`] reads the columns by name.
 pub(super) const EVENT_COLUMNS: &str =
     "e.rowid AS event_row, e.*, c.state, c.reason, c.arrival, c.received, c.received_token, c.confirmed_at,
     c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at,

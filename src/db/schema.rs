@@ -1,4 +1,5 @@
-//! Opens and migrates the file. Checks that the file is a database of this program with a known version, and turns on WAL mode.
+//! Opens and migrates the database file. Checks that the file is a database of this program with a known schema, and turns on
+//! WAL mode.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::lock::behind_links;
 use super::{Error, Result};
 
-/// `PRAGMA application_id`: "RmMh". file(1) and this program recognise the database by it.
+/// `PRAGMA application_id`: "RmMh". file(1) and this program recognise the database by this number.
 const APPLICATION_ID: i64 = 0x526d_4d68;
 
 /// The migrations in their order; the n-th brings a file to `user_version` n. A released migration never changes.
@@ -25,7 +26,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause between two tries where SQLite's busy timeout does not apply.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Opens for writing; creates and migrates the file if necessary.
+/// Opens the database for writing; creates and migrates the file if necessary.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     if path.exists() {
         inspect(path)?;
@@ -61,7 +62,7 @@ fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// Opens for reading. `true`: the connection never shows later commits.
+/// Opens the database for reading, and migrates the file if necessary. `true`: the connection never shows later commits.
 pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     if !path.exists() {
         return Err(Error::Absent(path.to_owned()));
@@ -76,9 +77,9 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     Ok((connection, frozen))
 }
 
-/// Opens for reading, as [`open_reader`] does, but neither checks the content nor migrates the file. The first reader creates the
-/// -wal and -shm files, but some users may not create files. For them, SQLite can read the database without these files if
-/// the last program has closed it properly.
+/// Opens the database for reading, as [`open_reader`] does, but neither checks the content nor migrates the file. The first
+/// reader creates the -wal and -shm files, but some users may not create files. For such users, SQLite can read the database
+/// without these files if the last program has closed the database properly.
 pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);
@@ -93,17 +94,17 @@ pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true))
 }
 
-/// The characters of a path that a URI encodes.
+/// The characters of a path that must be percent-encoded in a URI.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The URI with which SQLite reads a file without locks and without other files (sqlite.org/uri.html, `immutable`).
+/// The URI with which SQLite reads a file without locks and without its `-wal` file (sqlite.org/uri.html, `immutable`).
 fn immutable_uri(path: &Path) -> Option<String> {
     let path = std::path::absolute(path).ok()?;
     Some(format!("file:{}?immutable=1", utf8_percent_encode(path.to_str()?, PATH)))
 }
 
-/// The `-wal` file: it has the newest commits while a program has the database open. SQLite puts it next to the real file, also
-/// if `path` is a symbolic link.
+/// The path of the `-wal` file, which has the newest commits while a program has the database open. SQLite puts the `-wal` file
+/// next to the real file, also if `path` is a symbolic link.
 fn wal_path(path: &Path) -> PathBuf {
     let mut name = behind_links(path).into_os_string();
     name.push("-wal");
@@ -151,8 +152,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", "ON")
 }
 
-/// Checks that the file is a database of this program, or empty, and returns its version. The check only reads, so that a refused
-/// file does not change.
+/// Checks that the file is a database of this program, or empty, and returns the version of its schema. The check only reads, so
+/// that a refused file does not change.
 pub(super) fn inspect(path: &Path) -> Result<i64> {
     // For a folder SQLite reports a read error, which sounds like a broken disk.
     if !path.is_file() {
@@ -178,14 +179,14 @@ fn identity(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
     Ok((pragma("application_id")?, pragma("user_version")?))
 }
 
-/// Migrates the file to the newest version in one transaction. After a crash the old version is intact.
+/// Migrates the file to the newest schema in one transaction, so that a crash leaves the old schema intact.
 fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let sqlite = |e| Error::from_sqlite(path, e);
     if identity(connection).map_err(sqlite)?.1 >= NEWEST_SCHEMA {
         return Ok(());
     }
     let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sqlite)?;
-    // Read again under the lock: another process may have migrated the file.
+    // The version is read again under the write lock, because another process may have migrated the file.
     let version = identity(&tx).map_err(sqlite)?.1;
     for step in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(usize::MAX)) {
         tx.execute_batch(step).map_err(sqlite)?;

@@ -56,26 +56,27 @@ impl StoreSettings {
 pub struct TargetRules {
     /// The `[[forward]]` entry's name.
     pub name: String,
-    /// The statuses of the events that it gets.
+    /// The statuses of the events that the target gets.
     pub statuses: Vec<Status>,
-    /// Whether it gets events without a session (`unresolved = "send"`).
+    /// Whether the target gets events without a session (`unresolved = "send"`).
     pub send_unresolved: bool,
-    /// Whether it gets events that the chain has not confirmed (`confirm = "tell"`).
+    /// Whether the target gets events that the chain has not confirmed (`confirm = "tell"`).
     pub send_unconfirmed: bool,
 }
 
-/// A handle on the open database. It is cheap to clone.
+/// A handle on the open database, cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     writer: writer::Writer,
     pub(crate) settings: Arc<StoreSettings>,
-    /// Counts the commits that wake the loops, for example because a delivery may be due.
+    /// Counts the commits that wake the loops of [`Store::watch_outbox`], for example because a delivery may be due.
     outbox: Arc<watch::Sender<u64>>,
     /// Counts the commits that deferred a mail.
     pub(crate) deferrals: Arc<watch::Sender<u64>>,
-    /// The device and inode of the open file.
+    /// The device and inode of the open database file.
     file: Option<(u64, u64)>,
-    /// The last `PRAGMA data_version` of the writing connection. It changes when another connection commits.
+    /// The `PRAGMA data_version` that the writing connection read last. SQLite changes this number when another connection
+    /// commits.
     pub(crate) seen_version: Arc<AtomicI64>,
 }
 
@@ -118,7 +119,7 @@ impl Store {
         writer.close().await;
     }
 
-    /// A new read-only connection.
+    /// Opens a new read-only connection.
     ///
     /// # Errors
     ///
@@ -142,8 +143,8 @@ impl Store {
         self.deferrals.subscribe()
     }
 
-    /// Wakes the loops that use [`Store::watch_outbox`]. They send deliveries, look at the chains, ask Resmic's API, supervise
-    /// the daemon, and report the last mail to the lease.
+    /// Wakes the loops that use [`Store::watch_outbox`]. These loops send deliveries, look at the chains, ask Resmic's API,
+    /// supervise the daemon, and report the id of the last mail to the agent of the lease.
     pub(crate) fn wake_outbox(&self) {
         self.outbox.send_modify(|n| *n = n.wrapping_add(1));
     }

@@ -1,4 +1,4 @@
-//! Keeps the state of each target that is a stream.
+//! Writes and reads the table `streams`: the state of each target that is a stream.
 
 use rusqlite::params;
 
@@ -14,15 +14,15 @@ pub struct StreamRow {
     pub stream: String,
     /// Whether the daemon can publish to the stream.
     pub state: StreamState,
-    /// The configured URLs, separated by commas.
+    /// The configured URLs of the servers, separated by commas.
     pub servers: String,
     /// The version of the server to which the daemon connected last.
     pub version: Option<String>,
-    /// Since when the daemon cannot publish.
+    /// Since when the daemon cannot publish; `None`: it can, or it connects for the first time since its start.
     pub failing_since: Option<String>,
     /// Why the daemon cannot publish.
     pub problems: Vec<String>,
-    /// The settings that should be changed.
+    /// The settings that should be changed, one text for each.
     pub notes: Vec<String>,
     /// Whether a person must correct the cause of the problem.
     pub needs_person: bool,
@@ -35,18 +35,18 @@ pub struct StreamRow {
 /// A change of the state of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamChange {
-    /// The daemon has started, and is connecting for the first time since then.
+    /// The daemon has started, and connects for the first time.
     Connecting,
     /// The daemon has connected and can publish.
     Connected {
-        /// The version of the server.
+        /// The version of the NATS server.
         version: String,
-        /// The settings that should be changed.
+        /// The settings that should be changed, one text for each.
         notes: Vec<String>,
     },
     /// The daemon cannot publish.
     Failed {
-        /// The reasons.
+        /// Why the daemon cannot publish.
         problems: Vec<String>,
         /// Whether a person must correct the cause of the problem.
         needs_person: bool,
@@ -54,7 +54,7 @@ pub enum StreamChange {
 }
 
 impl Store {
-    /// Records the state of a target's stream.
+    /// Writes the state of a target's stream into `streams`.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Store {
 }
 
 impl StoreReader {
-    /// The streams of the targets, also of targets that are no longer configured.
+    /// All rows of `streams`, also those of targets that are no longer configured.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::{Store, StoreSettings};
 use crate::model::Matching;
 
-/// A store in `folder`, without targets.
+/// Opens a database in `folder`, without targets.
 pub(crate) fn store(folder: &tempfile::TempDir) -> Store {
     Store::open(StoreSettings {
         path: folder.path().join("m.db"),

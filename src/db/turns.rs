@@ -1,5 +1,5 @@
-//! A loop that works in turns. Each turn does the work that is due. A turn begins when a commit may have made work due, and when
-//! the next row becomes due.
+//! A loop that sleeps until work is due. A turn is one call of [`TurnWorker::turn`], which does due work. The loop makes a turn
+//! after each commit that may have made work due, and when the next row becomes due.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Error, Result, Store};
 use crate::heartbeat::Heartbeat;
 
-/// The pause after a failed call of the store.
+/// The pause after a turn that failed with an error of the database.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest sleep. After it, the wall clock is read again, because the clock may have been set.
+/// The longest sleep between two turns. The next turn reads the wall clock again, because the clock may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
-/// The worker of a loop that works in turns.
+/// The work of the loop in [`Store::work_in_turns`].
 pub trait TurnWorker {
-    /// Does one piece of work, if one is due. `None`: another piece may be due now. `Some`: the time of the next turn, unless a
-    /// commit causes an earlier one.
+    /// Does one piece of work, if work is due. `None`: more work may be due now, so the next turn follows at once. `Some`: the
+    /// time of the next turn, unless a commit causes an earlier turn.
     fn turn(&mut self) -> impl Future<Output = Result<Option<Instant>>> + Send;
 
-    /// Logs an error of the database, after which the turn is repeated.
+    /// Logs an error of the database. The loop then makes the next turn after a short pause.
     fn report(&self, error: &Error);
 
     /// The heartbeat of the loop.
@@ -57,11 +57,11 @@ impl Store {
     }
 }
 
-/// When to look for work, if the next row becomes due at `due`.
+/// The time of the next turn, if the next row becomes due at `due`; `None`: no row becomes due.
 #[must_use]
 pub fn turn_at(due: Option<Timestamp>) -> Instant {
     let until = |at: Timestamp| {
-        // Rounded up: if the timer fired early, no row would be due.
+        // The time is rounded up: if the timer fired too early, no row would be due.
         Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
     };
     Instant::now() + due.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP))

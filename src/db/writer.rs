@@ -2,8 +2,8 @@
 //!
 //! A single mail is committed at once, with one fsync; a backfill is committed in batches of hundreds. Work that fails does not
 //! affect other work in the transaction. The writer replies only after the commit. An idle writer checkpoints the WAL.
-//! A busy writer does so after a reply if the WAL is long. SQLite's automatic checkpoint would delay the commit that fills the
-//! WAL.
+//! A busy writer checkpoints the WAL after a reply, if the WAL is long. SQLite's automatic checkpoint is off, because it would
+//! delay the commit that fills the WAL.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::{Error, Result, schema};
 /// The most pieces of work in one transaction.
 const BATCH: usize = 1_000;
 
-/// The length of the queue. A caller waits while it is full.
+/// How many pieces of work the queue of the writer thread can hold. A caller of [`Writer::run`] waits while the queue is full.
 const QUEUE: usize = 4_096;
 
 /// A WAL with this number of pages is checkpointed when the writer is idle. The number is SQLite's default.
@@ -62,12 +62,12 @@ struct Task<F, T> {
 pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn WriteJob>>,
     path: Arc<Path>,
-    /// The sender is dropped when the connection is closed.
+    /// The writer thread drops the sender of this channel when it has closed the connection.
     open: watch::Receiver<()>,
 }
 
 impl Writer {
-    /// `file`: device and inode of the open file.
+    /// Starts the writer thread. `file`: device and inode of the open database file.
     pub(super) fn start(connection: Connection, path: &Path, file: Option<(u64, u64)>) -> Result<Self> {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
@@ -130,7 +130,7 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> WriteJob for Task<F, T
             Some(error) => Err(Error::from_sqlite(&self.path, error.clone())),
             None => self.result.unwrap_or(Err(Error::Stopped)),
         };
-        // The caller may no longer wait for the reply. This does not undo its work.
+        // Sending fails if the caller no longer waits for the reply. This does not undo the committed work.
         let _ = self.reply.send(result);
     }
 }
@@ -151,7 +151,7 @@ fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Re
     result
 }
 
-/// Runs a statement that each transaction needs. It is prepared once.
+/// Runs a statement that each transaction needs. SQLite prepares the statement once.
 fn execute_cached(connection: &Connection, sql: &'static str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(drop)
 }
@@ -180,7 +180,7 @@ impl Drop for ImmediateTransaction<'_> {
     }
 }
 
-/// Serves the queue until all handles are released. `clock` measures the idle time.
+/// Runs the work in the queue until all handles are released. `clock` measures how long the queue was empty.
 fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn WriteJob>>, clock: &Runtime) {
     let (mut checkpoint_due, mut warned) = (false, false);
     loop {
@@ -235,8 +235,8 @@ fn is_locked(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked))
 }
 
-/// Checkpoints the WAL and frees SQLite's page cache. Without that, the cache of a quiet daemon would stay at its
-/// limit.
+/// Checkpoints the WAL and frees SQLite's page cache. Otherwise, the page cache of an idle daemon would keep its largest
+/// size.
 fn checkpoint_and_shrink(connection: &Connection) {
     checkpoint(connection);
     if let Err(error) = execute_cached(connection, "PRAGMA shrink_memory") {
@@ -246,13 +246,13 @@ fn checkpoint_and_shrink(connection: &Connection) {
 
 fn checkpoint(connection: &Connection) {
     if let Err(error) = schema::checkpoint(connection) {
-        // A later checkpoint makes up for this one. If the disk is full, the commits report it.
+        // A later checkpoint copies the same pages. If the disk is full, the next commits report that.
         tracing::debug!(%error, "cannot checkpoint the WAL");
     }
 }
 
-/// Copies the whole WAL into the open file after another file has replaced it at its path. SQLite leaves the `-wal`
-/// file in that case, and a program that opens the other file would read the wrong WAL.
+/// Copies the whole WAL into the open database file, after another file has replaced the database file at its path. In that
+/// case, SQLite does not delete the `-wal` file, and a program that opens the other file would read the wrong WAL.
 fn checkpoint_replaced_file(connection: &Connection) {
     let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
     if emptied != Ok(0) {
@@ -262,8 +262,8 @@ fn checkpoint_replaced_file(connection: &Connection) {
 
 /// Runs the work in `batch`, and work that arrives meanwhile, in one transaction.
 ///
-/// The first piece needs no savepoint. If it fails, the transaction is rolled back, and the work in the queue goes into the next
-/// transaction.
+/// The first piece of work needs no savepoint. If this piece fails, the transaction is rolled back, and the work in the queue
+/// goes into the next transaction.
 fn run_batch(
     connection: &Connection,
     batch: &mut Vec<Box<dyn WriteJob>>,

@@ -17,14 +17,16 @@ use crate::trust::dns::Resolver;
 
 /// The pauses between two attempts to authenticate a mail.
 const PAUSES: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::from_secs(3600) };
-/// The most attempts, including the first attempt at the arrival of the mail. With these pauses, they take about a day.
+/// The most attempts to authenticate a mail, including the first attempt when the mail arrives. With [`PAUSES`], these attempts
+/// take about a day.
 const MAX_ATTEMPTS: u32 = 30;
-/// The longest pause between two searches for due mails. A mail that another process defers does not wake the loop.
+/// The longest pause between two searches for deferred mails that are due. A mail that another process defers does not wake
+/// the loop, so only such a search finds it.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// The loop that authenticates deferred mails when they are due.
 pub struct DeferredMails {
-    /// The rules of each account, by its name.
+    /// The rules of each account, by the account's name.
     pub rules: HashMap<String, Arc<Rules>>,
     /// Looks up DKIM keys.
     pub resolver: Arc<Resolver>,
@@ -33,7 +35,7 @@ pub struct DeferredMails {
 }
 
 impl DeferredMails {
-    /// Runs until `shutdown`.
+    /// Authenticates each deferred mail when it is due, until `shutdown`.
     ///
     /// # Errors
     /// An error of the database that is not temporary.
@@ -43,7 +45,7 @@ impl DeferredMails {
             let next = super::retry_temporary(None, || self.authenticate_due()).await?.map_or(MAX_WAIT, time_until);
             tokio::select! {
                 () = tokio::time::sleep(next.min(MAX_WAIT)) => {}
-                // This is never an error, because `self.store` holds the sender.
+                // `changed` never returns an error, because `self.store` holds the sender.
                 _ = deferrals.changed() => {}
                 _ = shutdown.changed() => {}
             }
@@ -51,7 +53,7 @@ impl DeferredMails {
         Ok(())
     }
 
-    /// Authenticates all due mails. Returns the time at which the next mail is due.
+    /// Authenticates all deferred mails that are due. Returns the time at which the next deferred mail becomes due.
     async fn authenticate_due(&self) -> db::Result<Option<Timestamp>> {
         let (reader, now) = (self.store.reader()?, Timestamp::now());
         for id in reader.deferred_mails(now)? {
@@ -59,7 +61,7 @@ impl DeferredMails {
                 self.authenticate(stored).await?;
             }
         }
-        // Mails that are still due belong to accounts that are not configured. `next_deferred` skips them, because
+        // Mails that are still due belong to accounts that are not configured. `next_deferred` skips these mails, because
         // otherwise the loop would run without pauses.
         reader.next_deferred(now)
     }
@@ -90,7 +92,7 @@ fn give_up(examined: &mut Examined) {
     }
 }
 
-/// The pause after an attempt. `attempts`: the number of earlier attempts.
+/// The pause before the next attempt to authenticate a mail. `attempts`: the number of attempts before the current one.
 fn pause(attempts: u32) -> SignedDuration {
     SignedDuration::try_from(PAUSES.ceiling(attempts.saturating_sub(1))).unwrap_or(SignedDuration::from_secs(3600))
 }

@@ -30,13 +30,13 @@ pub use warm_up::warm_up;
 const MAX_BATCHES: usize = 4;
 /// The most mails in one commit, if no batch has more than 64.
 const MAX_COMMIT: usize = 1_000;
-/// An unchanged state of a mailbox is recorded again only after this time. Otherwise each mail would cause another commit, which
-/// would delay the next mail.
+/// An unchanged state of a mailbox is written into `mailboxes` again only after this time. Otherwise each mail would cause
+/// another commit, which would delay the next mail.
 const STATE_INTERVAL: Duration = Duration::from_secs(1);
-/// The pauses between attempts to write, while the database is locked or the disk is full.
+/// The pauses between attempts to write into the database, while it is locked or the disk is full.
 const RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(30) };
 
-/// Examines and records the mails of one account.
+/// Examines the mails of one account, and stores them in the database.
 #[derive(Clone)]
 pub struct Ingest {
     /// The account's name.
@@ -47,18 +47,18 @@ pub struct Ingest {
     pub resolver: Arc<Resolver>,
     /// The database.
     pub store: Store,
-    /// Measures the time from the receipt of a mail by its server to its commit here.
+    /// Measures the time from the arrival of a mail at the mail server to the commit of the mail in the database.
     pub latency: PushLatency,
 }
 
-/// A report of a watcher, with examined mails.
+/// A [`WatcherReport`] of a mailbox's watcher, after its mails were examined.
 enum IngestStep {
     Examined(Batch, Vec<ExaminedMail>),
     Found { attribute: String },
     State { mailbox: String, state: MailboxState, seen: bool, error: Option<String> },
 }
 
-/// The state of a mailbox in the database, and the time of the last write that updated `last_seen_at`.
+/// The state of a mailbox that is stored in `mailboxes`, and the time of the last write of `mailboxes.last_seen_at`.
 struct RecordedState {
     mailbox: String,
     state: MailboxState,
@@ -76,8 +76,8 @@ impl RecordedState {
 }
 
 impl IngestStep {
-    /// Whether a long pause of the watcher may follow. If a thousand watchers connect to a server that does not answer, the last
-    /// watcher may connect only after more than twenty minutes.
+    /// Whether the watcher may send no other report for a long time. If a thousand watchers connect to a server that does not
+    /// answer, the last watcher may connect only after more than twenty minutes.
     fn is_pause(&self) -> bool {
         use MailboxState::{Connecting, Failed, Polling};
         matches!(self, IngestStep::State { state: Connecting | Failed | Polling, .. })
@@ -85,7 +85,8 @@ impl IngestStep {
 }
 
 impl Ingest {
-    /// Records the reports of a watcher until the watcher ends. `heartbeat` beats each time that reports are recorded.
+    /// Stores the mails, cursors and states that a watcher reports, until the watcher ends. `heartbeat` beats each time that
+    /// reports are stored.
     ///
     /// # Errors
     /// An error of the database that is not temporary.
@@ -96,7 +97,7 @@ impl Ingest {
         let mut recorded_state = None;
         while let Some(step) = steps.next().await {
             let mut ready = vec![step];
-            // Mails that are already examined go into the same commit, up to `MAX_COMMIT`.
+            // Other mails that are already examined go into the same commit, up to `MAX_COMMIT` mails.
             while ready.len() < MAX_COMMIT / 64
                 && let Some(Some(step)) = steps.next().now_or_never()
             {
@@ -128,7 +129,7 @@ impl Ingest {
         }
     }
 
-    /// Looks up the DKIM keys that have expired in the cache, so that the next mail need not wait for DNS.
+    /// Looks up recently used DKIM keys that are no longer in the cache, so that the next mail need not wait for DNS.
     fn prefetch_keys(&self) {
         if !self.resolver.has_cached_keys() {
             let resolver = self.resolver.clone();
@@ -136,7 +137,7 @@ impl Ingest {
         }
     }
 
-    /// Examines mails in a separate task, so that another core can do it.
+    /// Examines mails in a separate task, so that another core can examine them.
     pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<ExaminedMail> {
         let mails = match <[RawMail; 1]>::try_from(mails) {
             Ok([mail]) => return vec![self.examine_alone(mail).await],
@@ -165,15 +166,15 @@ impl Ingest {
         let (rules, raw) = (self.rules.clone(), mail.clone());
         let parsing = tokio::spawn(async move { catch_panic(|| rules.parse(&raw)) });
         let (rules, resolver, raw) = (self.rules.clone(), self.resolver.clone(), mail.clone());
-        // This is a task, too. Otherwise the first task would stay on this core: tokio does not let another worker steal the
-        // task that was spawned last.
+        // The authentication is a task, too. Otherwise the parsing task would stay on this core: tokio does not let another
+        // worker steal the task that was spawned last.
         let authenticating =
             tokio::spawn(async move { catch_panic_async(rules.authenticate(&raw, &resolver, Timestamp::now())).await });
         let examined = match (authenticating.await, parsing.await) {
             (Ok(Some(authenticity)), Ok(Some(parsed))) => {
                 catch_panic(|| self.rules.combine(&mail, authenticity, parsed).0)
             }
-            // A panic was caught.
+            // `catch_panic` has caught a panic in one of the tasks.
             (Ok(_), Ok(_)) => None,
             // The task was cancelled when the program stopped.
             _ => std::future::pending().await,
@@ -181,7 +182,7 @@ impl Ingest {
         ExaminedMail::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(unparsable))
     }
 
-    /// Examines and records mails without a cursor, for `import`.
+    /// Examines mails and stores them in the database, for `import`. No cursor changes, because the mails come from files.
     ///
     /// # Errors
     /// See [`Ingest::run`].
@@ -220,7 +221,8 @@ impl Ingest {
             }
             for (done, first, count) in waiting {
                 let uids = entries.iter().zip(&recorded).skip(first).take(count).filter_map(notification_uid).collect();
-                // If the watcher has ended or the mailbox was renumbered, sending fails, and these mails are not marked or moved.
+                // The watcher marks or moves the mails with these UIDs. Sending fails if the watcher has ended or the mailbox was
+                // renumbered.
                 let _ = done.send(uids);
             }
         }
@@ -241,7 +243,7 @@ impl Ingest {
         Some(Cursor { account: self.account.clone(), mailbox: batch.mailbox.clone(), position })
     }
 
-    /// Records mails, and retries after temporary errors.
+    /// Stores mails and the cursor in one commit, and retries after temporary errors of the database.
     async fn commit(
         &self,
         entries: &Arc<[ExaminedMail]>,
@@ -261,7 +263,7 @@ impl Ingest {
     }
 }
 
-/// Examines a mail. A panic in a parser quarantines this mail only.
+/// Examines a mail. After a panic in a parser, this mail is quarantined, and the program goes on.
 async fn examine_one(rules: &Rules, resolver: &Resolver, mail: &RawMail) -> Examined {
     let examining = rules.examine(mail, resolver, Timestamp::now());
     catch_panic_async(examining).await.unwrap_or_else(unparsable)
@@ -276,7 +278,7 @@ fn unparsable() -> Examined {
 }
 
 fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
-    // The outcome does not show whether a mail is a notification: any mail that was recorded before is a `duplicate`. But only a
+    // The outcome does not show whether a mail is a notification: each mail that was already stored is a `duplicate`. But only a
     // notification has an event.
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }

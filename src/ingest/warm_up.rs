@@ -9,12 +9,12 @@ use crate::db::{self, Store};
 use crate::examine::Rules;
 use crate::trust::dns::Resolver;
 
-/// Parses an example mail, and looks up the keys of the latest trusted mails. Failures are ignored: the first mail does the work
-/// again.
+/// Parses an example mail, and looks up the DKIM keys of the latest trusted mails. Failures are ignored, because the first mail
+/// repeats the work.
 pub async fn warm_up(rules: Arc<Rules>, resolver: Arc<Resolver>, store: Store) {
     rules.warm_up();
     let keys = recent_keys(&store);
-    // The database cannot close while this task holds it, and DNS may take long.
+    // The database cannot be closed while this task holds a handle, and the lookups in DNS may take long.
     drop(store);
     match keys {
         Ok(keys) => {

@@ -10,7 +10,7 @@ pub enum Status {
     Completed,
     /// The payment failed and will not succeed later.
     Failed,
-    /// The payment is on the chain, but not final. It must never look paid.
+    /// The payment is on the chain, but not final, so it must never be reported as paid.
     Pending,
 }
 
@@ -55,13 +55,13 @@ string_enum!(Status, "status", Completed => "completed", Failed => "failed", Pen
 /// The state of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeliveryState {
-    /// It waits for a session, a chain, Resmic or an operator.
+    /// The delivery waits for a session, a chain, Resmic or an operator.
     Held,
-    /// It is due now or later.
+    /// The delivery is due now or later.
     Pending,
-    /// The handler accepted it, or the stream stored it.
+    /// The handler accepted the event, or the stream stored it.
     Delivered,
-    /// It was given up after `give_up_after`. An operator can retry it.
+    /// The delivery was given up after `give_up_after`. An operator can retry the delivery.
     Dead,
 }
 string_enum!(DeliveryState, "delivery state", Held => "held", Pending => "pending", Delivered => "delivered", Dead => "dead");
@@ -105,7 +105,7 @@ string_enum!(Outcome, "outcome", Event => "event", Duplicate => "duplicate", Ign
 pub enum Trust {
     /// A DKIM signature that this program verified.
     Dkim,
-    /// `Authentication-Results` of the merchant's own receiving server (RFC 8601).
+    /// An `Authentication-Results` field of the server that received the mail for the merchant (RFC 8601).
     AuthenticationResults,
     /// An operator released the mail.
     Operator,
@@ -118,13 +118,13 @@ string_enum!(Trust, "trust", Dkim => "dkim", AuthenticationResults => "authentic
 /// The code of a reason. The codes are an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReasonCode {
-    /// No accepted proof, or a From that is not allowed.
+    /// The mail has no accepted proof, or its From is not allowed.
     Untrusted,
-    /// The mail is addressed to another recipient.
+    /// The signed To of the mail contains none of the account's addresses.
     NotOurs,
-    /// The mail contradicts itself, a stored event or the registered session.
+    /// The mail or its event contradicts itself, another event, the registered session or Resmic's API.
     Conflict,
-    /// A payment mail that lacks a required field, or has a doubtful value.
+    /// The mail is about a payment, but lacks a required field, or has a value that is not clear.
     Unreadable,
     /// The bytes cannot be parsed as a mail.
     Malformed,
@@ -153,7 +153,7 @@ pub enum MailboxState {
     /// The watcher polls, because IDLE is missing or does not work. Or it waits, because its mailbox does not exist yet, or
     /// another watcher reads the same mailbox.
     Polling,
-    /// The last connection failed, see `last_error`. The watcher retries.
+    /// The last connection failed; `mailboxes.last_error` has the error. The watcher connects again after a pause.
     Failed,
 }
 string_enum!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
@@ -162,11 +162,11 @@ string_enum!(MailboxState, "mailbox state", Connecting => "connecting", Syncing 
 /// The state of a target that is a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamState {
-    /// The daemon connects, or publishes the last events again.
+    /// The daemon has started. It connects for the first time, or publishes the last events again before it sends new ones.
     Connecting,
     /// The daemon can publish to the stream.
     Connected,
-    /// No server can be reached, or the stream must not be used.
+    /// The daemon cannot publish: no server can be reached, or the stream is unfit or refuses events.
     Failed,
 }
 string_enum!(StreamState, "stream state", Connecting => "connecting", Connected => "connected", Failed => "failed");

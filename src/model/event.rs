@@ -23,15 +23,15 @@ pub struct PaymentDetails {
     pub amount: Option<String>,
     /// `USD`, or the token's symbol that is written next to the amount. `None`: the amount has neither.
     pub currency: Option<String>,
-    /// The chain in the webhook's spelling; an unknown chain as written.
+    /// The chain in the webhook's spelling; an unknown chain as the notification writes it.
     pub blockchain: Option<String>,
-    /// The token as written.
+    /// The token as the notification writes it.
     pub token: Option<String>,
-    /// The payer's wallet as written.
+    /// The payer's wallet as the notification writes it.
     pub from_wallet_address: Option<String>,
-    /// The transaction; EVM hex in lower case.
+    /// The hash of the transaction. A hexadecimal hash is in lower case.
     pub transaction_hash: Option<String>,
-    /// The time in the mail's text, UTC.
+    /// The time of the payment in the mail's text, UTC.
     pub tx_time: Option<Timestamp>,
 }
 
@@ -52,7 +52,7 @@ impl PaymentDetails {
         }
     }
 
-    /// Fills absent values with those of `other`. The status stays.
+    /// Fills absent values with the values of `other`. The status does not change.
     #[must_use]
     pub fn or(self, other: PaymentDetails) -> PaymentDetails {
         PaymentDetails {
@@ -74,14 +74,14 @@ impl PaymentDetails {
 pub struct Event {
     /// The parsed fields.
     pub payment: PaymentDetails,
-    /// The signed Date header, for a notification without a time in its text.
+    /// The time in the signed Date header, if the text of the notification has no time.
     pub header_time: Option<Timestamp>,
     /// The order reference, from a signed address.
     pub order_ref: Option<String>,
 }
 
 impl Event {
-    /// Fills absent values with those of `other`. A time in a mail's text replaces that of a Date header.
+    /// Fills absent values with the values of `other`. A time in a mail's text replaces the time of a Date header.
     #[must_use]
     pub fn or(self, other: Event) -> Event {
         let payment = self.payment.or(other.payment);
@@ -89,7 +89,7 @@ impl Event {
         Event { payment, header_time, order_ref: self.order_ref.or(other.order_ref) }
     }
 
-    /// The time of the payment: the one in the mail's text, or else that of its Date header.
+    /// The time of the payment: the time in the mail's text, or else the time of the mail's Date header.
     #[must_use]
     pub fn time(&self) -> Option<Timestamp> {
         self.payment.tx_time.or(self.header_time)
@@ -105,11 +105,11 @@ impl Event {
         }
     }
 
-    /// The event's id: a UUIDv5 over the identity of the payment, so that every database has the same id for it. `None`
-    /// if the event has neither a transaction nor a session.
+    /// The event's id: a UUIDv5 over the identity of the payment, so that every database has the same id for the same payment.
+    /// `None` if the event has neither a transaction nor a session.
     ///
-    /// With a transaction hash, the id covers chain, hash and status. Without one, it covers session, status and the
-    /// time in the mail's text. The Date header is left out, because it differs between two reports of one payment.
+    /// With a transaction hash, the id covers chain, hash and status. Without a hash, the id covers session, status and the
+    /// time in the mail's text. The Date header is left out, because two mails about one payment have different dates.
     #[must_use]
     pub fn id(&self) -> Option<Uuid> {
         let payment = &self.payment;
@@ -168,7 +168,8 @@ struct CompletedBody<'a> {
     status: bool,
 }
 
-/// The body for failed and pending payments. `status` is false in both: a pending payment must never look paid.
+/// The webhook's body for failed and pending payments. `status` is false in both, so that no handler takes a pending payment
+/// for a paid one.
 #[derive(Serialize)]
 struct UnpaidBody<'a> {
     session_id: Option<&'a str>,

@@ -14,7 +14,7 @@ use super::normalize::printable;
 #[serde(transparent)]
 pub struct Uid(pub u32);
 
-/// A mailbox's UIDVALIDITY (RFC 3501, 2.3.1.1). When it changes, all UIDs mean other mails.
+/// A mailbox's UIDVALIDITY (RFC 3501, 2.3.1.1). When a mailbox gets another UIDVALIDITY, all its UIDs mean other mails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct UidValidity(pub u32);
@@ -31,39 +31,39 @@ impl fmt::Display for UidValidity {
     }
 }
 
-/// The place of a mail. Account, mailbox, UIDVALIDITY and UID together identify a mail (RFC 3501, 2.3.1.1), unless the server is
-/// restored from a backup.
+/// Where a mail comes from. Account, mailbox, UIDVALIDITY and UID together identify a mail (RFC 3501, 2.3.1.1), unless the server
+/// is restored from a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     /// The account's name in the configuration.
     pub account: String,
-    /// The mailbox, or `import`.
+    /// The mailbox's name on the server, or `import`.
     pub mailbox: String,
     /// UIDVALIDITY and UID; `None` for a mail that is not from a mail server.
     pub uid: Option<(UidValidity, Uid)>,
 }
 
-/// One RFC 5322 message, unchanged.
+/// A mail before it is examined: one RFC 5322 message.
 #[derive(Debug, Clone)]
 pub struct RawMail {
-    /// Its place.
+    /// Where the mail comes from.
     pub origin: Origin,
-    /// The message; cut at the account's `max_size`.
+    /// The bytes of the mail, cut at the account's `max_size`.
     pub bytes: Vec<u8>,
-    /// Its full size in bytes; more than `bytes.len()` if it was cut.
+    /// The full size of the mail in bytes; more than `bytes.len()` if the bytes were cut.
     pub size: u64,
-    /// When the server received it (INTERNALDATE), if the server reports that.
+    /// When the mail server received the mail (INTERNALDATE), if the server reports that.
     pub received_at: Option<Timestamp>,
 }
 
 /// A mail whose bytes the server has not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undelivered {
-    /// The place where the server lists or listed it. Its `uid` is never `None`.
+    /// Where the server lists or listed the mail. [`Origin::uid`] is never `None` here.
     pub origin: Origin,
-    /// RFC822.SIZE; 0 if the server did not say.
+    /// The RFC822.SIZE of the mail; 0 if the server did not report it.
     pub size: u64,
-    /// INTERNALDATE, if the server reported it.
+    /// The INTERNALDATE of the mail, if the server reported it.
     pub received_at: Option<Timestamp>,
     /// The state of the mail at the server.
     pub state: Availability,
@@ -72,17 +72,17 @@ pub struct Undelivered {
 /// The state of a mail whose bytes the server has not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Availability {
-    /// The server lists it. It is fetched again.
+    /// The server still lists the mail, so the mail is fetched again.
     Listed,
-    /// The server no longer lists it, or has begun another UIDVALIDITY. It is not fetched again.
+    /// The server no longer lists the mail, or has begun another UIDVALIDITY. So the mail is not fetched again.
     Gone,
-    /// Its header has arrived, and its sender is not allowed. The mail's row is deleted, because such mails in a shared mailbox
-    /// have no rows.
+    /// The mail's header has arrived, and the sender is not allowed. The mail's row in `mails` is deleted, because such mails in
+    /// a shared mailbox have no rows.
     Foreign,
 }
 
 impl Undelivered {
-    /// Why the mail's row has no bytes.
+    /// The reason for the mail's outcome: why the server has not delivered the bytes.
     #[must_use]
     pub fn reason(&self) -> Reason {
         let uid = self.origin.uid.map_or(0, |(_, uid)| uid.0);
@@ -108,15 +108,16 @@ pub struct SyncPosition {
     pub last_uid: Uid,
     /// The boundary of the mails that `start` excludes; `None` if it excludes no mails.
     pub start_boundary: Option<StartBoundary>,
-    /// The newest INTERNALDATE that the server has reported, without dates too far in the future. The dates of mails with low
-    /// UIDs may be unknown.
+    /// The newest INTERNALDATE that the server has reported, without dates too far in the future. The program may not have asked
+    /// for the dates of mails with low UIDs.
     pub newest_at: Option<Timestamp>,
-    /// The last id in the table `mails` before the mailbox was renumbered; 0: it was not. The UIDs in rows up to this id may mean
-    /// other mails now.
+    /// The last id in the table `mails` before the mailbox was renumbered; 0: the mailbox was never renumbered. The UIDs in rows
+    /// up to this id may mean other mails now.
     pub renumbered_after: i64,
 }
 
-/// The boundary between skipped and fetched mails. It also applies when a renumbered mailbox is read again.
+/// The boundary between the old mails that `start` excludes and the mails that are fetched. This boundary also applies when a
+/// renumbered mailbox is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StartBoundary {
     /// Mails up to `uid` that the server received before this time are skipped.
@@ -159,9 +160,9 @@ impl fmt::Display for Reason {
 /// The result of authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Authenticity {
-    /// Trusted.
+    /// The mail is trusted, because of this proof.
     Trusted(TrustProof),
-    /// Rejected: `untrusted` or `not-ours`.
+    /// The mail is rejected. The reason's code is `untrusted` or `not-ours`.
     Rejected(Reason),
     /// Temporary error: DNS did not answer, or a clock is wrong. The mail is authenticated again later.
     TempError(Reason),
@@ -178,11 +179,11 @@ pub struct TrustProof {
     pub selector: Option<String>,
     /// The signed header fields.
     pub signed_headers: SignedHeaders,
-    /// The addresses of the signed To, as written.
+    /// The addresses in the signed To field, as the mail writes them.
     pub to: Vec<String>,
 }
 
-/// The signed header fields of a proof. Other fields are ignored.
+/// The header fields that the proof of a mail covers. Other header fields prove nothing, and are ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignedHeaders {
     /// All fields: no proof is required, or an operator released the mail.
@@ -209,7 +210,7 @@ pub enum Judgement {
     Event(Box<Event>),
     /// The mail is not a notification.
     Ignored(Reason),
-    /// A person must decide.
+    /// The mail needs review: a person must decide.
     Quarantined(Reason),
     /// The mail is not authenticated yet.
     Deferred(Reason),
@@ -230,13 +231,13 @@ pub struct Envelope {
     pub sent_at: Option<Timestamp>,
 }
 
-/// An examined mail: everything that the store needs in addition to its bytes.
+/// The result of examining a mail: everything that is stored in addition to the mail's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
     /// The outcome.
     pub judgement: Judgement,
     /// The proof, if the mail is trusted.
     pub proof: Option<TrustProof>,
-    /// Fields of its header.
+    /// Fields of the mail's header.
     pub envelope: Envelope,
 }

@@ -22,7 +22,7 @@ fn folded(name: &str) -> impl Iterator<Item = char> {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase)
 }
 
-/// A chain in the webhook's spelling; an unknown chain as written.
+/// A chain's name in the webhook's spelling; an unknown name is not changed.
 #[must_use]
 pub fn spell_chain(name: &str) -> String {
     let known = KNOWN_CHAINS.iter().find(|known| folded(known).eq(folded(name)));
@@ -59,7 +59,7 @@ pub fn same_token(a: &str, b: &str) -> bool {
     fold_token(a) == fold_token(b)
 }
 
-/// Whether this is one of a token's several names, with the exact case that Resmic writes.
+/// Whether `name` is in `TOKEN_NAMES`, with the exact case that Resmic writes.
 #[must_use]
 pub fn is_token_name(name: &str) -> bool {
     TOKEN_NAMES.iter().any(|row| row.contains(&name))

@@ -15,8 +15,8 @@ pub struct RegisteredSession {
     pub blockchain: Option<String>,
     /// The requested token.
     pub token: Option<String>,
-    /// When it was registered.
+    /// When the session was registered.
     pub created_at: Timestamp,
-    /// After this time it is no longer matched by amount.
+    /// After this time, the session is no longer matched by amount.
     pub expires_at: Option<Timestamp>,
 }

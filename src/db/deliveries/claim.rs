@@ -1,4 +1,4 @@
-//! Claims due deliveries: decides which of them may be attempted now, and reads their events.
+//! Claims due deliveries: selects the deliveries that may be attempted now, reads their events, and counts the attempts.
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, Row, params};
@@ -8,7 +8,7 @@ use crate::chain::ConfirmationState;
 use crate::db::{Result, current_time, parse_time, word};
 use crate::model::iso;
 
-/// The columns of an [`OutboundEvent`], and the tables that they are read from.
+/// The columns of an [`OutboundEvent`], and the tables with these columns.
 macro_rules! event_columns {
     () => {
         "e.event_id, e.status, e.session_id, e.order_ref, e.webhook, c.state AS confirmation,
@@ -19,8 +19,8 @@ macro_rules! event_columns {
 }
 pub(super) use event_columns;
 
-/// Selects at most `?3` deliveries to target `?1`. A delivery is left out if an earlier one of its session is pending for this
-/// target.
+/// Selects at most `?3` pending deliveries to target `?1`. A delivery is left out if an earlier delivery of the same session to
+/// this target is pending.
 macro_rules! due_deliveries {
     ($which:literal, $order:literal) => {
         concat!(
@@ -39,21 +39,22 @@ macro_rules! due_deliveries {
 }
 pub(super) use due_deliveries;
 
-/// The deliveries that are due at `?2`. Those that have been due for the longest time come first.
+/// Selects deliveries that are due at `?2`. The delivery that has been due for the longest time comes first.
 pub(super) const DUE: &str = due_deliveries!("d.next_attempt_at <= ?2", "d.next_attempt_at");
 
-/// The next time at which a delivery becomes due. Deliveries that are due already do not count: they wait for an attempt that
-/// is being made.
+/// Selects the next time after `?2` at which a delivery to target `?1` becomes due. Deliveries that are due already are left
+/// out, because they wait for the end of a running attempt.
 pub(super) const NEXT_DUE: &str =
     "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// A retry is at most a day ahead. A time beyond two days was written while the clock was ahead.
+/// The pause before a retry is at most a day. So the clock was ahead when a `next_attempt_at` more than two days ahead was
+/// written.
 pub(super) const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48);
 pub(super) const REQUEUE_TOO_FAR_AHEAD: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// Makes deliveries due that were scheduled while the clock was ahead by less than `FURTHEST_RETRY`. Their last attempt, or their
-/// creation, lies in the future. This statement runs only when the clock may have been set back.
+/// Makes deliveries due that were scheduled while the clock was ahead by less than `FURTHEST_RETRY`. The last attempt of such a
+/// delivery, or its creation, lies in the future. This statement runs only when the clock may have been set back.
 pub(super) const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
     UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
       AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
@@ -138,8 +139,8 @@ pub(super) fn read_event(row: &Row) -> rusqlite::Result<OutboundEvent> {
 fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation>> {
     let state: Option<String> = row.get("confirmation")?;
     let Some(state) = state.and_then(|state| state.parse::<ConfirmationState>().ok()) else { return Ok(None) };
-    // While an event still waits for contradicting mails, its row has an arrival that is not confirmed. Such an arrival
-    // is left out.
+    // After the money has arrived, the daemon waits for mails that contradict the event. During this wait, the row in
+    // `confirmations` has an arrival, but the event is not confirmed. Such an arrival is left out.
     let is_confirmed = state == ConfirmationState::Confirmed;
     let value = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.filter(|_| is_confirmed));
     Ok(Some(DeliveredConfirmation { state, received: value("received")?, arrival: value("arrival")? }))
@@ -149,12 +150,12 @@ fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation
 /// delays other deliveries for a shorter time.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
-/// The start of the `give_up_after` period: the first attempt. If the machine was off, or its clock was behind, a delivery that
-/// was due could not be tried. That time is left out. Otherwise, one failed attempt after a restart would make the delivery dead
-/// if the handler starts more slowly than this program. A start in the future counts as now.
+/// The start of the `give_up_after` period of a delivery: the first attempt. While the machine was off, or its clock was behind,
+/// a delivery that was due could not be tried, so the start is moved by that time. Otherwise, one failed attempt after a restart
+/// would make the delivery dead if the handler starts more slowly than this program. A start in the future becomes `now`.
 ///
-/// During an outage of the target, one due delivery is attempted in place of all due deliveries. So the time of the outage counts
-/// for all of them.
+/// During an outage of the target, one due delivery is attempted in place of all due deliveries. So each due delivery counts as
+/// tried during the outage, and the start is not moved by the time of the outage.
 fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTimes) -> Timestamp {
     let ClaimTimes { now, outage_since } = times;
     let tried_since = outage_since.map_or(now, |since| since.max(due).min(now));
@@ -164,8 +165,9 @@ fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTime
     begun.min(now)
 }
 
-/// Whether an attempt in flight blocks a delivery. The query compares ids only, which is not enough if an event got its session
-/// late. The delivery of that event may have a lower id than the delivery in flight of the same session.
+/// Whether an attempt in flight blocks a delivery: of the same delivery, or of the same session. In the query, a pending delivery
+/// blocks only deliveries with higher ids. But if an event got its session late, its delivery may have a lower id than the
+/// delivery in flight of that session.
 fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
     flight.delivery_id == delivery.delivery_id
         || flight
@@ -176,7 +178,7 @@ fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
 }
 
 impl Claimed {
-    /// The delivery, while its attempt is being made.
+    /// The [`InFlight`] of this delivery, for the time in which its attempt is being made.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
         InFlight { delivery_id: self.delivery_id, session_id: self.event.session_id.clone() }

@@ -1,4 +1,4 @@
-//! Records the end of an attempt, and reschedules the later deliveries of the same session.
+//! Writes the result of an attempt into `attempts` and `deliveries`, and reschedules the later deliveries of the same session.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -6,13 +6,15 @@ use super::{FinishedAttempt, NextStep, in_streams};
 use crate::db::{Result, current_time};
 use crate::model::{DeliveryState, iso};
 
-/// Later deliveries of a session wait until the time at which the earlier one is retried.
+/// Postpones the pending deliveries to target `?1` of session `?4` that come after delivery `?2`, until delivery `?2` is retried
+/// at `?3`.
 pub(super) const FOLLOWERS_WAIT: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +next_attempt_at < ?3";
 
-/// Later deliveries of a session that were never attempted are due at once after the earlier one was delivered or given up.
+/// Makes the pending deliveries to target `?1` of session `?4` that come after delivery `?2` due at `?3`, if they were never
+/// attempted. Delivery `?2` was delivered or given up.
 pub(super) const FOLLOWERS_GO: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
@@ -23,7 +25,7 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
     let at = current_time();
     let (error, followers) = match next_step {
         NextStep::Delivered | NextStep::Stored(_) => {
-            // The previous state of the delivery does not matter, because the handler or the stream has the event.
+            // The delivery becomes `delivered` from each state, because the handler or the stream has the event.
             tx.prepare_cached(
                 "UPDATE OR FAIL deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
                    last_error = NULL WHERE id = ?1",
@@ -34,7 +36,8 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
             }
             (None, at)
         }
-        // The delivery has become due again meanwhile, usually because a person retried it. So `give_up_after` starts over.
+        // The delivery was made due again during this attempt, usually by `deliveries retry`. So it stays pending, and its
+        // `give_up_after` period starts over.
         NextStep::RetryAt(error, _) | NextStep::RetryUncounted(error, _) | NextStep::GiveUp(error)
             if was_made_due(tx, *id)? =>
         {
@@ -76,7 +79,8 @@ fn was_made_due(tx: &Connection, id: i64) -> Result<bool> {
     Ok(tx.prepare_cached(sql)?.exists(params![id])?)
 }
 
-/// Records a failure in the delivery. Only a pending delivery gets a new state. A delivery that was held meanwhile stays held.
+/// Writes the error of a failed attempt into the row of its delivery. Only a pending delivery gets the new state. A delivery that
+/// was held during the attempt stays held.
 fn set_failed(
     tx: &Connection,
     attempted: &FinishedAttempt,

@@ -7,9 +7,9 @@ use rusqlite::{Connection, Params, params};
 use crate::db::{Result, StoreSettings, current_time};
 use crate::model::Reason;
 
-/// Holds the pending and dead deliveries of an event until a person decides; returns their number. Dead deliveries are
-/// included, because `deliveries retry --dead` would otherwise retry them without a review. Later deliveries of the
-/// session do not wait for held deliveries.
+/// Writes `reason` into `events.hold` of an event, and holds the event's pending and dead deliveries until a person decides.
+/// Returns the number of these deliveries. Dead deliveries are included, because `deliveries retry --dead` would otherwise retry
+/// them without a review. Later deliveries of the session do not wait for held deliveries.
 pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
     tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
         .execute(params![id, reason.to_string()])?;
@@ -44,32 +44,35 @@ const RELEASE: &str = "
       AND NOT EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = deliveries.event_id
                       AND r.state <> 'confirmed' AND r.state <> 'operator')";
 
-/// Holds the deliveries that must wait for Resmic.
+/// Holds the pending and dead deliveries of events that neither Resmic nor an operator has cleared.
 const HOLD_FOR_RESMIC: &str = "
     UPDATE deliveries SET state = 'held', next_attempt_at = NULL
     WHERE (state = 'pending' OR state = 'dead')
       AND EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = deliveries.event_id
                   AND r.state <> 'confirmed' AND r.state <> 'operator')";
 
-/// Holds the deliveries that must wait for the chain; `?1` are the targets that do not wait.
+/// Holds the pending and dead deliveries of events that neither the chain nor an operator has confirmed. `?1` are the targets
+/// that do not wait for the chain.
 const HOLD_FOR_CHAIN: &str = "
     UPDATE deliveries SET state = 'held', next_attempt_at = NULL
     WHERE (state = 'pending' OR state = 'dead') AND target NOT IN (SELECT value FROM json_each(?1))
       AND EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = deliveries.event_id
                   AND c.state <> 'confirmed' AND c.state <> 'operator')";
 
-/// Releases the held deliveries of an event if they may be released; returns the number of released ones.
+/// Releases the held deliveries of an event that meet the conditions of [`RELEASE`]; returns the number of released deliveries.
 pub(crate) fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     let given = params![current_time(), settings.senders(), settings.tellers(), id];
     Ok(tx.prepare_cached(&format!("{RELEASE} AND event_id = ?4"))?.execute(given)?)
 }
 
-/// Releases all held deliveries that may be released now, because the configuration may have changed; returns their number.
+/// Releases all held deliveries that meet the conditions of [`RELEASE`], because the configuration may have changed. Returns the
+/// number of released deliveries.
 pub(crate) fn release_all(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
     Ok(tx.execute(RELEASE, params![current_time(), settings.senders(), settings.tellers()])?)
 }
 
-/// Holds the deliveries of an event that the chain has not confirmed; returns their number.
+/// Holds the pending and dead deliveries of one event if the chain has not confirmed the event. Returns the number of these
+/// deliveries.
 pub(crate) fn hold_for_chain(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     hold_where(tx, &format!("{HOLD_FOR_CHAIN} AND event_id = ?2"), params![settings.tellers(), id])
 }
@@ -79,7 +82,7 @@ pub(crate) fn hold_all_for_chain(tx: &Connection, settings: &StoreSettings) -> R
     hold_where(tx, HOLD_FOR_CHAIN, params![settings.tellers()])
 }
 
-/// Holds the deliveries of an event that Resmic has not cleared.
+/// Holds the pending and dead deliveries of one event if Resmic has not cleared the event.
 pub(crate) fn hold_for_resmic(tx: &Connection, id: &str) -> Result<()> {
     hold_where(tx, &format!("{HOLD_FOR_RESMIC} AND event_id = ?1"), params![id]).map(drop)
 }
@@ -89,7 +92,7 @@ pub(crate) fn hold_all_for_resmic(tx: &Connection) -> Result<usize> {
     hold_where(tx, HOLD_FOR_RESMIC, [])
 }
 
-/// Holds deliveries by one of the statements above; returns their number.
+/// Runs a statement that begins with [`HOLD_FOR_CHAIN`] or [`HOLD_FOR_RESMIC`]; returns the number of held deliveries.
 fn hold_where(tx: &Connection, sql: &str, given: impl Params) -> Result<usize> {
     let mut statement = tx.prepare_cached(&format!("{sql} RETURNING event_id"))?;
     let held: Vec<String> = statement.query_map(given, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -99,7 +102,8 @@ fn hold_where(tx: &Connection, sql: &str, given: impl Params) -> Result<usize> {
     Ok(held.len())
 }
 
-/// Makes the pending deliveries of an event's session due if they were never attempted. They do not wait for a held delivery.
+/// Makes the pending deliveries of an event's session due if they were never attempted, because deliveries do not wait for a held
+/// delivery of their session.
 fn free_followers(tx: &Connection, id: &str) -> Result<()> {
     tx.prepare_cached(
         "UPDATE deliveries SET next_attempt_at = ?2

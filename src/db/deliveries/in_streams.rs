@@ -1,4 +1,5 @@
-//! Deliveries to targets that are streams: their receipts, and the delivered events that may have to be published again.
+//! Deliveries to targets that are streams: the stream's receipt of each delivery, and the delivered events that may have to be
+//! published again.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::claim::{event_columns, read_event};
 use crate::db::{Result, Store, current_time, parse_time};
 use crate::model::iso;
 
-/// Where a stream has an event. `Display` is the text in `deliveries.receipt`.
+/// Where a stream has stored an event, from the acknowledgement of the stream. `Display` writes the text of `deliveries.receipt`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamReceipt {
     /// The stream's name.
@@ -28,20 +29,20 @@ impl std::fmt::Display for StreamReceipt {
     }
 }
 
-/// A delivered event that has a receipt.
+/// An event that a stream has acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredEvent {
     /// The id of the delivery.
     pub delivery_id: i64,
-    /// The receipt, as text.
+    /// The text of `deliveries.receipt`.
     pub receipt: String,
-    /// When it was delivered, in the database's form.
+    /// When the stream acknowledged the event, in the form of [`iso`].
     pub delivered_at: String,
     /// The event.
     pub event: OutboundEvent,
 }
 
-/// A position in the order in which events were delivered.
+/// A position in the order in which the stream of a target acknowledged events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredPosition {
     delivered_at: String,
@@ -62,7 +63,8 @@ impl DeliveredPosition {
     }
 }
 
-/// The events that a target's stream has acknowledged, in the order of their acknowledgements.
+/// Selects at most `?4` events that the stream of target `?1` has acknowledged after the position (`?2`, `?3`), in the order of
+/// the acknowledgements.
 pub(super) const DELIVERED: &str = concat!(
     "SELECT d.id, d.receipt, d.delivered_at, ",
     event_columns!(),
@@ -70,19 +72,19 @@ pub(super) const DELIVERED: &str = concat!(
     ORDER BY d.delivered_at, d.id LIMIT ?4"
 );
 
-/// The time of the last acknowledgement by a target's stream.
+/// Selects the time of the last acknowledgement by the stream of target `?1`.
 pub(super) const LAST_RECEIPT: &str =
     "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
 
-/// Makes all pending deliveries of a target due, and restarts their `give_up_after`. Deliveries that are due and were never
-/// attempted need no change.
+/// Makes all pending deliveries of a target due, and restarts the `give_up_after` period of each. Deliveries that are due and
+/// were never attempted need no change.
 pub(super) const RESTART_PERIODS: &str = "
     UPDATE deliveries SET next_attempt_at = min(next_attempt_at, ?2), first_attempt_at = NULL
     WHERE state = 'pending' AND target = ?1 AND next_attempt_at > '' AND (first_attempt_at IS NOT NULL OR next_attempt_at > ?2)";
 
 impl Store {
-    /// Makes the pending deliveries of a target due and restarts their `give_up_after`, because the target can be reached
-    /// again.
+    /// Makes the pending deliveries of a target due and restarts the `give_up_after` period of each, because the daemon has
+    /// connected to the target's stream. Returns the number of changed deliveries.
     ///
     /// # Errors
     ///
@@ -92,8 +94,9 @@ impl Store {
         self.write(move |tx| Ok(tx.prepare_cached(RESTART_PERIODS)?.execute(params![target, current_time()])?)).await
     }
 
-    /// The position `window` before the last acknowledgement of a target's stream; `None` if there was none. An
-    /// acknowledgement in the future counts as now, because the clock was wrong.
+    /// The position at the time `window` before the last acknowledgement by a target's stream; `None` if the stream has
+    /// acknowledged no event. If the time of the last acknowledgement is in the future, the clock was wrong, and the current time
+    /// is used in its place.
     ///
     /// # Errors
     ///
@@ -134,7 +137,7 @@ impl Store {
         self.write(read).await
     }
 
-    /// Records that a stream had lost a message and has stored it again.
+    /// Writes the new receipt of a message that a stream had lost and has stored again, and adds 1 to `streams.refilled`.
     ///
     /// # Errors
     ///
@@ -151,7 +154,7 @@ impl Store {
     }
 }
 
-/// Writes the receipt of a delivery. Counts the delivery in `streams.there_already` if the stream had the message before.
+/// Writes `deliveries.receipt`. Counts the delivery in `streams.there_already` if the stream had the message before the attempt.
 pub(super) fn record_receipt(tx: &Connection, target: &str, delivery_id: i64, receipt: &StreamReceipt) -> Result<()> {
     tx.prepare_cached("UPDATE OR FAIL deliveries SET receipt = ?2 WHERE id = ?1")?
         .execute(params![delivery_id, receipt.to_string()])?;

@@ -25,10 +25,10 @@ use crate::chain::ConfirmationState;
 use crate::db::{Error, Result, Store, current_time, word};
 use crate::model::{AttemptResult, DeliveryState, Status};
 
-/// The error in an attempt's row until its end is recorded.
+/// The text of `attempts.error` until the result of the attempt is stored. If the program stops earlier, this text stays.
 const NO_END: &str = "the program stopped during this attempt, so its result is unknown";
 
-/// A delivery whose next attempt is counted and may be made.
+/// A delivery that the worker may attempt now. The attempt is already counted in `deliveries.attempts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimed {
     /// The id of the delivery.
@@ -47,24 +47,24 @@ pub struct Claimed {
 pub struct OutboundEvent {
     /// The event's id.
     pub event_id: String,
-    /// Its status.
+    /// The event's status.
     pub status: Status,
-    /// Its session.
+    /// The event's session.
     pub session_id: Option<String>,
     /// The merchant's order reference.
     pub order_ref: Option<String>,
     /// The account of the mail that reported the event. `None`: no mail reported it.
     pub account: Option<String>,
-    /// The body, byte for byte.
+    /// The JSON body that the target gets, byte for byte.
     pub webhook: String,
     /// The confirmation of the event by its chain. `None`: the event needs no confirmation.
     pub confirmation: Option<DeliveredConfirmation>,
 }
 
-/// The state of an event's confirmation when it is delivered.
+/// The confirmation of an event by its chain, as read for an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredConfirmation {
-    /// The state.
+    /// The state of the confirmation.
     pub state: ConfirmationState,
     /// How much money arrived, for example `20 USDC`. `None`: the chain has not confirmed the event.
     pub received: Option<String>,
@@ -79,11 +79,11 @@ pub struct FinishedAttempt {
     pub delivery_id: i64,
     /// The attempt's number.
     pub attempt: i64,
-    /// The result for the column `result`.
+    /// The result of the attempt, for `attempts.result`.
     pub result: AttemptResult,
     /// The HTTP status, if there was a response.
     pub status: Option<u16>,
-    /// The duration.
+    /// The duration of the attempt.
     pub took: Duration,
     /// The next step for the delivery.
     pub next_step: NextStep,
@@ -94,32 +94,32 @@ pub struct FinishedAttempt {
 pub enum NextStep {
     /// The handler accepted the event.
     Delivered,
-    /// A stream has the event.
+    /// The target's stream has acknowledged the event.
     Stored(StreamReceipt),
-    /// The delivery is retried at this time; the text is the error.
+    /// The delivery is retried at this time; the text is the error of the attempt.
     RetryAt(String, Timestamp),
-    /// The delivery is retried at this time, and `give_up_after` starts over, because the stream could not be reached or used, or
-    /// this host had no permission to send.
+    /// The delivery is retried at this time. The `give_up_after` period starts over, because the stream could not be reached or
+    /// used, or because this host does not have the lease and may not send.
     RetryUncounted(String, Timestamp),
-    /// The delivery becomes `dead`; the text is the error.
+    /// The delivery becomes `dead`; the text is the error of the attempt.
     GiveUp(String),
 }
 
-/// A delivery whose attempt is being made, so that it is not claimed again.
+/// A delivery whose attempt is being made. The delivery is not claimed again during the attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InFlight {
     /// The id of the delivery.
     pub delivery_id: i64,
-    /// The event's session. Other deliveries of this session wait.
+    /// The event's session. Other deliveries of this session to the same target wait for the end of the attempt.
     pub session_id: Option<String>,
 }
 
-/// The next work of a delivery worker.
+/// The next work of the worker that makes the attempts of one target.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClaimedBatch {
-    /// The attempts to make; they are counted already.
+    /// The deliveries to attempt now. Their attempts are already counted in `deliveries.attempts`.
     pub claimed: Vec<Claimed>,
-    /// The next time in the future at which a delivery becomes due.
+    /// The next time in the future at which a delivery to the target becomes due.
     pub next_due: Option<Timestamp>,
 }
 
@@ -133,12 +133,12 @@ pub enum RetrySelection {
 }
 
 impl Store {
-    /// Records finished attempts and claims due deliveries for `target`, in one transaction. `limit`: how many deliveries
-    /// may be claimed.
+    /// Writes the results of finished attempts, and claims due deliveries to `target`, in one transaction. `limit`: how many
+    /// deliveries may be claimed.
     ///
     /// # Errors
     ///
-    /// [`Error`]. Then nothing was recorded or claimed, and the caller may retry.
+    /// [`Error`]. After an error, no result is stored and no delivery is claimed, and the caller may retry.
     pub async fn record_and_claim(
         &self,
         target: &str,
@@ -157,7 +157,8 @@ impl Store {
         .await
     }
 
-    /// Makes deliveries due that were scheduled while the clock was ahead. Returns their number.
+    /// Makes the deliveries to `target` due whose next attempt was scheduled while the clock was ahead. Returns the number of
+    /// these deliveries.
     ///
     /// # Errors
     ///
@@ -170,11 +171,12 @@ impl Store {
         .await
     }
 
-    /// Makes deliveries due now and restarts their `give_up_after`. Returns their number.
+    /// Makes the selected deliveries due now, and restarts the `give_up_after` period of each. Returns the number of these
+    /// deliveries.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] if a delivery does not exist, was delivered, or is held. Then nothing is changed.
+    /// [`Error::Refused`] if a delivery does not exist, was delivered, or is held. After an error, no delivery is changed.
     pub async fn retry(&self, which: RetrySelection) -> Result<usize> {
         let changed = self
             .write(move |tx| match which {

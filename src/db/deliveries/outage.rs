@@ -1,6 +1,6 @@
 //! Claims deliveries of a target that cannot be reached: one as a probe, and those whose `give_up_after` has passed.
 //!
-//! Nothing is written about the other due deliveries, so a long outbox costs nothing while its target is down.
+//! The rows of the other due deliveries do not change, so a target that is down causes few writes, however many deliveries wait.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::db::Result;
 /// How many due deliveries of a target may be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimLimit {
-    /// Up to this number of deliveries. Those that have been due for the longest time come first.
+    /// Up to this number of deliveries. The delivery that has been due for the longest time comes first.
     Due(usize),
-    /// The target cannot be reached.
+    /// The target cannot be reached: one delivery may be claimed as a probe, and some for their last attempt.
     Outage(Outage),
 }
 
@@ -26,31 +26,32 @@ impl From<usize> for ClaimLimit {
     }
 }
 
-/// The time in which a target cannot be reached.
+/// An outage of a target that cannot be reached, and the deliveries that may be claimed during the outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outage {
     /// How long the outage has lasted while the program was trying to reach the target.
     pub lasted: Duration,
-    /// How long a delivery is tried.
+    /// The target's `give_up_after`: how long the attempts of a delivery go on.
     pub give_up_after: Duration,
     /// Whether one due delivery may be claimed, to find out whether the target can be reached again.
     pub probe: bool,
-    /// How many deliveries may be claimed for their last attempt.
+    /// How many deliveries may be claimed for their last attempt, after which they are given up.
     pub last_attempts: usize,
 }
 
-/// The deliveries that have failed, and whose `give_up_after` period began at `?2` or earlier.
+/// Selects the pending deliveries that had a failed attempt, and whose `give_up_after` period began at `?2` or earlier.
 pub(super) const OVERDUE: &str =
     due_deliveries!("d.last_error IS NOT NULL AND d.first_attempt_at <= ?2", "d.first_attempt_at");
 
 impl Outage {
-    /// The start of the outage: `lasted` before `now`. A change of the clock, and time in which the machine was suspended, do not
-    /// count.
+    /// The start of the outage: `lasted` before `now`. `lasted` includes neither changes of the clock nor the time in which
+    /// the machine was suspended.
     pub(super) fn since(&self, now: Timestamp) -> Timestamp {
         now.checked_sub(self.lasted).unwrap_or(Timestamp::MIN)
     }
 
-    /// Selects deliveries for their last attempt. If it finds no such delivery, it selects one due delivery as the probe.
+    /// Selects deliveries for their last attempt, because `give_up_after` has passed. If there is no such delivery, and `probe`
+    /// is set, selects one due delivery as the probe.
     pub(super) fn select(
         &self,
         tx: &Connection,
@@ -59,8 +60,8 @@ impl Outage {
         now: Timestamp,
     ) -> Result<Vec<Claimed>> {
         let deadline = now.checked_sub(self.give_up_after).unwrap_or(Timestamp::MIN);
-        // A delivery that was never attempted has waited since it was due, or since the outage began if that is later. So no such
-        // delivery is given up before the outage has lasted for `give_up_after`.
+        // The `give_up_after` period of a delivery that was never attempted begins when the delivery became due, or at the start
+        // of the outage if that is later. So no such delivery is given up before the outage has lasted for `give_up_after`.
         let never_attempted = if self.lasted >= self.give_up_after { self.last_attempts } else { 0 };
         let times = ClaimTimes { now, outage_since: Some(self.since(now)) };
         let (mut claimed, mut in_flight) = (Vec::new(), in_flight.to_vec());

@@ -17,8 +17,8 @@ CREATE TABLE mails (
   recipient         TEXT,                      -- the To header
   subject           TEXT,
   sent_at           TEXT,                      -- the Date header
-  received_at       TEXT,                      -- when the mail server received it (INTERNALDATE)
-  size              INTEGER NOT NULL,          -- bytes of the whole mail; more than length(raw) if it was cut
+  received_at       TEXT,                      -- when the mail server received the mail (INTERNALDATE)
+  size              INTEGER NOT NULL,          -- bytes of the whole mail; more than length(raw) if `raw` was cut
   sha256            TEXT NOT NULL,             -- SHA-256 of raw as it arrived, in hex
   outcome           TEXT NOT NULL
                     CHECK (outcome = 'event' OR outcome = 'duplicate' OR outcome = 'ignored'
@@ -30,10 +30,10 @@ CREATE TABLE mails (
   trust_domain      TEXT,                      -- the signing domain (d=) of the DKIM signature that proves the mail
   trust_selector    TEXT,                      -- the selector (s=) of that signature's key
   trust_covers      TEXT,                      -- the signed header fields, separated by spaces; '*' for all
-  trust_to          TEXT,                      -- the addresses of the signed To, separated by spaces
-  judged_at         TEXT NOT NULL,             -- when its outcome was last decided
-  judgements        INTEGER NOT NULL DEFAULT 1,-- how often its outcome was decided
-  next_judgement_at TEXT,                      -- deferred: when it is examined again
+  trust_to          TEXT,                      -- the addresses of the signed To field, separated by spaces
+  judged_at         TEXT NOT NULL,             -- when the mail's outcome was last decided
+  judgements        INTEGER NOT NULL DEFAULT 1,-- how often the mail's outcome was decided
+  next_judgement_at TEXT,                      -- of a deferred mail: when it is authenticated again
   -- `raw` is the last column, so that SQLite reads the other columns without the pages that contain the mail.
   raw               BLOB                       -- the mail, byte for byte; NULL if it was pruned, or not delivered by the server
 ) STRICT;
@@ -44,8 +44,8 @@ CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX mails_by_outcome ON mails (outcome, id);
 CREATE INDEX mails_deferred ON mails (next_judgement_at, account) WHERE outcome = 'deferred';
 CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw IS NOT NULL;
--- An index of the mails that the mail server lists and does not deliver. Their sha256 is the SHA-256 of no bytes. Pruned mails
--- have no raw, too, but each of them keeps the sha256 of the bytes that it had.
+-- An index of the mails that the mail server lists and does not deliver. The sha256 of such a mail is the SHA-256 of no bytes. A
+-- pruned mail has no `raw` either, but its row keeps the sha256 of the bytes.
 CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
   WHERE outcome = 'quarantined' AND raw IS NULL;
 CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
@@ -54,7 +54,7 @@ CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
 CREATE INDEX mails_proven_to_review ON mails (id)
   WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL;
 
--- One row for each event, in the webhook's model. A duplicate gets no second row.
+-- One row for each event, in the webhook's model. A mail that is a duplicate adds no row.
 CREATE TABLE events (
   event_id            TEXT PRIMARY KEY,        -- computed from the content: the same payment has the same id in every database
   status              TEXT NOT NULL CHECK (status = 'completed' OR status = 'failed' OR status = 'pending'),
@@ -68,7 +68,7 @@ CREATE TABLE events (
   blockchain          TEXT,
   token               TEXT,
   from_wallet_address TEXT,
-  transaction_hash    TEXT COLLATE NOCASE,     -- COLLATE is for lookups only; the case is kept
+  transaction_hash    TEXT COLLATE NOCASE,     -- lookups ignore the case; the stored text keeps it
   tx_time             TEXT,
   tx_time_source      TEXT CHECK (tx_time_source IN ('mail', 'header')),
   webhook             TEXT NOT NULL,           -- the JSON body that is delivered
@@ -87,8 +87,8 @@ CREATE INDEX events_by_tx_time ON events (tx_time);
 -- There is no index on `status` alone. In a query with `status` and `session_id`, SQLite would prefer that index to the better
 -- index on `session_id`.
 CREATE INDEX events_not_completed ON events (status) WHERE status <> 'completed';
--- An index for paid_by_day. It contains an expression in place of `token`: in a query for a session and a token, SQLite would
--- prefer an index on `token` to the better index on `session_id`.
+-- An index for the view paid_by_day. The index contains an expression in place of `token`: in a query for a session and a token,
+-- SQLite would prefer an index on `token` to the better index on `session_id`.
 CREATE INDEX events_by_token ON events (token || '', coalesce(tx_time, created_at));
 CREATE INDEX events_unresolved ON events (created_at) WHERE session_id IS NULL;
 CREATE INDEX events_unmatched ON events (CAST(amount AS REAL), tx_time) WHERE session_id IS NULL AND order_ref IS NULL;
@@ -101,7 +101,7 @@ CREATE TABLE deliveries (
   target          TEXT NOT NULL,               -- the [[forward]] entry's name
   state           TEXT NOT NULL CHECK (state = 'held' OR state = 'pending' OR state = 'delivered' OR state = 'dead'),
   attempts        INTEGER NOT NULL DEFAULT 0,  -- the number of attempts; increased before each attempt
-  next_attempt_at TEXT CHECK (state <> 'pending' OR next_attempt_at IS NOT NULL),   -- pending: it is not sent before this time
+  next_attempt_at TEXT CHECK (state <> 'pending' OR next_attempt_at IS NOT NULL),   -- pending: no attempt before this time
   last_status     INTEGER,                     -- the last HTTP status
   last_error      TEXT,                        -- why the last attempt failed
   delivered_at    TEXT,
@@ -116,19 +116,20 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
 CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
 CREATE INDEX deliveries_in_streams ON deliveries (target, delivered_at) WHERE receipt IS NOT NULL;
--- An index of the failed deliveries whose give_up_after may have passed. A delivery that succeeds at the first attempt is never
--- in this index.
+-- An index of the pending deliveries that had a failed attempt, so that their give_up_after may have passed. A delivery that
+-- succeeds at the first attempt is never in this index.
 CREATE INDEX deliveries_failing ON deliveries (target, first_attempt_at) WHERE state = 'pending' AND last_error IS NOT NULL;
 
--- One row for each attempt to deliver. It is inserted before the request is sent and completed afterwards.
+-- One row for each attempt of a delivery. The daemon inserts the row before it sends the request, and completes the row after the
+-- attempt.
 CREATE TABLE attempts (
   delivery_id INTEGER NOT NULL REFERENCES deliveries (id) ON DELETE CASCADE,
   attempt     INTEGER NOT NULL,                -- 1, 2, 3 …
   at          TEXT NOT NULL,
   status      INTEGER,                         -- the HTTP status, if there was a response
-  error       TEXT,                            -- NULL: it was accepted
-  millis      INTEGER,                         -- the duration; NULL until the end is recorded
-  -- After 'no_response' and 'interrupted' the handler may have the event, although no response says so.
+  error       TEXT,                            -- NULL: the attempt was accepted
+  millis      INTEGER,                         -- the duration of the attempt; NULL until its end is stored
+  -- After 'no_response' and 'interrupted', the handler may have the event, although the daemon got no response.
   result      TEXT NOT NULL DEFAULT 'interrupted'
               CHECK (result = 'accepted' OR result = 'rejected' OR result = 'no_response' OR result = 'not_sent'
                      OR result = 'interrupted'),
@@ -143,9 +144,9 @@ CREATE TABLE streams (
   state        TEXT NOT NULL CHECK (state = 'connecting' OR state = 'connected' OR state = 'failed'),
   servers      TEXT NOT NULL,                  -- the configured URLs, separated by commas
   version      TEXT,                           -- the version of the server to which the daemon connected last
-  changed_at   TEXT NOT NULL,                  -- since when it is in this state
-  failing_since TEXT,                          -- NULL: it is connected, or connects for the first time since the daemon started
-  problems     TEXT,                           -- why it failed; one problem on each line
+  changed_at   TEXT NOT NULL,                  -- since when the stream is in this state
+  failing_since TEXT,                          -- NULL: the daemon is connected, or connects for the first time since its start
+  problems     TEXT,                           -- why the daemon cannot publish; one problem on each line
   notes        TEXT,                           -- settings that should be changed; one note on each line
   needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
   there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries found their message in the stream already
@@ -161,7 +162,7 @@ CREATE TABLE sessions (
   blockchain TEXT,
   token      TEXT,
   created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-  expires_at TEXT                              -- after this time it is no longer matched by amount
+  expires_at TEXT                              -- after this time the session is no longer matched by amount
 ) STRICT;
 CREATE INDEX sessions_by_order ON sessions (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX sessions_by_time ON sessions (created_at);
@@ -173,9 +174,9 @@ CREATE INDEX sessions_without_amount ON sessions (created_at) WHERE amount IS NU
 CREATE TABLE sessions_to_reconcile (
   session_id TEXT PRIMARY KEY COLLATE NOCASE
 ) STRICT, WITHOUT ROWID;
--- Other programs write times in other forms (2025-03-05 03:36:00, 2025-03-05T04:36:00+01:00); the trigger converts them.
--- The triggers test NOT EXISTS in place of OR IGNORE, because the conflict clause of the statement that fires a trigger replaces
--- the conflict clauses in the trigger.
+-- Other programs write times in other forms (2025-03-05 03:36:00, 2025-03-05T04:36:00+01:00). The trigger
+-- sessions_registered converts these times. Both triggers test NOT EXISTS in place of OR IGNORE, because the conflict clause of
+-- the statement that fires a trigger replaces the conflict clauses in the trigger.
 CREATE TRIGGER sessions_registered AFTER INSERT ON sessions BEGIN
   SELECT RAISE(ABORT, 'created_at and expires_at must be times, such as 2025-03-05T03:36:00Z')
   WHERE julianday(NEW.created_at) IS NULL OR (julianday(NEW.expires_at) IS NULL AND NEW.expires_at IS NOT NULL);
@@ -202,33 +203,33 @@ CREATE TABLE mailboxes (
                       OR state = 'failed'),
   last_seen_at TEXT,                           -- when the last round trip to the mail server was completed
   last_error   TEXT,
-  -- The next two columns are set if `start` excludes mails. They also apply if the mailbox is renumbered and read again. In
+  -- begun_at and begun_uid are set if `start` excludes mails. Both also apply if the mailbox is renumbered and read again. In
   -- that case, begun_uid becomes the highest UID at the renumbering.
   begun_at     TEXT,                           -- mails up to begun_uid that the server received before this time are skipped
   begun_uid    INTEGER,                        -- mails above this UID came later, and are not skipped
-  -- The next two columns are for a server that was restored from a backup and gave used UIDs to other mails.
+  -- newest_at and renumbered_after are for a server that was restored from a backup and gave used UIDs to other mails.
   newest_at    TEXT,                           -- when the server received the newest mail that was read. If a UID up to
                                                -- last_uid has a newer mail now, the server was restored
   renumbered_after INTEGER NOT NULL DEFAULT 0, -- the UIDs in rows of `mails` up to this id may mean other mails now
   PRIMARY KEY (account, mailbox)
 ) STRICT, WITHOUT ROWID;
 
--- One row for each account, so that a long silence is noticed (`quiet`).
+-- One row for each account, so that `status` can warn of a long time without notifications (`quiet` in config.toml).
 CREATE TABLE accounts (
   account              TEXT PRIMARY KEY,       -- the account's name in config.toml
   watched_since        TEXT,                   -- the first start of the daemon with this account; NULL: it was never watched
-  last_notification_at TEXT                    -- when its newest proven notification was received; NULL: there is none
+  last_notification_at TEXT                    -- when the account's newest proven notification was received; NULL: never
 ) STRICT, WITHOUT ROWID;
 
--- One row for each completed event that was to be delivered while a [[chain]] was configured. It shows whether the chain confirms
--- the payment. An event without a row does not wait for the chain.
+-- One row for each completed event that was to be delivered while a [[chain]] was configured. The row shows whether the chain
+-- confirms the payment. An event without a row does not wait for the chain.
 CREATE TABLE confirmations (
   event_id        TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   state           TEXT NOT NULL
                   CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'unproven'
                          OR state = 'operator'),
   reason          TEXT,                        -- 'code: message'; NULL: confirmed by the chain or an operator, or no look yet
-  chain_id        INTEGER,                     -- the chain (EIP-155); NULL: no [[chain]] is configured for it
+  chain_id        INTEGER,                     -- the id of the chain (EIP-155); NULL: no [[chain]] is configured for the chain
   paid_block      INTEGER,                     -- the block of the transaction that the event names
   paid_block_hash TEXT,
   arrival         TEXT,                        -- the transaction in which the money reached one of the merchant's wallets
@@ -236,10 +237,12 @@ CREATE TABLE confirmations (
   arrival_block   INTEGER,
   received        TEXT,                        -- how much arrived, decimal text
   received_token  TEXT,
-  amount_checked  INTEGER CHECK (amount_checked = 0 OR amount_checked = 1),   -- 0: the amount is in dollars, the token is not
-  final           TEXT,                        -- what counted as final: 'finalized', 'safe', or a number of blocks
+  -- amount_checked: 1: `received` was compared with the event's amount. 0: no comparison, because the amount is in dollars or has
+  -- no currency, and the token is not a dollar token.
+  amount_checked  INTEGER CHECK (amount_checked = 0 OR amount_checked = 1),
+  final           TEXT,                        -- which blocks counted as final: 'finalized', 'safe', or a number of blocks
   nodes           TEXT,                        -- the hosts of the nodes, separated by spaces
-  looks           INTEGER NOT NULL DEFAULT 0,  -- how often it was looked up or changed
+  looks           INTEGER NOT NULL DEFAULT 0,  -- the number of looks at the event, plus the number of its changes
   looked_at       TEXT,
   next_look_at    TEXT,                        -- the next look is not before this time; NULL: there is no further look
   confirmed_at    TEXT,
@@ -280,9 +283,9 @@ CREATE TABLE session_inquiries (
   session_id         TEXT PRIMARY KEY COLLATE NOCASE,
   next_ask_at        TEXT,                     -- the daemon does not ask before this time; NULL: it does not ask again
   first_after_expiry TEXT,                     -- the time of the first answer after the session expired
-  completed_since    TEXT,                     -- since when Resmic reports it as Completed
-  status             TEXT,                     -- payment_status of the last answer
-  reason             TEXT,                     -- 'code: message', why it needs review; NULL: no review is needed
+  completed_since    TEXT,                     -- since when Resmic reports the session as Completed
+  status             TEXT,                     -- payment_status in Resmic's last answer
+  reason             TEXT,                     -- 'code: message', why the session needs review; NULL: no review is needed
   asks               INTEGER NOT NULL DEFAULT 0,
   asked_at           TEXT
 ) STRICT;
@@ -291,7 +294,7 @@ CREATE INDEX session_inquiries_missing ON session_inquiries (completed_since)
   WHERE completed_since IS NOT NULL AND next_ask_at IS NOT NULL;
 CREATE INDEX session_inquiries_review ON session_inquiries (session_id) WHERE reason IS NOT NULL;
 
--- The events whose session the daemon searches for, or has searched for, at Resmic's API.
+-- One row for each event whose session the daemon searches for, or has searched for, at Resmic's API.
 CREATE TABLE session_searches (
   event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   result      TEXT CHECK (result = 'found' OR result = 'none' OR result = 'ambiguous'),   -- NULL: the search goes on
@@ -306,22 +309,22 @@ CREATE INDEX session_searches_open ON session_searches (since) WHERE next_ask_at
 -- only when it searches for the session of another event.
 CREATE TABLE session_transactions (
   session_id       TEXT PRIMARY KEY COLLATE NOCASE,
-  transaction_hash TEXT,                       -- NULL: Resmic named none
+  transaction_hash TEXT,                       -- NULL: Resmic named no transaction
   blockchain       TEXT,
   asked_for        TEXT NOT NULL,              -- the event for whose session the daemon searched
   asked_at         TEXT NOT NULL
 ) STRICT;
 
--- One row for each completed event that was to be delivered while [resmic] require = true was configured. It shows whether
+-- One row for each completed event that was to be delivered while [resmic] require = true was configured. The row shows whether
 -- Resmic's API reports the event's session as Completed. An event without a row does not wait for Resmic.
 CREATE TABLE clearances (
   event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   state       TEXT NOT NULL
               CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'operator'),
-  reason      TEXT,                            -- why it waits; if it is doubtful, usually 'code: message'
-  next_ask_at TEXT,                            -- the daemon does not ask before this time; NULL: the session is unknown,
-                                               -- or the state is final
-  asks        INTEGER NOT NULL DEFAULT 0,      -- how often it was asked about or changed
+  reason      TEXT,                            -- why the event waits; for a doubtful event, usually 'code: message'
+  next_ask_at TEXT,                            -- the daemon does not ask before this time; NULL: the event's session is
+                                               -- unknown, or the state is final
+  asks        INTEGER NOT NULL DEFAULT 0,      -- the number of Resmic's answers about the event, plus the number of its changes
   asked_at    TEXT,
   waits_since TEXT NOT NULL
 ) STRICT;
@@ -341,8 +344,8 @@ CREATE TABLE resmic_api (
 ) STRICT;
 
 -- The newest state of each session. A later payment that is pending or failed never hides a completed payment of the session.
--- An event without a session is a row by itself. With NOT EXISTS, SQLite uses the indexes of `events` to find one session.
--- With a window function, it would read all sessions.
+-- An event without a session has a separate row. With NOT EXISTS, SQLite uses the indexes of `events` to find one session.
+-- With a window function, SQLite would read all sessions.
 CREATE VIEW payments AS
 SELECT e.session_id, e.order_ref, e.status, e.amount, e.currency, e.blockchain, e.token, e.from_wallet_address,
        e.transaction_hash, e.tx_time, e.event_id, e.session_source, e.hold, e.created_at,
@@ -364,7 +367,7 @@ WHERE NOT EXISTS (
 -- one search in an index for each day and token. LIMIT -1 keeps SQLite from repeating the search for each column.
 CREATE VIEW paid_by_day AS
 WITH RECURSIVE
-  -- The last row is NULL, and stands for the events without a token.
+  -- The last row of `tokens` is NULL, for the events without a token.
   tokens (token) AS (
     SELECT min(token || '') FROM events
     UNION ALL SELECT (SELECT min(e.token || '') FROM events e WHERE e.token || '' > t.token) FROM tokens t WHERE t.token IS NOT NULL),
@@ -381,8 +384,8 @@ WITH RECURSIVE
 SELECT day, token, json_extract(paid, '$[0]') AS payments, json_extract(paid, '$[1]') AS about
 FROM sums WHERE json_extract(paid, '$[0]') > 0;
 
--- The numbers of rows in other tables, so that `status` and the metrics need not count the rows. Triggers maintain the numbers,
--- so they are right whichever program writes.
+-- The numbers of rows in other tables, so that `status` and the metrics need not count the rows. Triggers maintain these numbers,
+-- so the numbers are right whichever program writes.
 CREATE TABLE counts (
   name TEXT NOT NULL,                          -- the table: 'mails', 'events', 'deliveries' or 'confirmations'. Or 'held': events
                                                -- with a held delivery. Or 'reasons': mails with a reason
@@ -406,9 +409,9 @@ INSERT INTO counts (name, key, n) VALUES
   ('reasons', 'quarantined dns', 0), ('reasons', 'quarantined unavailable', 0);
 
 -- If a statement fires a trigger and may be rolled back without its transaction, SQLite keeps a copy of each page that the
--- statement changes. INSERT OR FAIL and UPDATE OR FAIL are not rolled back, so they need no copies. This is so only if the
--- triggers and the indexes call no function and have no ON CONFLICT clause, and if foreign keys are deferred. Copies would take a
--- tenth of the time of a backfill.
+-- statement changes. INSERT OR FAIL and UPDATE OR FAIL are not rolled back, so SQLite makes no copies for them. But SQLite does
+-- make copies if a trigger or an index calls a function or has an ON CONFLICT clause, or if foreign keys are not deferred. The
+-- copies would take a tenth of the time of a backfill.
 CREATE TRIGGER mails_count_insert AFTER INSERT ON mails BEGIN
   UPDATE counts SET n = n + 1 WHERE name = 'mails' AND key = NEW.outcome;
 END;
@@ -420,8 +423,9 @@ CREATE TRIGGER mails_count_delete AFTER DELETE ON mails BEGIN
   UPDATE counts SET n = n - 1 WHERE name = 'mails' AND key = OLD.outcome;
 END;
 
--- A reason is 'code: message'. Its code is found by two comparisons with the key, because a trigger must not call a function (see
--- above). In ASCII, ';' follows ':', so every text that begins with the key and ':' is between `key:` and `key;`.
+-- A reason is 'code: message'. The trigger finds the code by two comparisons with `counts.key`, because a trigger must not call a
+-- function (see mails_count_insert). In ASCII, ';' follows ':', so every text that begins with the key and ':' is between `key:`
+-- and `key;`.
 CREATE TRIGGER mails_reason_insert AFTER INSERT ON mails WHEN NEW.reason IS NOT NULL BEGIN
   UPDATE counts SET n = n + 1 WHERE name = 'reasons'
     AND NEW.outcome || ' ' || NEW.reason >= key || ':' AND NEW.outcome || ' ' || NEW.reason < key || ';';
