@@ -63,7 +63,7 @@ impl DaemonLock {
 const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The path of the lock file. It is in the folder of the real database file, so that all links to one database share one lock.
+/// The path of the lock file, which is in the folder of the real database file. So all links to one database share one lock.
 fn lock_file(database: &Path) -> PathBuf {
     let mut name = behind_links(database).into_os_string();
     name.push(".lock");

@@ -13,7 +13,7 @@ pub struct Cursor {
     pub account: String,
     /// The mailbox's name on the server.
     pub mailbox: String,
-    /// The UID up to which every mail is settled, or excluded by `start`.
+    /// The UIDVALIDITY and UID of the cursor. Every mail up to this UID is settled, or excluded by `start`.
     pub position: SyncPosition,
 }
 

@@ -106,7 +106,7 @@ impl StoreReader {
         self.query_all(sql, &[], |row| Ok((word(row, "state")?, row.get(1)?)))
     }
 
-    /// Whether a delivery to one of `targets` has been due since before `since`, and no attempt was made since `since`.
+    /// Whether a delivery to one of `targets` was already due at the time `since`, and no delivery was attempted after that time.
     ///
     /// # Errors
     ///
@@ -204,7 +204,7 @@ impl StoreReader {
         if step != StepResult::Done {
             return Err(Error::Locked(to.to_owned()));
         }
-        // The copy is one file. The next program that opens it for writing turns on WAL mode.
+        // With this mode, the copy is one file. The next program that opens the copy for writing turns on WAL mode.
         copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
         let integrity: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
         if integrity == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is damaged: {integrity}"))) }

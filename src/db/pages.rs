@@ -7,7 +7,7 @@ use rusqlite::types::ToSql;
 use super::reader::where_clause;
 use super::{Error, Result, StoreReader};
 
-/// The number of rows in a page.
+/// The most rows in one page of a list.
 pub(crate) const PAGE: usize = 500;
 
 /// A query for a list of rows, in the order of an integer key.

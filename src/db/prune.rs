@@ -1,8 +1,8 @@
 //! Deletes rows and bytes that are no longer needed, in small transactions.
 //!
-//! A reader looks for the rows, without a lock. The writer changes a few of them in each transaction, and pauses between two
-//! transactions, so that a daemon can store its mails meanwhile. The newest rows are deleted first. Their pages are near the
-//! end of the file, so fewer other pages must be moved before the file can be cut.
+//! A reader looks for the rows, without a lock. The writer changes a few rows in each transaction, and pauses between two
+//! transactions, so that a daemon can store its mails meanwhile. The newest rows are deleted first, because their pages are near
+//! the end of the file. So fewer other pages must be moved before the file can be cut.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -263,7 +263,7 @@ fn free_some(tx: &Connection, work: Duration) -> Result<(u32, bool)> {
     let before = free()?;
     let mut left = before;
     while left > 0 && begun.elapsed() < work {
-        // Each row of the result is one page.
+        // SQLite returns one page to the file system for each row of the result, so all rows are read.
         let mut statement = tx.prepare_cached("PRAGMA incremental_vacuum(16)")?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
@@ -303,7 +303,7 @@ mod tests {
         store
     }
 
-    /// Counts the old ignored mails, the emptied mails, the emptied mails that should be whole, and the attempts.
+    /// Counts the old ignored mails, the mails without bytes, the mails whose bytes should still be there, and the attempts.
     const KEPT: &str = "SELECT
         (SELECT count(*) FROM mails WHERE outcome = 'ignored' AND judged_at < '2026'),
         (SELECT count(*) FROM mails WHERE raw IS NULL),
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(next_work(millis(4), millis(6)), LONGEST_WORK);
         assert_eq!(next_work(millis(5), millis(20)), millis(2), "the commit takes longer");
         assert_eq!(next_work(millis(5), millis(600)), SHORTEST_WORK, "the machine is busy");
-        // One disk needs as much time for the commit as the work took; the other needs three times as much.
+        // On one disk, the commit takes as long as the work; on the other disk, the commit takes three times as long.
         for (commit, expected) in [(1.0, 4_000), (3.0, 2_000)] {
             let settled = (0..20).fold(FIRST_WORK, |work, _| next_work(work, work.mul_f64(1.0 + commit)));
             assert!(settled.abs_diff(Duration::from_micros(expected)) < millis(1), "{settled:?}");

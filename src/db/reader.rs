@@ -63,8 +63,8 @@ impl StoreReader {
         Ok(StoreReader { connection, path: path.to_owned(), frozen })
     }
 
-    /// Whether this reader never shows later commits. This happens if the user may not create the `-wal` and `-shm`
-    /// files, and no other program has the database open.
+    /// Whether this reader never shows later commits, because the user may not create the `-wal` and `-shm` files, and no
+    /// other program had the database open.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.frozen

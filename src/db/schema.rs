@@ -37,8 +37,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     configure(&connection).map_err(sqlite)?;
-    // This setting has an effect only before the first page is written. With it, `prune` can return free pages to the file
-    // system in small steps.
+    // This setting has an effect only before the first page is written. With this setting, `prune` can return free pages to
+    // the file system in small steps.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sqlite)?;
     turn_on_wal(&connection).map_err(sqlite)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sqlite)?;
@@ -155,7 +155,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 /// Checks that the file is a database of this program, or empty, and returns the version of its schema. The check only reads, so
 /// that a refused file does not change.
 pub(super) fn inspect(path: &Path) -> Result<i64> {
-    // For a folder SQLite reports a read error, which sounds like a broken disk.
+    // If the path is a folder, SQLite reports a read error, which sounds like a broken disk.
     if !path.is_file() {
         return Err(Error::Foreign(path.to_owned()));
     }

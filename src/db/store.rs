@@ -23,7 +23,7 @@ pub struct StoreSettings {
     pub matching: Matching,
     /// The chains on which payments are confirmed. If the list is empty, no event waits for a chain.
     pub chains: Vec<Chain>,
-    /// The rules for Resmic's API. `None`: the API is never asked.
+    /// The rules for Resmic's API. `None`: the daemon sends no requests to the API.
     pub resmic: Option<ResmicRules>,
 }
 

@@ -188,8 +188,8 @@ async fn an_idle_writer_checkpoints_the_wal() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     record(&store, 1, 8 << 20).await.unwrap();
-    // SQLite checkpoints when the last connection closes. This second connection prevents that, so that the checkpoint below
-    // is the writer thread's.
+    // SQLite also checkpoints when the last connection closes. This second connection stays open, so that only the writer
+    // thread can make the checkpoint below.
     let observer = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
     let checkpoint_counts = || {
         let noop = "PRAGMA wal_checkpoint(NOOP)";

@@ -51,7 +51,7 @@ pub struct Ingest {
     pub latency: PushLatency,
 }
 
-/// A [`WatcherReport`] of a mailbox's watcher, after its mails were examined.
+/// A report of a mailbox's watcher ([`WatcherReport`]), with the examined mails in place of the fetched mails.
 enum IngestStep {
     Examined(Batch, Vec<ExaminedMail>),
     Found { attribute: String },
@@ -154,7 +154,7 @@ impl Ingest {
         };
         match tokio::spawn(examining).await {
             Ok(entries) => entries,
-            // `examine_one` catches panics, so the task was cancelled when the program stopped.
+            // `examine_one` catches panics, so this error means that the task was cancelled, because the program stops.
             Err(_) => std::future::pending().await,
         }
     }
@@ -176,13 +176,14 @@ impl Ingest {
             }
             // `catch_panic` has caught a panic in one of the tasks.
             (Ok(_), Ok(_)) => None,
-            // The task was cancelled when the program stopped.
+            // A task was cancelled, because the program stops.
             _ => std::future::pending().await,
         };
         ExaminedMail::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(unparsable))
     }
 
-    /// Examines mails and stores them in the database, for `import`. No cursor changes, because the mails come from files.
+    /// Examines mails and stores them in the database, for `import`. No cursor changes, because the mails do not come from a mail
+    /// server.
     ///
     /// # Errors
     /// See [`Ingest::run`].

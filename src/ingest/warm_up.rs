@@ -1,4 +1,4 @@
-//! Prepares for the first mail.
+//! Does some work at the start that would delay the first mail.
 //!
 //! The regular expressions of the parser are compiled at their first use, which takes longer than parsing a hundred mails. The
 //! next mail is probably signed with the same key as the last mails, so this key is looked up before the mail arrives.

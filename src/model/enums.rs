@@ -90,7 +90,7 @@ pub enum Outcome {
     Event,
     /// The mail repeats a stored event.
     Duplicate,
-    /// The mail is not a notification.
+    /// The mail is not about a payment, or was removed from the mail server before its bytes were delivered.
     Ignored,
     /// The mail needs review.
     Quarantined,
@@ -118,7 +118,7 @@ string_enum!(Trust, "trust", Dkim => "dkim", AuthenticationResults => "authentic
 /// The code of a reason. The codes are an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReasonCode {
-    /// The mail has no accepted proof, or its From is not allowed.
+    /// The mail has no accepted proof, its From is not allowed, or its To is not signed.
     Untrusted,
     /// The signed To of the mail contains none of the account's addresses.
     NotOurs,
@@ -162,7 +162,7 @@ string_enum!(MailboxState, "mailbox state", Connecting => "connecting", Syncing 
 /// The state of a target that is a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamState {
-    /// The daemon has started. It connects for the first time, or publishes the last events again before it sends new ones.
+    /// The daemon has started and cannot publish new events yet: it connects, or publishes the last events again.
     Connecting,
     /// The daemon can publish to the stream.
     Connected,

@@ -106,7 +106,7 @@ pub struct SyncPosition {
     pub uid_validity: UidValidity,
     /// The cursor's UID. Every mail up to this UID is settled (stored, gone, or not Resmic's), or is excluded by `start`.
     pub last_uid: Uid,
-    /// The boundary of the mails that `start` excludes; `None` if it excludes no mails.
+    /// The boundary of the mails that `start` excludes; `None` if `start` excludes no mails.
     pub start_boundary: Option<StartBoundary>,
     /// The newest INTERNALDATE that the server has reported, without dates too far in the future. The program may not have asked
     /// for the dates of mails with low UIDs.
@@ -216,7 +216,7 @@ pub enum Judgement {
     Deferred(Reason),
 }
 
-/// Fields of a mail's header, made printable. The sender wrote them, so they prove nothing. The texts are only for people.
+/// Fields of a mail's header, made printable for people. The sender wrote these fields, so the fields prove nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Envelope {
     /// Message-ID.

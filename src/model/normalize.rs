@@ -29,8 +29,8 @@ pub fn spell_chain(name: &str) -> String {
     known.map_or(name, |known| known).to_owned()
 }
 
-/// The tokens with several names. Resmic's backend writes the name that it needs to look up the price, and the payment
-/// page writes a symbol. Mails contain both.
+/// The tokens with several names. Resmic's backend writes the name with which it looks up the token's price, and Resmic's payment
+/// page writes a symbol. Mails contain names of both kinds.
 const TOKEN_NAMES: [&[&str]; 12] = [
     &["ethereum", "ETH", "SETH", "WETH"],
     &["matic-network", "MATIC"],
