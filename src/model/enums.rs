@@ -124,7 +124,7 @@ pub enum ReasonCode {
     NotOurs,
     /// The mail or its event contradicts itself, another event, the registered session or Resmic's API.
     Conflict,
-    /// The mail is about a payment, but lacks a required field, or has a value that is not clear.
+    /// The mail may be about a payment, but has no text, lacks a required field, or has a value that is not clear.
     Unreadable,
     /// The bytes cannot be parsed as a mail.
     Malformed,

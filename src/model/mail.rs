@@ -208,7 +208,7 @@ impl SignedHeaders {
 pub enum Judgement {
     /// A trusted notification.
     Event(Box<Event>),
-    /// The mail is not a notification.
+    /// The mail is not about a payment.
     Ignored(Reason),
     /// The mail needs review: a person must decide.
     Quarantined(Reason),

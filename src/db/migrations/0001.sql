@@ -237,8 +237,8 @@ CREATE TABLE confirmations (
   arrival_block   INTEGER,
   received        TEXT,                        -- how much arrived, decimal text
   received_token  TEXT,
-  -- amount_checked: 1: `received` was compared with the event's amount. 0: no comparison, because the amount is in dollars or has
-  -- no currency, and the token is not a dollar token.
+  -- amount_checked is 1 if `received` was compared with the event's amount. amount_checked is 0 if the amount is in dollars or
+  -- has no currency, and the token is not a dollar token.
   amount_checked  INTEGER CHECK (amount_checked = 0 OR amount_checked = 1),
   final           TEXT,                        -- which blocks counted as final: 'finalized', 'safe', or a number of blocks
   nodes           TEXT,                        -- the hosts of the nodes, separated by spaces
@@ -270,9 +270,9 @@ CREATE TABLE chains (
   name         TEXT NOT NULL,
   nodes        TEXT NOT NULL,                  -- the hosts, separated by spaces
   head         INTEGER,                        -- the newest block at one node: the node that reports the oldest final block
-  head_age_s   INTEGER,                        -- the age of that block in seconds when the node was asked
-  final_block  INTEGER,                        -- the last final block of the same node
-  final_lag_s  INTEGER,                        -- how many seconds the final block is older than the newest block
+  head_age_s   INTEGER,                        -- the age of the block `head` in seconds, at the time asked_at
+  final_block  INTEGER,                        -- the last final block at the node that reported `head`
+  final_lag_s  INTEGER,                        -- how many seconds the block final_block is older than the block `head`
   asked_at     TEXT,
   last_error   TEXT,                           -- NULL: the last calls succeeded
   needs_person INTEGER NOT NULL DEFAULT 0      -- 1: the error does not pass by itself
