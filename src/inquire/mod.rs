@@ -1,7 +1,9 @@
-//! The loop that asks Resmic. It sends a due question to Resmic's API, and records the answer.
+//! The loop that asks Resmic's API about sessions. The loop makes each inquiry that is due, and stores the answer in the
+//! database.
 //!
-//! It asks one question at a time, at the pace that the configuration allows. Questions about events go first. The loop sleeps
-//! until a commit wakes it, or until the next question is due. Without `[resmic]` there is no loop and no socket.
+//! The loop makes one inquiry at a time, at the rate that `[resmic] rate` allows. Inquiries for events that wait go first. The
+//! loop sleeps until the next inquiry is due, or until a commit may have made one due. Without `[resmic]` in the configuration,
+//! there is no loop and no connection to Resmic.
 
 use std::time::Duration;
 
@@ -17,14 +19,15 @@ use crate::resmic::{
     ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
 };
 
-/// A successful request is recorded for `status` at most once in this time, unless it follows a failure.
+/// While requests to Resmic's API succeed, the table `resmic_api` is updated at most once in this interval. The first success
+/// after a failure is written immediately.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
-/// The longest time that one question may take: two requests, and the pause between them.
+/// The longest duration of one inquiry: two requests to Resmic's API, and the pause between the two requests.
 const LONGEST_QUESTION: Duration = Duration::from_secs(180);
-/// The longest error that is stored, in characters.
+/// The longest error message that is stored in `resmic_api.last_error`, in characters.
 const MAX_MESSAGE: usize = 300;
 
-/// Asks until `shutdown`, at most `rate` times in a minute.
+/// Asks Resmic's API about sessions until `shutdown` is true, with at most `rate` requests in a minute.
 ///
 /// # Errors
 /// [`db::Error::Stopped`] if the writer has ended.
@@ -39,7 +42,7 @@ pub async fn run(
     let mut worker = InquiryWorker { inquirer: Inquirer::new(store.clone(), client, rate), heartbeat };
     let mut ending = shutdown.clone();
     tokio::select! {
-        // A question stores nothing before its answer, so it can be cancelled at any moment.
+        // An inquiry stores nothing before the answer arrives, so the inquiry can be cancelled at any moment.
         _ = ending.wait_for(|ending| *ending) => {}
         ended = store.work_in_turns(&mut worker) => ended?,
     }
@@ -73,26 +76,27 @@ impl TurnWorker for InquiryWorker {
 /// The result of [`Inquirer::ask_next`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// The inquirer asked a question and recorded the answer. Another question may be due.
+    /// The [`Inquirer`] made an inquiry and stored the result. Another inquiry may be due.
     Asked,
-    /// A question is due. The pace allows it at this time.
+    /// An inquiry is due, but [`Pace`] allows the next request only at this time.
     Paced(std::time::Instant),
-    /// No question is due. The next question becomes due at this time. `None`: no question waits.
+    /// No inquiry is due. The next inquiry becomes due at this time. `None`: no further inquiry is planned.
     Idle(Option<Timestamp>),
 }
 
 /// The two answers of Resmic's API about a session.
 #[derive(Debug, Clone)]
 pub struct SessionAnswers {
-    /// How the session ended.
+    /// The answer about the payment status of the session.
     pub status: Result<StatusAnswer, ApiError>,
-    /// The session's transaction; `None` if the API did not answer the question about the status.
+    /// The answer about the transaction of the session. `None`: the API did not answer the request for the status, so the
+    /// transaction was not requested.
     pub details: Option<Result<TransactionDetails, ApiError>>,
-    /// The change that the answers have made.
+    /// The effect of the two answers in the database.
     pub recorded: RecordedSession,
 }
 
-/// Asks Resmic at the allowed pace, and records how the API answers.
+/// Sends requests to Resmic's API at the allowed rate, stores the answers, and records in `resmic_api` whether the API answers.
 pub struct Inquirer {
     store: Store,
     client: ResmicClient,
@@ -102,17 +106,17 @@ pub struct Inquirer {
 }
 
 impl Inquirer {
-    /// An inquirer that has sent no request yet.
+    /// Creates an inquirer that sends at most `rate` requests in a minute.
     #[must_use]
     pub fn new(store: Store, client: ResmicClient, rate: u32) -> Self {
         Inquirer { store, client, pace: Pace::new(rate), reported: None, failing: false }
     }
 
-    /// Asks the most urgent question, if the pace allows a request now, and records the answer. The clock is read immediately
-    /// before the request, because reading the question from the database may take long.
+    /// Makes the most urgent inquiry that is due, if [`Pace`] allows a request now, and stores the answer. `clock` is called only
+    /// after the inquiry was read from the database, because that reading may take long.
     ///
     /// # Errors
-    /// An error of the store.
+    /// The database cannot be read or written.
     pub async fn ask_next(&mut self, clock: impl FnOnce() -> std::time::Instant) -> db::Result<Turn> {
         let (due, next) = self.store.due_inquiry().await?;
         let Some(due) = due else { return Ok(Turn::Idle(next)) };
@@ -137,11 +141,11 @@ impl Inquirer {
         Ok(Turn::Asked)
     }
 
-    /// Asks whether an event may be delivered.
+    /// Asks Resmic whether the session of an event is completed, so that the event may be delivered.
     async fn ask_about_event(&mut self, due: DueClearance) -> db::Result<()> {
         let status = self.ask_status(due.session).await?;
         let details = match &status {
-            // Only a completed session can clear the event, so the details are not needed.
+            // The event may be delivered only if its session is `Completed`, so the details are not requested for another status.
             Ok(answer) if answer.payment_status != PaymentStatus::Completed => {
                 Err(ApiError::NotFound("the session is not completed".into()))
             }
@@ -153,10 +157,11 @@ impl Inquirer {
         Ok(())
     }
 
-    /// Asks how a session ended, as soon as the pace allows the request. Records the answer if the session is registered.
+    /// Asks Resmic for the payment status of a session, as soon as [`Pace`] allows the request. Stores the answer if the session
+    /// is registered.
     ///
     /// # Errors
-    /// An error of the store.
+    /// The database cannot be read or written.
     pub async fn inquire(
         &mut self,
         session: SessionId,
@@ -167,11 +172,11 @@ impl Inquirer {
         Ok((status, recorded))
     }
 
-    /// Does the same as [`Inquirer::inquire`], and also asks for the transaction of the session, so that a stored event with
-    /// another transaction is noticed.
+    /// Does the same as [`Inquirer::inquire`], and also asks Resmic for the transaction of the session. So the program notices a
+    /// stored event of the session that has another transaction.
     ///
     /// # Errors
-    /// An error of the store.
+    /// The database cannot be read or written.
     pub async fn inquire_with_details(&mut self, session: SessionId) -> db::Result<SessionAnswers> {
         self.wait_for_turn().await;
         let status = self.ask_status(session).await?;
@@ -183,13 +188,14 @@ impl Inquirer {
         Ok(SessionAnswers { status, details, recorded })
     }
 
-    /// Asks for the transaction of a session as soon as the pace allows the request.
+    /// Asks Resmic for the transaction of a session, as soon as [`Pace`] allows the request.
     async fn ask_details_in_turn(&mut self, session: SessionId) -> db::Result<Result<TransactionDetails, ApiError>> {
         self.wait_for_turn().await;
         self.ask_details(session).await
     }
 
-    /// Records the status of a session. If the status alone decides nothing, this function asks for the transaction, too.
+    /// Stores Resmic's answer about the status of a session. If the status alone is not enough, this function also asks Resmic
+    /// for the transaction, and stores both answers.
     async fn record_status(
         &mut self,
         session: SessionId,
@@ -222,8 +228,8 @@ impl Inquirer {
         Ok(answer)
     }
 
-    /// Applies the result of a request to the pace, and records it for the metrics and `status`. An error that concerns only one
-    /// session counts as a success.
+    /// Reports the result of a request to [`Pace`], and writes the result into the table `resmic_api`, which `status` and the
+    /// metrics read. An error that concerns only one session counts as a success, because the API has answered.
     async fn note(&mut self, error: Option<&ApiError>) -> db::Result<()> {
         let error = error.filter(|error| error.concerns_all_sessions());
         match error {

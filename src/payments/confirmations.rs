@@ -1,6 +1,7 @@
-//! Which events wait for their chain, and how the wait ends.
+//! Decides which events wait until their chain confirms the payment, and ends the wait.
 //!
-//! One SQLite transaction stores an event and its row in `confirmations`. `looks` changes the row after each look at the nodes.
+//! One SQLite transaction stores an event and the event's row in the table `confirmations`. The module `looks` changes this row
+//! after each look at the nodes of the chain.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -14,16 +15,17 @@ use crate::model::{Event, Reason, Status, fold_chain, iso};
 /// The result of `confirm --vouch`: an operator decided that an event was paid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vouched {
-    /// The event's state before; `None`: the event waited neither for the chain nor for Resmic.
+    /// The confirmation state of the event before the command. `None`: the event waited neither for the chain nor for Resmic.
     pub before: Option<ConfirmationState>,
-    /// How many deliveries were released.
+    /// How many deliveries of the event were released.
     pub released: usize,
-    /// How many deliveries are still held, for a session or a conflict.
+    /// How many deliveries of the event are still held, because its session is unknown or because a conflict needs review.
     pub held: i64,
 }
 
 impl Store {
-    /// Records that an operator vouches for an event, and releases its deliveries if nothing else holds them.
+    /// Records in `confirmations` and `clearances` that an operator confirms the payment of an event. Releases the event's
+    /// deliveries, unless its session is unknown or a conflict needs review.
     ///
     /// # Errors
     ///
@@ -41,7 +43,7 @@ pub(super) fn sql_id(chain_id: u64) -> i64 {
     i64::try_from(chain_id).unwrap_or(i64::MAX)
 }
 
-/// Why the nodes cannot check an event. `None`: the event waits for the nodes.
+/// Returns why the nodes of the chain cannot check an event. `None`: the nodes can check the event.
 fn obstacle(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
     Question::new(&Claim::from_event(event, now, None, now), &settings.chains).err()
 }
@@ -74,8 +76,8 @@ fn chain_id(settings: &StoreSettings, event: &Event) -> Option<i64> {
     settings.chains.iter().find(|chain| fold_chain(&chain.name) == name).map(|chain| sql_id(chain.id))
 }
 
-/// Creates the row in `confirmations` for a completed event with deliveries. Returns whether the event must wait for its chain.
-/// Without a `[[chain]]`, no event waits.
+/// Creates the row in `confirmations` for a completed event with deliveries, if a `[[chain]]` is configured. Returns whether the
+/// row was created, so that the event must wait for its chain.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     if settings.chains.is_empty() || event.payment.status != Status::Completed {
         return Ok(false);
@@ -96,7 +98,8 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     Ok(true)
 }
 
-/// Starts the confirmation of an event again if new values change its claim. An earlier look does not apply to the new values.
+/// Starts the confirmation of an event again if `new` changes a value that the nodes check. The result of an earlier look does
+/// not apply to the new values.
 pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: &str, new: &Event) -> Result<()> {
     let payment = &new.payment;
     let changed: bool = tx
@@ -142,8 +145,9 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
     holds::hold_for_chain(tx, settings, id).map(drop)
 }
 
-/// Creates the missing rows of events with open deliveries. If a chain or token was added or removed, starts the confirmation of
-/// the affected events again. A configured chain also applies to events that were stored earlier.
+/// Applies the configured chains to stored completed events with a delivery that no handler has accepted. Creates the missing
+/// rows of these events in `confirmations`. If a chain or a token was added or removed, starts the confirmation of the affected
+/// events again.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.chains.is_empty() {
         return Ok(());
@@ -171,7 +175,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
         let is_askable = obstacle(settings, &event, Timestamp::now()).is_none();
         match state.as_deref() {
             None => drop(begin(tx, settings, &id, &event)?),
-            // The chain or the token was added or removed, or the nodes can trace now.
+            // The configuration has changed: the chain or the token was added or removed, or `trace` was changed.
             Some(state) if (state == ConfirmationState::Waiting.as_str()) != is_askable => {
                 restart(tx, settings, &id, &event)?;
             }
@@ -181,8 +185,8 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// Holds the open deliveries of an event, because another mail claims its transaction. An event that never had to wait for the
-/// chain or for Resmic is not held.
+/// Holds the deliveries of an event that no handler has accepted, because another mail reports the event's transaction with other
+/// values. Does nothing for an event that never had to wait for the chain or for Resmic.
 pub(super) fn contest(tx: &Connection, id: &str, reason: &Reason) -> Result<()> {
     let waits: bool = tx
         .prepare_cached(

@@ -1,7 +1,7 @@
 //! Reconciles events with sessions that were registered after them, and with sessions that a person assigns.
 //!
-//! Triggers insert each new or changed session into `sessions_to_reconcile`. So it does not matter which program
-//! wrote the session, or whether the daemon was running.
+//! Triggers insert the id of each new or changed session into the table `sessions_to_reconcile`. So it does not matter which
+//! program wrote the session, or whether the daemon was running.
 
 use std::collections::BTreeMap;
 
@@ -15,35 +15,37 @@ use super::{clearances, confirmations, inquiries, searches, stored_events};
 use crate::db::{Error, Result, Store, StoreSettings, holds};
 use crate::model::{Event, RegisteredSession};
 
-/// The number of sessions in one batch.
+/// The most sessions that `reconcile_some` reads from `sessions_to_reconcile` at once.
 const BATCH: usize = 200;
 
 /// The result of reconciling sessions with events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Events that got a session.
+    /// The number of events that got a session.
     pub resolved: usize,
-    /// Deliveries that were released.
+    /// The number of deliveries that were released.
     pub released: usize,
-    /// Deliveries that were held because their event contradicts the session.
+    /// The number of deliveries that were held because their event contradicts its session.
     pub held: usize,
-    /// Events that contradict the session and were delivered before: their ids and the contradictions.
+    /// The events that contradict their session and were delivered before the session was registered. Each text is the event id
+    /// and the contradiction.
     pub too_late: Vec<String>,
 }
 
-/// The result of assigning a session.
+/// The result of [`Store::session_assign`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assigned {
-    /// The session that the event had before.
+    /// The id of the session that the event had before the assignment.
     pub before: Option<String>,
-    /// Whether the session is registered.
+    /// Whether the assigned session is registered.
     pub registered: bool,
-    /// Deliveries that were released.
+    /// The number of deliveries that were released.
     pub released: usize,
 }
 
 impl Store {
-    /// Reconciles all sessions that were registered or changed since the last time.
+    /// Compares each session in `sessions_to_reconcile` with its events: each session that any program has registered or changed
+    /// since the previous call. Each SQLite transaction handles at most `BATCH` sessions.
     ///
     /// # Errors
     ///
@@ -97,8 +99,8 @@ impl Store {
         let settings = self.settings.clone();
         let assigned = self
             .write(move |tx| {
-                // Reconcile registered sessions first. If that happened after the assignment, one of them could hold the event
-                // again.
+                // Reconcile the registered sessions before the assignment. If this happened after the assignment, a registered
+                // session that contradicts the event would hold its deliveries again.
                 reconcile_all(tx, &settings)?;
                 assign(tx, &settings, &event_id, &session_id)
             })
@@ -116,14 +118,15 @@ impl Reconciled {
         self.too_late.extend(other.too_late);
     }
 
-    /// The sum of both results.
+    /// Returns the sum of this result and `other`.
     pub(super) fn and(mut self, other: Reconciled) -> Reconciled {
         self.add(other);
         self
     }
 }
 
-/// Reconciles all sessions in `sessions_to_reconcile`.
+/// Compares each session in the table `sessions_to_reconcile` with its events, and deletes the session's row in that table. The
+/// table is read in batches of `BATCH` rows.
 pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result<Reconciled> {
     let mut total = Reconciled::default();
     loop {
@@ -135,9 +138,10 @@ pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result
     }
 }
 
-/// Reconciles one batch, and returns how many sessions it had.
+/// Reconciles the events with at most `BATCH` sessions of the table `sessions_to_reconcile`. The second value is the number of
+/// rows that were read from this table.
 pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Result<(Reconciled, usize)> {
-    // The ids are read as bytes, because SQLite accepts text that is not UTF-8.
+    // The session ids are read as bytes, because SQLite accepts text that is not UTF-8.
     let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM sessions_to_reconcile LIMIT ?1")?;
     let ids: Vec<Vec<u8>> =
         statement.query_map(params![BATCH as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -157,16 +161,17 @@ pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Resul
     Ok((reconciled, ids.len()))
 }
 
-/// Copies the session's order reference to its events that need review. [`reconcile_event`] does not change these events.
+/// Copies the order reference of a session to those events of the session that need review, because [`reconcile_event`] does not
+/// change such events.
 fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     let sql = "UPDATE events SET order_ref = ?2 WHERE session_id = ?1 AND order_ref IS NULL AND hold IS NOT NULL";
     tx.prepare_cached(sql)?.execute(params![session.session_id, session.order_ref])?;
     Ok(())
 }
 
-/// Matches again the events that have no session and may belong to this session. When such an event was matched before, two
-/// sessions may have matched, so there was no result. A change of one session can make the match clear. Events with a session do
-/// not change.
+/// Searches again for the session of each event that has no session and may belong to `session_id`. Earlier, two sessions may
+/// have matched such an event, so that the event got no session. After a change of one session, only one may match. Events that
+/// already have a session do not change.
 pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
@@ -178,17 +183,17 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
     Ok(reconciled)
 }
 
-/// The events that have no session, no order and no amount, and whose time is between `?1` and `?2`.
+/// Selects the events that have no session, no order and no amount, and whose `tx_time` is between `?1` and `?2`.
 pub(super) const WITHOUT_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_unmatched
     WHERE session_id IS NULL AND order_ref IS NULL AND CAST(amount AS REAL) IS NULL AND tx_time BETWEEN ?1 AND ?2";
 
-/// The events that have no session and no order, and whose time is between `?1` and `?2`. The index `events_unmatched` begins
-/// with the amount, so the query uses the index over the times of all events. If a session is registered when it is created, the
-/// query reads only the events of the last two minutes.
+/// Selects the events that have no session and no order, and whose `tx_time` is between `?1` and `?2`. The index
+/// `events_unmatched` begins with the amount, so the query uses the index `events_by_tx_time` over all events. If the merchant
+/// registers a session immediately after its creation, the query reads only the events of the last two minutes.
 pub(super) const ANY_AMOUNT: &str = "SELECT rowid, event_id FROM events INDEXED BY events_by_tx_time
     WHERE tx_time BETWEEN ?1 AND ?2 AND session_id IS NULL AND order_ref IS NULL";
 
-/// The events that a session may concern, in the order in which they were stored.
+/// Returns the ids of the events that have this session or may get it, in the order in which the events were stored.
 fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
     let matched = settings.matching.enabled && session.amount.is_some() || settings.resmic.is_some();
     let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };
@@ -204,7 +209,8 @@ fn affected_events(tx: &Connection, settings: &StoreSettings, session: &Register
     let mut found: BTreeMap<i64, String> =
         statement.query_map(parameters, in_order)?.collect::<rusqlite::Result<_>>()?;
     if settings.resmic.is_some() {
-        // A missing amount contradicts no amount, so Resmic may name the session's transaction for these events, too.
+        // If the session or an event has no amount, the amounts cannot differ. So the transaction that Resmic names for the
+        // session may also be the transaction of these events.
         let sql = if session.amount.is_some() { WITHOUT_AMOUNT } else { ANY_AMOUNT };
         for event in tx.prepare_cached(sql)?.query_map(params![from, to], in_order)? {
             let (place, event_id) = event?;
@@ -214,21 +220,21 @@ fn affected_events(tx: &Connection, settings: &StoreSettings, session: &Register
     Ok(found.into_values().collect())
 }
 
-/// The parts of a stored event that matter for its session.
+/// The values of a stored event that decide whether the event's session may be changed.
 struct EventState {
     event: Event,
     source: Option<String>,
     on_hold: bool,
-    /// A handler has accepted it.
+    /// A handler has accepted a delivery of the event.
     delivered: bool,
-    /// At least one of its deliveries is not delivered.
+    /// At least one delivery of the event has another state than `delivered`.
     open: bool,
-    /// An attempt to deliver it is being made.
+    /// An attempt to deliver the event may still be running.
     under_way: bool,
 }
 
-/// Whether an attempt has no recorded end and may still be running. The longest `timeout` is ten minutes, so an older attempt was
-/// interrupted.
+/// Whether an attempt to deliver event `e` has no recorded end and began in the last 11 minutes. The longest `timeout` of a
+/// target is ten minutes, so an older attempt was interrupted.
 const UNDER_WAY: &str = "EXISTS (
     SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempts
     WHERE d.event_id = e.event_id AND a.millis IS NULL AND a.at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes'))";
@@ -254,10 +260,10 @@ fn event_state(tx: &Connection, event_id: &str) -> Result<Option<EventState>> {
     Ok(found.optional()?)
 }
 
-/// Finds an event's session again, and compares the event with the session.
+/// Searches again for the session of a stored event, and compares the event with the session that is found.
 pub(super) fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
     let Some(state) = event_state(tx, event_id)? else { return Ok(Reconciled::default()) };
-    // A person decides about an event that needs review.
+    // Only an operator decides about an event that needs review.
     if state.on_hold {
         return Ok(Reconciled::default());
     }
@@ -267,7 +273,7 @@ pub(super) fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_i
     }
 }
 
-/// Gives an event without a session the session for which Resmic names the event's transaction.
+/// Sets `session` as the session of an event without a session, because Resmic names the event's transaction for `session`.
 pub(super) fn give_named_session(
     tx: &Connection,
     settings: &StoreSettings,
@@ -293,8 +299,8 @@ fn give_session(
 ) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let had_none = state.event.payment.session_id.is_none();
-    // A delivered event keeps its values if it has a session, or if no delivery is open. Only a missing session is recorded, and
-    // open deliveries can be held.
+    // A handler has accepted this event, and the event already has a session, or no other delivery remains. So the event keeps
+    // its values: only a missing session is stored, and the remaining deliveries can be held.
     if state.delivered && !(state.open && had_none) {
         let event = if had_none { events::with_session(state.event, Some(found)) } else { state.event };
         if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(found))? {
@@ -303,7 +309,8 @@ fn give_session(
             reconciled.held = if state.open { holds::hold(tx, event_id, &reason)? } else { 0 };
         }
         if had_none {
-            // The handlers do not get the event again. But a second payment of the session can be recognised now.
+            // The handlers do not get the event again. But the session is stored in `events`, so that a second payment of this
+            // session can be recognised.
             reconciled.resolved = 1;
             events::set_session(tx, event_id, &event, found.source)?;
         }
@@ -342,7 +349,7 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
         let found = FoundSession { session_id: session_id.to_owned(), source, registered };
         let event = events::with_session(state.event, Some(&found));
         if state.delivered && !state.open {
-            // The body stays as it was delivered.
+            // The request body in `events.webhook` stays as the handlers received it.
             events::set_session(tx, event_id, &event, source)?;
         } else {
             replace_session(tx, settings, event_id, &event, source)?;
@@ -353,7 +360,7 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
     Ok(Assigned { before, registered: is_registered, released: holds::release(tx, settings, event_id)? })
 }
 
-/// Replaces the session of an event by the session that the operator chose, also in the body.
+/// Replaces the session of a stored event by the session that the operator chose, also in the request body (`events.webhook`).
 fn replace_session(
     tx: &Connection,
     settings: &StoreSettings,

@@ -1,4 +1,4 @@
-//! Limits the number of requests in a minute. [`Pace`] has no clock: the time is an argument.
+//! Limits the number of requests to Resmic's API in a minute. [`Pace`] reads no clock: the caller passes the time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 use crate::backoff::Backoff;
 use crate::http::MAX_RETRY_AFTER;
 
-/// The time window of the limit.
+/// The time window in which requests count for the limit.
 const MINUTE: Duration = Duration::from_secs(60);
-/// The pauses after failures without `Retry-After`.
+/// The pauses after failed requests whose response has no `Retry-After`.
 const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(600) };
 
-/// The purpose of a request.
+/// The priority of a request to Resmic's API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
     /// An event waits for the answer.
     Event,
-    /// No event waits: the question is about a session without a mail. A third of the limit is reserved for events, so that a
-    /// thousand sessions cannot delay them.
+    /// No event waits for the answer: the inquiry is about a registered session without a mail. A third of the limit is reserved
+    /// for [`Priority::Event`], so that inquiries about a thousand sessions cannot delay an event.
     Background,
 }
 
-/// The times of the last requests, and a pause that the server or a failure demands.
+/// The times of the requests in the last minute, and the end of the pause after a failed request.
 ///
 /// A token bucket that fills continuously would allow twice the rate in some minutes, and the server counts in minutes. So
 /// each request takes a token, and the token is returned a minute later.
@@ -41,10 +41,10 @@ impl Pace {
         Pace { rate, sent: VecDeque::new(), not_before: None, failures: 0 }
     }
 
-    /// Counts a request that is sent now.
+    /// Counts a request that the caller sends at `now`.
     ///
     /// # Errors
-    /// No request may be sent at `now`. The error is the time of the next attempt.
+    /// The limit or a pause allows no request at `now`. The error is the earliest time at which the caller may try again.
     pub fn start_request(&mut self, now: Instant, priority: Priority) -> Result<(), Instant> {
         if let Some(at) = self.not_before.filter(|at| *at > now) {
             return Err(at);
@@ -65,14 +65,15 @@ impl Pace {
         Ok(())
     }
 
-    /// Notes that the server answered, so the count of failures starts again. An existing pause stays, because another response
-    /// may have demanded it.
+    /// Sets the count of failures to zero, because the server has answered a request. An existing pause stays, because the
+    /// response to another request may have demanded this pause.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// Notes that the server refused, failed, or did not answer. The pause is `Retry-After`, at most a day. Without that field,
-    /// the pause grows with each failure, up to ten minutes. A shorter pause never replaces a longer one.
+    /// Begins a pause, because the server refused a request, failed, or did not answer. The pause is `Retry-After`, at most a
+    /// day. Without that header field, the pause grows with each failure, up to ten minutes. A shorter pause never replaces a
+    /// longer one.
     pub fn failed(&mut self, now: Instant, retry_after: Option<Duration>) {
         let pause = retry_after.map_or_else(|| BACKOFF.pause(self.failures), |asked| asked.min(MAX_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);
