@@ -10,16 +10,16 @@ use super::{searches, stored_events};
 use crate::db::{Error, Result, StoreSettings, parse_time};
 use crate::model::{self, Event, RegisteredSession, iso};
 
-/// An event's session and its registration.
+/// The session that was found for an event, how the session was found, and its registered values.
 pub(super) struct FoundSession {
     pub(super) session_id: String,
     pub(super) source: SessionSource,
     pub(super) registered: Option<RegisteredSession>,
 }
 
-/// Finds the event's session. The first of these decides: the session that the mail names, the order in the signed address, or
-/// the amount, if exactly one open session matches. With `[resmic]`, an event with a transaction is matched by amount only after
-/// the search at Resmic has ended without a session.
+/// Finds the session of an event by the first of these values that the event has: the session that the mail names; the order of
+/// the signed address; the amount, if exactly one unpaid session matches. If `[resmic]` is configured, an event with a
+/// transaction is matched by amount only after the search at Resmic's API has ended without a session.
 pub(super) fn find_session(
     tx: &Connection,
     settings: &StoreSettings,
@@ -31,7 +31,8 @@ pub(super) fn find_session(
         return Ok(Some(FoundSession { session_id: session_id.clone(), source: SessionSource::Mail, registered }));
     }
     if let Some(order_ref) = &event.order_ref {
-        // The address names the order. Matching by amount must not find a session of another order.
+        // The event's order is known, so the session is not matched by amount: such a match could choose a session of another
+        // order.
         let sessions = sessions_of_order(tx, order_ref)?;
         let only = matching::session_of_order(event, &sessions, settings.matching.window);
         return Ok(only.map(|registered| found_session(registered.clone(), SessionSource::Address)));
@@ -48,8 +49,8 @@ pub(super) fn find_session(
     }
 }
 
-/// Whether another payment without a session matches this session as well, or another transaction for this session is pending. In
-/// both cases, it is unknown which payment is for the session.
+/// Whether another event without a session matches this session, too, or a pending event of this session has another transaction.
+/// In both cases, it is unknown which payment is for the session.
 fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: &RegisteredSession) -> Result<bool> {
     let hash = event.payment.transaction_hash.as_deref().map(model::fold_hash);
     let is_another = |rival: &Event| rival.payment.transaction_hash.as_deref().map(model::fold_hash) != hash;
@@ -76,8 +77,8 @@ fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: 
     Ok(false)
 }
 
-/// The time window in which a session may be paid, as text for SQL. The window begins a little too early. This does no harm,
-/// because `matching` applies the exact rule to the rows in the window.
+/// Returns the first and the last time at which a session may be paid, as text for SQL. The first time is a little too early, but
+/// `matching` applies the exact rule to the events that the SQL query finds.
 pub(super) fn payment_window(
     session: &RegisteredSession,
     settings: &StoreSettings,
@@ -93,8 +94,8 @@ fn found_session(registered: RegisteredSession, source: SessionSource) -> FoundS
     FoundSession { session_id: registered.session_id.clone(), source, registered: Some(registered) }
 }
 
-/// The columns of a registered session. `expires_at` is converted here, because the trigger converts the times of inserted rows,
-/// but not those of updated rows.
+/// The columns of the table `sessions` that [`read_session`] reads. `expires_at` is converted to UTC here, because a trigger
+/// converts the times of inserted rows, but not those of updated rows.
 pub(super) const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
 
@@ -103,8 +104,8 @@ pub(super) fn registered_session(tx: &Connection, session_id: &str) -> Result<Op
     Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], read_session).optional()?)
 }
 
-/// The newest 100 sessions of an order, and whether a completed payment is known for each. More sessions are not read, because
-/// they would hardly lead to a clear answer.
+/// Returns the newest 100 sessions of an order. The `bool` is whether a completed event of the session is stored. Older sessions
+/// are not read, because more than 100 sessions of one order would hardly lead to a clear choice.
 fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(RegisteredSession, bool)>> {
     let sql = format!(
         "SELECT {COLUMNS}, {COMPLETED} FROM sessions s WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 100"
@@ -117,8 +118,8 @@ fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(Registered
 pub(super) const COMPLETED: &str =
     "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
 
-/// The values that SQLite's `CAST(amount AS REAL)` may have for an amount: SQLite and Rust may round the last bit
-/// differently. `matching` compares the decimal digits.
+/// Returns the values that SQLite's `CAST(amount AS REAL)` may have for an amount, because SQLite and Rust may round the last bit
+/// differently. `matching` then compares the decimal digits of the amounts.
 pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
     match amount.and_then(|amount| amount.parse::<f64>().ok()) {
         Some(amount) => [Some(amount.next_down()), Some(amount), Some(amount.next_up())],
@@ -126,9 +127,9 @@ pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
     }
 }
 
-/// Up to two open sessions that match the event. A second session already makes the answer ambiguous. If Resmic has named a
-/// transaction of a session, the session does not count. That transaction is not the event's, because the search at Resmic found
-/// no session for the event.
+/// Returns at most two unpaid sessions that match the event by amount, because two sessions already make the match ambiguous.
+/// Leaves out the sessions for which Resmic has named a transaction. That transaction is not the event's, because the search at
+/// Resmic has found no session for the event.
 fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
     let may_be_named = settings.resmic.is_some() && event.payment.transaction_hash.is_some();
@@ -153,7 +154,8 @@ fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> 
     Ok(unpaid)
 }
 
-/// The inverse of `payment_window`: the registration times of sessions that may be paid at the event's time.
+/// Returns the earliest and the latest registration time of a session that may be paid at the event's time. This function is the
+/// inverse of [`payment_window`].
 pub(super) fn registration_times(event: &Event, settings: &StoreSettings) -> Option<(String, String)> {
     let at = event.time()?;
     let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
@@ -167,15 +169,16 @@ pub(super) fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
         amount: text_column(row, "amount")?,
         blockchain: text_column(row, "blockchain")?,
         token: text_column(row, "token")?,
-        // Other programs insert into `sessions`. An invalid time is read as 1970, so the session is too old, or has expired.
+        // Other programs insert rows into `sessions`. An invalid time becomes 1970, so that the session counts as too old, or as
+        // expired.
         created_at: parse_time(text_column(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
         expires_at: text_column(row, "expires_at")?
             .map(|end| parse_time(Some(end)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
     })
 }
 
-/// A text that other programs may have written. SQLite accepts text that is not UTF-8, such as Latin-1. Invalid bytes
-/// become replacement characters, so such a text equals nothing.
+/// Reads a text column that other programs may have written. SQLite accepts text that is not UTF-8, such as Latin-1. Invalid
+/// bytes become replacement characters, so such a text equals no valid value.
 pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
     let value = row.get_ref(column)?;
     Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })
@@ -185,7 +188,7 @@ pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<St
 ///
 /// # Errors
 ///
-/// [`Error::Value`] if it is not a UUID.
+/// [`Error::Value`] if `text` is not a UUID with hyphens.
 pub(super) fn parse_session_id(text: &str) -> Result<String> {
     let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
     hyphenated.map(|id| id.to_string()).ok_or_else(|| {

@@ -14,44 +14,46 @@ const LONGEST_LOCAL_PART: usize = 64;
 /// The longest address, in bytes (RFC 5321, 4.5.3.1.3, without the angle brackets).
 const LONGEST_ADDRESS: usize = 254;
 
-/// The prefix of the signed text, so that no other use of the key can produce an address.
+/// The MAC is computed over this prefix and the order reference. So a MAC that another program makes with the same key is not
+/// valid in an address.
 const MAC_DOMAIN: &[u8] = b"resmic-mailhook address\n";
 
 /// The length of a signature, in bytes. An attacker would have to send up to 2^80 mails to guess a signature. In base32, a
 /// signature takes 16 of the 64 characters of a local part.
 const MAC_BYTES: usize = 10;
 
-/// The first character of an order reference that is base32-encoded.
+/// In an address, a base32-encoded order reference begins with this character.
 const ENCODED: char = '_';
 
-/// The addresses of one mailbox and key. `Debug` does not show the key.
+/// Makes and checks the signed addresses of one mailbox, with one key. `Debug` does not show the key.
 #[derive(Debug, Clone)]
 pub struct SignedAddresses {
-    /// The local part of the mailbox, in lower case.
+    /// The local part of the mailbox's address, in lower case.
     local: String,
     domain: String,
     key: hmac::Key,
 }
 
-/// The order that a signed To header names.
+/// The result of [`SignedAddresses::lookup`]: the order that the addresses in a signed To header name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderLookup {
-    /// The mail was sent to the address of this order.
+    /// The To header has the signed address of this order reference.
     Order(String),
-    /// An address has the form of a signed address, but its MAC is wrong, or its order cannot be decoded.
+    /// An address in the To header has the form of a signed address, but its MAC is wrong, or its order reference cannot be
+    /// decoded.
     WrongMac,
-    /// The mail was sent to the addresses of several orders.
+    /// The To header has the signed addresses of several orders.
     Several,
-    /// The mail was sent to no signed address.
+    /// The To header has no signed address of this mailbox.
     Nothing,
 }
 
 impl SignedAddresses {
-    /// The addresses of `mailbox`.
+    /// Prepares the signed addresses that add an order reference to the address `mailbox`. `key` signs the addresses.
     ///
     /// # Errors
     ///
-    /// A message, if no tag can be added to `mailbox`.
+    /// A message, if no `+` tag can be added to the address `mailbox`.
     pub fn new(mailbox: &str, key: &SecretString) -> Result<Self, String> {
         check_mailbox(mailbox)?;
         let (local, domain) = mailbox.rsplit_once('@').unwrap_or_default();
@@ -59,7 +61,7 @@ impl SignedAddresses {
         Ok(SignedAddresses { local: local.to_ascii_lowercase(), domain: domain.to_ascii_lowercase(), key })
     }
 
-    /// The address of an order, for Resmic's `webhook_url`.
+    /// Returns the signed address of an order. The merchant sends this address to Resmic as the `webhook_url` of the session.
     ///
     /// # Errors
     ///
@@ -84,8 +86,8 @@ impl SignedAddresses {
         Ok(address)
     }
 
-    /// The order that a mail's *signed* To names. Logs a warning if the To names no order and has an address with a wrong MAC, or
-    /// if the To names several orders.
+    /// Returns the order that the *signed* To header of a mail names. Logs a warning if the addresses in this header name several
+    /// orders, or if they name no order and one of them has a wrong MAC.
     #[must_use]
     pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
         match self.lookup(signed_to) {
@@ -99,7 +101,7 @@ impl SignedAddresses {
         None
     }
 
-    /// Finds the order that is named by the addresses of a signed To header.
+    /// Finds the order that the addresses in a signed To header name.
     #[must_use]
     pub fn lookup(&self, signed_to: &[String]) -> OrderLookup {
         signed_to.iter().map(|address| self.lookup_one(address)).fold(OrderLookup::Nothing, |a, b| match (a, b) {
@@ -137,8 +139,8 @@ impl SignedAddresses {
     }
 }
 
-/// Encodes an order reference for an address. A reference of lower-case letters, digits, `-` and `_` is kept, unless it begins
-/// with `_`. Any other reference becomes `_` and the base32 of its UTF-8 bytes.
+/// Encodes an order reference for an address. A reference of lower-case letters, digits, `-` and `_` stays unchanged, unless it
+/// begins with `_`. Any other reference becomes `_` and the base32 of its UTF-8 bytes.
 fn encode(order_ref: &str) -> String {
     if is_plain(order_ref) { order_ref.to_owned() } else { format!("{ENCODED}{}", base32(order_ref.as_bytes())) }
 }
@@ -176,7 +178,7 @@ pub fn check_mailbox(mailbox: &str) -> Result<(), String> {
     };
     let is_valid = local.split('.').all(|part| is_atom(part, "!#$%&'*/=?^_`{|}~-"))
         && domain.split('.').all(|part| is_atom(part, "-"));
-    // The shortest tag, with an order of one character, must fit.
+    // The local part must have room for the shortest tag: an order reference of one character and its MAC.
     let fits = local.len() + "+o.".len() + MAC_BYTES * 8 / 5 <= LONGEST_LOCAL_PART && mailbox.len() <= 190;
     match (is_valid, fits) {
         (false, _) => Err(EXPECTED.into()),

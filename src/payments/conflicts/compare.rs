@@ -1,9 +1,10 @@
-//! Compares the values of two reports. A missing value contradicts nothing.
+//! Compares the values of two reports of a payment. A missing value contradicts nothing.
 
 use crate::model::{self, Event, PaymentDetails, Status, same_amount, same_token};
 
-/// Whether two events are the same report, although their ids may differ. The id of an event depends on its chain, or on its time
-/// if it has no hash. One of the events may lack this value, or may have lacked it until another report added it.
+/// Whether two events report the same status of the same payment, although their ids may differ. The id of an event depends on
+/// its chain, or on its time if the event has no transaction hash. One of the two events may lack the chain or the time, or a
+/// later report may have added this value to the event.
 pub(super) fn is_same_report(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     if a.status != b.status {
         return false;
@@ -19,7 +20,7 @@ pub(super) fn is_same_report(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     }
 }
 
-/// Whether both payments have the same hash, on chains that may be the same.
+/// Whether both payments have the same transaction hash, and do not name two different chains.
 pub(super) fn shares_transaction(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain)
 }
@@ -33,7 +34,7 @@ fn same_chain(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| model::fold_chain(x) == model::fold_chain(y))
 }
 
-/// A missing value contradicts nothing.
+/// Whether the values `a` and `b` do not contradict each other. A missing value contradicts nothing.
 fn agree<T>(a: &Option<T>, b: &Option<T>, same: impl Fn(&T, &T) -> bool) -> bool {
     a.as_ref().zip(b.as_ref()).is_none_or(|(x, y)| same(x, y))
 }
@@ -85,7 +86,7 @@ pub(super) fn contradiction(known: &Event, new: &Event) -> Option<String> {
     None
 }
 
-/// Hexadecimal addresses are compared as numbers, base58 addresses character by character.
+/// Compares wallet addresses: hexadecimal addresses as numbers, base58 addresses character by character.
 fn same_wallet(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| model::fold_hash(x) == model::fold_hash(y))
 }

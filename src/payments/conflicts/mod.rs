@@ -1,4 +1,4 @@
-//! Compares a payment report with the stored events. Pure: events in, a classification out.
+//! Compares a new event with the stored events. The functions are pure: they use no database and no clock.
 //!
 //! Several mails may report the same payment, and they may contradict each other. This file ensures that no payment is counted
 //! twice: mails that report the same status of one payment give one event, and an operator decides about contradictions.
@@ -13,20 +13,21 @@ use self::compare::{
 };
 use crate::model::{self, Event, PaymentDetails, Reason, ReasonCode, Status};
 
-/// An event that is stored.
+/// An event of the table `events`, with the state of its deliveries and confirmations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
-    /// Its id.
+    /// The id of the event.
     pub event_id: String,
-    /// Its values.
+    /// The values of the event.
     pub event: Event,
-    /// A handler has accepted it, so a later report does not change it.
+    /// A handler has accepted the event, so a later report does not change the event.
     pub delivered: bool,
-    /// A handler may have it, although no response was received.
+    /// A handler may have received the event, although the daemon received no response.
     pub maybe_delivered: bool,
-    /// A required confirmation of the chain or of Resmic is missing. The confirmation of an operator counts, too.
+    /// The event needs the confirmation of the chain or of Resmic, and this confirmation is missing. If an operator has confirmed
+    /// the event, no confirmation is missing.
     pub unconfirmed: bool,
-    /// Resmic's API reported it. Its time is the `updated_at` of the session, and not the time in a mail.
+    /// Resmic's API reported the event. The event's time is Resmic's `updated_at` of the session, and not the time in a mail.
     pub is_from_api: bool,
 }
 
@@ -41,8 +42,8 @@ pub enum EventSource {
 model::string_enum!(EventSource, "source", Mail => "mail", Resmic => "resmic");
 
 impl StoredEvent {
-    /// The event as it is compared with a later report. A time from the API is left out, because it may differ from the time in
-    /// the mail.
+    /// Returns the event for the comparison with a later report. A time from Resmic's API is left out, because this time may
+    /// differ from the time in the mail.
     fn to_compare(&self) -> Event {
         let mut event = self.event.clone();
         event.payment.tx_time.take_if(|_| self.is_from_api);
@@ -50,29 +51,30 @@ impl StoredEvent {
     }
 }
 
-/// The classification of a new event, compared with the stored events.
+/// The result of [`classify`]: how a new event relates to the stored events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Classification {
-    /// A new payment report.
+    /// The new event repeats no stored event.
     New {
-        /// Why it needs review before it is delivered.
+        /// Why the new event needs review before delivery. `None`: no review is needed.
         hold: Option<Reason>,
-        /// The new event has the status `pending`, and a stored event of the payment is completed. So the new event is not
-        /// delivered.
+        /// Whether the new event has the status `pending`, and a stored event of its transaction or session is completed. Such a
+        /// new event is not delivered.
         superseded: bool,
     },
-    /// The same report again.
+    /// The new event repeats a stored event and does not contradict this stored event.
     Duplicate {
-        /// The stored event's id.
+        /// The id of the repeated event.
         event_id: String,
-        /// The stored event with missing values added from the new event. `None`: no value can be added.
+        /// The repeated event with missing values added from the new event. `None`: no value can be added.
         filled: Option<Box<Event>>,
     },
-    /// It contradicts a stored event.
+    /// The new event contradicts a stored event.
     Conflict(Reason),
 }
 
-/// Classifies `new`, whose id is `id`. `known` are the stored events with the id, the transaction or the session of `new`.
+/// Compares the new event `new`, whose id is `id`, with stored events. `known` are the stored events that have the id, the
+/// transaction or the session of `new`.
 #[must_use]
 pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification {
     if let Some(repeated) = find_repeated(id, new, known) {
@@ -87,7 +89,7 @@ pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification 
     }
 }
 
-/// The stored event that `new` reports again.
+/// Finds the stored event that `new` repeats: it has the same id, or reports the same status of the same payment.
 #[must_use]
 pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Option<&'k StoredEvent> {
     known.iter().find(|k| k.event_id == id || is_same_report(&k.to_compare().payment, &new.payment))
@@ -96,14 +98,14 @@ pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Opt
 /// Why a stored event is not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HoldReason {
-    /// A person has to decide.
+    /// An operator must decide about the event, for this reason.
     NeedsReview(Reason),
     /// The event has the status `pending`, and another event of its session or transaction is completed.
     Superseded,
 }
 
-/// Why a stored event may not be delivered after `event` has replaced its values. `known` also contains the event with its old
-/// values.
+/// Returns why the stored event `id` may not be delivered after `event` has replaced its values. `known` also contains the stored
+/// event `id` with its old values.
 #[must_use]
 pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<HoldReason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
@@ -118,8 +120,8 @@ pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Hol
     }
 }
 
-/// Why an event that was just confirmed needs review: its session already has another completed payment, which is confirmed or
-/// delivered.
+/// Returns why an event that was just confirmed needs review. It needs review if its session has another completed event that is
+/// delivered or needs no further confirmation.
 #[must_use]
 pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
@@ -129,8 +131,9 @@ pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<
     }
 }
 
-/// The completed events whose transaction the new report claims for another session, order or amount. Each comes with the reason
-/// to hold it. Only one of the two reports can be right, and the chain cannot show which one is right.
+/// Returns the stored completed events whose transaction the new event reports with another session, order or amount. Each event
+/// comes with the reason to hold its deliveries. Only one of the two reports can be right, and the chain cannot show which one is
+/// right.
 pub fn contested<'k>(
     id: &str,
     new: &Event,
@@ -146,9 +149,9 @@ pub fn contested<'k>(
     })
 }
 
-/// A copy of the event without its session if the session is unchanged, and without its transaction if the chain is unchanged.
-/// The hash of a stored event never changes. Unchanged values were compared with each other event earlier, when the later of the
-/// two events was stored.
+/// Returns a copy of the event without the values that were already compared with the other events. The session is removed if the
+/// session is unchanged. The transaction is removed if the chain is unchanged, because the hash of a stored event never changes.
+/// An unchanged value was compared with each other event when the later one of the two events was stored.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
     let is_unchanged = |field: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -170,7 +173,7 @@ fn conflict_with(event_id: &str, message: &str) -> Reason {
     Reason::new(ReasonCode::Conflict, format!("{message} (event {event_id})"))
 }
 
-/// The first contradiction to another event of the same transaction.
+/// Returns the first contradiction between the new event and a stored event of the same transaction.
 fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.payment, &new.payment));
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|message| conflict_with(&k.event_id, &message)))
@@ -186,8 +189,9 @@ fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification 
     }
 }
 
-/// The reason to hold a new event if its hash is known on another chain. A signed transaction can be sent again on another
-/// chain, so the event may be a second payment. It may also be the same payment under another name of the chain.
+/// Returns the reason to hold a new event whose transaction hash is known on another chain. A signed transaction can be sent
+/// again on another chain, so the new event may be a second payment. The new event may also report the same payment with another
+/// name of the chain.
 fn same_hash_on_another_chain(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let is_elsewhere = |a: &PaymentDetails, b: &PaymentDetails| shares_hash(a, b) && !shares_transaction(a, b);
     let other = known.iter().find(|k| is_elsewhere(&k.event.payment, &new.payment))?;
@@ -203,7 +207,7 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
         let is_its_session = session.is_some()
             && k.event.payment.session_id.is_some()
             && same_text(session, &k.event.payment.session_id);
-        // An unconfirmed payment must not block a real payment.
+        // An event without its required confirmation may be false, so it must not hold the event of a real payment.
         let counts = !k.unconfirmed || k.delivered;
         k.event.payment.status == Status::Completed
             && counts
@@ -219,10 +223,11 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     Classification::New { hold: Some(hold), superseded: false }
 }
 
-/// The stored event with missing values added from the new event. `None`: no value can be added, or the event was delivered.
+/// Returns the stored event with missing values added from the new event. `None`: no value can be added, or a handler has
+/// accepted the stored event.
 ///
-/// If the handler may have the event, only its session and its order may be added. If other values changed, the handler might
-/// count the payment a second time.
+/// If a handler may have received the stored event, only its session and its order may be added. After a change of other values,
+/// the handler might count the payment a second time.
 fn fill_gaps(known: &StoredEvent, new: &Event) -> Option<Box<Event>> {
     if known.delivered {
         return None;

@@ -58,7 +58,7 @@ fn an_unconfirmed_payment_does_not_block_its_session() {
     assert_eq!(second_payment(&id, &other, std::slice::from_ref(&fake)), None);
     for counts in [
         StoredEvent { unconfirmed: false, ..fake.clone() },
-        // A handler that does not wait for the chain has already accepted the payment.
+        // A target that does not wait for the chain exists, and its handler has already accepted the event.
         StoredEvent { delivered: true, ..fake },
     ] {
         assert!(second_payment(&id, &other, std::slice::from_ref(&counts)).is_some());
@@ -147,7 +147,8 @@ fn a_filled_gap_makes_no_second_payment() {
         };
         StoredEvent { event: *filled, ..known }
     };
-    // The filled event keeps the id of the report without a chain. Its present values would give another id.
+    // The filled event keeps its id, which was derived from values without a chain. The event's present values would give another
+    // id.
     assert!(matches!(classify_new(&paid(), &[filled(&bare, &paid())]), Classification::Duplicate { filled: None, .. }));
     assert!(matches!(classify_new(&bare, &[filled(&bare, &paid())]), Classification::Duplicate { filled: None, .. }));
     let mut timed = Event { payment: PaymentDetails::new(Status::Failed), ..paid() };

@@ -1,4 +1,4 @@
-//! Judges a registered session whose mail did not arrive.
+//! Judges Resmic's answers about a registered session whose mail did not arrive.
 
 use std::time::Duration;
 
@@ -9,34 +9,35 @@ use crate::model::{Event, PaymentDetails, Reason, RegisteredSession, Status, sam
 use crate::resmic::answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
-/// A session expires 30 minutes after its creation, and Resmic tracks a payment for 10 more minutes.
+/// The lifetime of a session without `expires_at`. Resmic expires a session 30 minutes after its creation, and tracks a payment
+/// for 10 more minutes.
 const LIFETIME: Duration = Duration::from_secs(40 * 60);
-/// The time between the first answer after the expiry and the second question.
+/// How long after Resmic's first answer about an expired session the second inquiry follows.
 const SECOND_INQUIRY: Duration = Duration::from_secs(3_600);
-/// How long a mail may take after Resmic reports a session as `Completed`.
+/// How long the notification may take to arrive after Resmic has first reported a session as `Completed`.
 const MAIL_MAY_TAKE: Duration = Duration::from_secs(600);
-/// The shortest pause after a temporary error.
+/// The shortest pause before the next inquiry after an error that concerns all sessions.
 const PAUSE: Duration = Duration::from_secs(300);
 
 /// A registered session about which the daemon can ask Resmic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskedSession {
-    /// Its id, which is a UUID.
+    /// The id of the session, which is a UUID.
     pub id: SessionId,
-    /// The registered values.
+    /// The values that the merchant registered.
     pub registered: RegisteredSession,
 }
 
-/// The stored events of a session.
+/// The stored completed and failed events of a session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PaymentsOfSession {
-    /// The completed events.
+    /// The payments of the completed events.
     pub completed: Vec<PaymentDetails>,
-    /// Whether there is a failed event.
+    /// Whether a failed event of the session is stored.
     pub has_failed: bool,
 }
 
-/// The times of earlier answers about a session. The caller stores them, so that they survive a restart.
+/// The times of Resmic's first answers about a session. The caller stores these times in the table `session_inquiries`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PreviousInquiries {
     /// When Resmic first answered after the session's expiry.
@@ -45,43 +46,45 @@ pub struct PreviousInquiries {
     pub completed_since: Option<Timestamp>,
 }
 
-/// The meaning of the answers about a session.
+/// The result of [`reconcile()`]: the meaning of Resmic's answers about a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// The answers decide nothing yet. Ask again at `until`.
+    /// The answers do not show yet how the session ended. The daemon asks again at `until`.
     Wait {
-        /// The time of the next question.
+        /// The time of the next inquiry about the session.
         until: Timestamp,
     },
-    /// The stored events agree with Resmic. No further question is needed.
+    /// The stored events of the session agree with Resmic's answers. No further inquiry about the session is needed.
     Agrees,
-    /// The session will not be paid. Contains the failed event, whose time is `updated_at`.
+    /// The session will not be paid. Contains a new failed event, whose time is Resmic's `updated_at`.
     FailedEvent(Box<Event>),
-    /// Resmic reports `Completed`, and the mail may still arrive. Ask again at `until`.
+    /// Resmic reports the session as `Completed`, and the notification may still arrive. The daemon asks again at `until`.
     MailMissing {
-        /// When the mail is overdue.
+        /// The time at which the notification becomes overdue.
         until: Timestamp,
     },
-    /// The mail is overdue. Ask for the transaction details and judge again.
+    /// The notification is overdue. The caller must ask Resmic for the transaction details, and then call [`reconcile()`] again.
     NeedsDetails,
-    /// The mail is overdue, and the answers have all fields of the webhook. Contains the completed event.
+    /// The notification is overdue, and Resmic's answers have all fields of the webhook. Contains a new completed event with
+    /// these fields.
     CompletedEvent(Box<Event>),
-    /// An operator must decide.
+    /// An operator must decide how the session ended.
     NeedsReview {
-        /// The reason.
+        /// The reason why an operator must decide.
         reason: Reason,
     },
 }
 
-/// The time at which a session expires. It is also the time of the first question about the session.
+/// Returns the time at which a session expires. The daemon makes the first inquiry about the session at that time.
 #[must_use]
 pub fn expiry(session: &AskedSession) -> Timestamp {
     session.registered.expires_at.unwrap_or_else(|| later(session.registered.created_at, LIFETIME))
 }
 
-/// Judges the answers about one session.
+/// Judges Resmic's answers about one session.
 ///
-/// `details` is `None` if the daemon has not asked for them. `now` is the time at which the answer arrived.
+/// `status` is the answer of `payment-status`. `details` is the answer of `transaction-details`, or `None` if the caller has not
+/// requested the details. `now` is the time at which the answers arrived.
 #[must_use]
 pub fn reconcile(
     session: &AskedSession,
@@ -101,7 +104,8 @@ pub fn reconcile(
     match &status.payment_status {
         PaymentStatus::Completed => match details.transpose() {
             Ok(details) => completed(session, known, inquiries, status, details, now),
-            // The details could not be fetched. The error counts only if the status cannot be judged without the details.
+            // The request for the transaction details failed. The error counts only if the status cannot be judged without the
+            // details.
             Err(error) => match completed(session, known, inquiries, status, None, now) {
                 Finding::NeedsDetails => after_error(session, inquiries, error, now),
                 finding => finding,
@@ -123,7 +127,8 @@ pub fn reconcile(
     }
 }
 
-/// The time of the next question. `None`: the present answer decides.
+/// Returns the time of the next inquiry about a session. `None`: no further inquiry follows, so the caller must judge the present
+/// answer.
 fn next_inquiry(session: &AskedSession, inquiries: PreviousInquiries, now: Timestamp) -> Option<Timestamp> {
     let expiry = expiry(session);
     if now < expiry {
@@ -142,8 +147,8 @@ fn failed(session: &AskedSession, status: &StatusAnswer) -> Finding {
     Finding::FailedEvent(Box::new(event(session, payment)))
 }
 
-/// After an unclear answer, the daemon asks again, until an hour after the first answer that follows the expiry. If the last
-/// answer is unclear, too, an operator must decide.
+/// Judges an answer that does not show how the session ended. The daemon asks again, until an hour after Resmic's first answer
+/// that followed the session's expiry. If the answer is still unclear at that time, an operator must decide.
 fn undecided(session: &AskedSession, inquiries: PreviousInquiries, now: Timestamp, detail: String) -> Finding {
     match next_inquiry(session, inquiries, now) {
         Some(until) => Finding::Wait { until },
@@ -181,8 +186,8 @@ fn completed(
     }
 }
 
-/// Compares the known payments with Resmic's answer. If the answer names a transaction, one of the payments must have this
-/// transaction.
+/// Compares the stored completed events of the session with Resmic's transaction details. If `details` names a transaction, one
+/// of these events must have the same transaction. Otherwise the session needs review.
 fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>) -> Finding {
     let named = details.filter(|details| details.transaction_hash.is_some());
     match named {
@@ -194,7 +199,8 @@ fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>)
     }
 }
 
-/// All fields of the webhook, from answers that agree with each other and with the registration.
+/// Returns all fields of the webhook from Resmic's two answers. The error is the reason for a review: a field is missing, or the
+/// answers contradict each other or the registered values.
 fn payment_details(
     session: &AskedSession,
     status: &StatusAnswer,
@@ -204,9 +210,10 @@ fn payment_details(
         return Err(unreadable(format!("the details are about session {}", details.session_id)));
     }
     let (registered, amount) = (session.registered.amount.as_deref(), status.amount.as_deref());
-    // A mail has the amount before a coupon, so the event must have that amount, too. It is not documented whether Resmic's
-    // answers have the amount before or after the coupon. So only the registration proves the amount. If the amount in the status
-    // differs from the registered amount, a person must decide, but the difference is no contradiction.
+    // A notification has the amount before the discount of a coupon, so the event must have the same amount. Resmic does not
+    // document whether its answers have the amount before or after the discount. So only the registered amount is certain. If the
+    // amount in the status differs from the registered amount, a person must decide. The difference proves no contradiction, so
+    // the code of the reason is `unreadable`.
     let has_coupon = status.is_coupon_applied == Some(true);
     if has_coupon && !registered.zip(amount).is_some_and(|(ours, theirs)| same_amount(ours, theirs)) {
         return Err(unreadable(
@@ -265,7 +272,7 @@ fn to_minute(at: Timestamp) -> Timestamp {
     at.round(TimestampRound::new().smallest(Unit::Minute).mode(RoundMode::Floor)).unwrap_or(at)
 }
 
-/// `at` plus `wait`, at most the last representable time.
+/// Returns `at` plus `wait`, at most [`Timestamp::MAX`].
 fn later(at: Timestamp, wait: Duration) -> Timestamp {
     at.checked_add(wait).unwrap_or(Timestamp::MAX)
 }

@@ -8,7 +8,7 @@ const WALLET: &str = "0x056397760b973BfB921Bc10Be9DA5034B1e921d7";
 const MINUTE: i64 = 60;
 const HOUR: i64 = 3_600;
 
-/// The time at `second`, counted from the registration.
+/// Returns the time `second` seconds after the registration of the session.
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_741_145_760 + second).unwrap()
 }
@@ -17,7 +17,7 @@ fn session() -> AskedSession {
     session_with(|_| ())
 }
 
-/// The session after a change of its registered values.
+/// Returns the registered session of these tests, with the values that `change` has set.
 fn session_with(change: impl FnOnce(&mut RegisteredSession)) -> AskedSession {
     let mut registered = RegisteredSession {
         session_id: SESSION.into(),
@@ -73,7 +73,7 @@ fn judge(known: &PaymentsOfSession, inquiries: PreviousInquiries, status: &Statu
     reconcile(&session(), known, inquiries, Ok(status), None, at(now))
 }
 
-/// The finding ten minutes after Resmic first reported `Completed`.
+/// Returns the [`Finding`] ten minutes after Resmic first reported the session as `Completed`.
 fn overdue(session: &AskedSession, status: &StatusAnswer, details: &TransactionDetails) -> Finding {
     let inquiries = inquired(Some(0), Some(0));
     reconcile(session, &unpaid(), inquiries, Ok(status), Some(Ok(details)), at(10 * MINUTE))
