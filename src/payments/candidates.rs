@@ -1,5 +1,5 @@
-//! Finds the candidates: the sessions for which Resmic may name the transaction of an event. A candidate was registered at the
-//! right time, has no completed payment, and is not contradicted by the event.
+//! Finds the candidates: the sessions for which Resmic may name the transaction of an event. A candidate was registered in the
+//! allowed time before the payment, has no completed event, and is not contradicted by the event.
 
 use std::cmp::Reverse;
 
@@ -14,18 +14,18 @@ use crate::resmic::SessionId;
 
 /// The conditions on `sessions s` that find candidates in an index. Parameter `?3` is the order or the amount. A missing amount
 /// contradicts no amount, so sessions without an amount are candidates, too. For an event that has neither an order nor an
-/// amount, all sessions of the time window are read.
+/// amount, all sessions that were registered in the allowed time are read.
 const BY_ORDER: &str = "s.order_ref = ?3";
 const BY_AMOUNT: &str = "s.amount IS NOT NULL AND CAST(s.amount AS REAL) = ?3";
 const WITHOUT_AMOUNT: &str = "s.amount IS NULL";
 const ANY: &str = "true";
 
-/// Whether Resmic has named a transaction of session `s`, or the last question about session `s` was for event `?4`.
+/// Whether Resmic has named a transaction for session `s`, or the most recent inquiry about session `s` was for event `?4`.
 const ASKED: &str = "EXISTS (SELECT 1 FROM session_transactions t
     WHERE t.session_id = s.session_id AND (t.transaction_hash IS NOT NULL OR t.asked_for = ?4))";
 
-/// The newest candidate about which the daemon still has to ask for this event. Older candidates are not read, because each query
-/// ends at its first result.
+/// Returns the newest candidate about which the daemon must still ask Resmic for this event. Older candidates are not read,
+/// because each SQL query ends at its first result.
 pub(super) fn newest_unasked(
     tx: &Connection,
     event_id: &str,
@@ -36,14 +36,14 @@ pub(super) fn newest_unasked(
     Ok(newest.first().and_then(|session| session.session_id.parse().ok()))
 }
 
-/// All candidates, the newest first. They are read once, at the end of a search, because more than one candidate may have the
-/// event's transaction.
+/// Returns all candidates of an event, the newest first. The caller needs all candidates at the end of a search, because more
+/// than one candidate may have the event's transaction.
 pub(super) fn find_all(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     query(tx, event, settings, None)
 }
 
-/// The candidates, the newest first. `event_id`: the id of the event, if the caller needs the next question. With this id,
-/// each query returns only the newest candidate about which the daemon still has to ask.
+/// Returns the candidates of an event, the newest first. If the caller passes `event_id`, each SQL query returns only the newest
+/// candidate about which the daemon must still ask Resmic for this event.
 fn query(
     tx: &Connection,
     event: &Event,
@@ -56,7 +56,8 @@ fn query(
         let mut statement = tx.prepare_cached(&sql(condition))?;
         for session in statement.query_map(params![from, to, value, event_id], read_session)? {
             let session = session?;
-            // Other programs insert sessions. A session whose id is no UUID is skipped, because Resmic's ids are UUIDs.
+            // Other programs insert rows into `sessions`. A session whose id is no UUID is skipped, because Resmic's ids are
+            // UUIDs.
             if session.session_id.parse::<SessionId>().is_ok()
                 && matching::may_have_transaction(event, &session, settings.matching.window)
             {
@@ -71,7 +72,7 @@ fn query(
     Ok(found)
 }
 
-/// The searches that find all candidates of an event, each with the value of `?3`.
+/// Returns the SQL conditions that find all candidates of an event, each with the value of `?3`.
 fn searches(event: &Event) -> Vec<(&'static str, Value)> {
     match (&event.order_ref, &event.payment.amount) {
         (Some(order_ref), _) => vec![(BY_ORDER, order_ref.clone().into())],

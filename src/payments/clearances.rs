@@ -1,6 +1,6 @@
 //! `[resmic] require = true`: a completed event waits until Resmic reports its session as `Completed`.
 //!
-//! This hold is independent of the holds for a session, for a conflict and for the chain.
+//! The wait for Resmic is independent of the other reasons to hold a delivery: a missing session, a conflict, and the chain.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -13,34 +13,36 @@ use crate::db::{Result, StoreSettings, current_time, holds, parse_time, word};
 use crate::model::{Event, Reason, Status, iso};
 use crate::resmic::{ApiError, Clearance, SessionId, StatusAnswer, TransactionDetails, clear_delivery};
 
-/// An event that waits for Resmic, with the values at the time of reading.
+/// An event about whose session the daemon must ask Resmic, as the event was read before the inquiry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DueClearance {
-    /// The event.
+    /// The id of the event.
     pub event_id: String,
-    /// Its session.
+    /// The session of the event.
     pub session: SessionId,
-    /// How often an answer was recorded or the event was changed. An answer is recorded only if this number is still the same.
+    /// How often an answer about this event was stored, or the event was changed (`clearances.asks`). Resmic's answer is stored
+    /// only if this number has not changed during the inquiry.
     pub asks: i64,
 }
 
-/// The result of an answer about a waiting event.
+/// The effect of Resmic's answers about an event that waits for Resmic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedClearance {
-    /// The event has changed since the question, so the answer is discarded.
+    /// The event has changed during the inquiry, so the answers were discarded.
     Outdated,
-    /// The event still waits, for this reason.
+    /// The event still waits for Resmic, for this reason.
     Waits(String),
-    /// Resmic contradicts the event.
+    /// Resmic's answers contradict the event, so an operator must decide.
     Contradicted(Reason),
-    /// Resmic has cleared the event.
+    /// Resmic reports the event's session as `Completed`, so the event no longer waits for Resmic.
     Cleared {
-        /// How many deliveries were released.
+        /// How many deliveries of the event were released.
         released: usize,
     },
 }
 
-/// Creates the row in `clearances` for a completed event with deliveries. Returns whether the event must wait for Resmic.
+/// Creates the row in `clearances` for a completed event with deliveries, if `[resmic] require` is true. Returns whether the row
+/// was created, so that the event must wait for Resmic.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     let is_required = settings.resmic.is_some_and(|resmic| resmic.require);
     if !is_required || event.payment.status != Status::Completed {
@@ -55,8 +57,8 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     Ok(true)
 }
 
-/// Makes the daemon ask about an event again if `new` changes values that are compared with Resmic's answer. An earlier answer
-/// does not apply to the new values.
+/// Makes the daemon ask Resmic about an event again if `new` changes values that are compared with Resmic's answer. An earlier
+/// answer does not apply to the new values.
 pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Result<()> {
     let payment = &new.payment;
     let now = current_time();
@@ -83,7 +85,7 @@ pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Resu
     if restarted > 0 { holds::hold_for_resmic(tx, id) } else { Ok(()) }
 }
 
-/// Applies a change of `require`, also to events that were stored earlier.
+/// Applies the setting `[resmic] require` to the events that were stored before the setting was changed.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.resmic.is_some_and(|resmic| resmic.require) {
         tx.execute(
@@ -94,22 +96,24 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
             params![current_time()],
         )?;
     } else {
-        // Only waiting events are released. An event that Resmic has contradicted still needs review.
+        // Only the events that wait for an answer are released. An event that contradicts Resmic's answer keeps its row, because
+        // the event needs review.
         tx.execute("DELETE FROM clearances WHERE state = 'waiting'", [])?;
     }
     Ok(())
 }
 
-/// The newest event that is due. SQLite reads the index over `waits_since` from its newest entry, and skips events that are not
-/// due. Few events are skipped: those about which the daemon asked recently. The unary `+` keeps SQLite from using the index over
-/// `next_ask_at`. With that index, SQLite would sort all due events, which may be many. An event is also due if its time is
-/// after `?2`: see [`too_far_ahead`].
+/// Selects the newest event about whose session the daemon must ask Resmic now: a due event. SQLite reads the index over
+/// `waits_since` from its newest entry, and skips events that are not due. Few events are skipped: those about which the daemon
+/// asked recently. The unary `+` keeps SQLite from using the index over `next_ask_at`. With the index over `next_ask_at`, SQLite
+/// would sort all due events, which may be many. An event is also due if its `next_ask_at` is after `?2`: see [`too_far_ahead`].
 pub(super) const DUE: &str =
     "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id
     WHERE c.next_ask_at IS NOT NULL AND (+c.next_ask_at <= ?1 OR +c.next_ask_at > ?2)
     ORDER BY c.waits_since DESC, c.rowid DESC LIMIT 1";
 
-/// The newest event that is due. An event whose session id is not a UUID becomes doubtful.
+/// Returns the newest event about whose session the daemon must ask Resmic now. An event whose session id is not a UUID gets the
+/// state [`ConfirmationState::Doubtful`], because Resmic's session ids are UUIDs.
 pub(super) fn due(tx: &Connection, now: Timestamp) -> Result<Option<DueClearance>> {
     loop {
         let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now), iso(too_far_ahead(now))], |row| {
@@ -138,7 +142,8 @@ fn write(
     Ok(())
 }
 
-/// Records the answers about a waiting event, with all their effects.
+/// Stores Resmic's answers about an event that waits for Resmic, and releases the event's deliveries if the answers allow the
+/// delivery.
 pub(super) fn record(
     tx: &Connection,
     settings: &StoreSettings,
@@ -173,7 +178,8 @@ pub(super) fn record(
     }
 }
 
-/// Records that a person vouches for an event. Returns the state before, if the event was waiting or doubtful.
+/// Records in `clearances` that an operator confirms the payment of an event. Returns the earlier state of the event, if it was
+/// `waiting` or `doubtful`.
 pub(super) fn vouch(tx: &Connection, id: &str) -> Result<Option<ConfirmationState>> {
     let sql = "SELECT state FROM clearances WHERE event_id = ?1 AND (state = 'waiting' OR state = 'doubtful')";
     let before = tx.prepare_cached(sql)?.query_row(params![id], |row| word(row, "state")).optional()?;
@@ -183,7 +189,7 @@ pub(super) fn vouch(tx: &Connection, id: &str) -> Result<Option<ConfirmationStat
     Ok(before)
 }
 
-/// Makes the questions about the waiting events of a session due at `now`.
+/// Makes the daemon ask Resmic at `now` about those events of a session that wait for Resmic.
 pub(super) fn hasten(tx: &Connection, session_id: &str, now: Timestamp) -> Result<()> {
     tx.prepare_cached(
         "UPDATE clearances SET next_ask_at = ?2 WHERE state = 'waiting'

@@ -1,6 +1,6 @@
-//! Matches an event with the registered sessions. Pure: sessions and an event in, a session out.
+//! Matches an event with the registered sessions. The functions are pure: they use no database and no clock.
 //!
-//! If two sessions match, there is no result. The program does not guess, and an operator can decide.
+//! If two sessions match an event, no session is chosen. The program does not guess, and an operator can assign a session.
 
 use jiff::Timestamp;
 
@@ -9,20 +9,20 @@ use crate::model::{self, Event, Matching, RegisteredSession, same_amount, same_t
 /// How an event's session was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionSource {
-    /// The mail names it.
+    /// The mail names the session.
     Mail,
-    /// The mail was sent to a signed address.
+    /// The mail was sent to a signed address, which names the order of the session.
     Address,
-    /// It was the only open session with this amount, chain and token.
+    /// The session was the only unpaid session that has the event's amount and contradicts no value of the event.
     Match,
-    /// A person assigned it.
+    /// An operator assigned the session to the event.
     Operator,
     /// Resmic names the event's transaction for this session, or Resmic's API reported the event.
     Resmic,
 }
 model::string_enum!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator", Resmic => "resmic");
 
-/// The one open session that this event pays; `None` if no session matches, or more than one session.
+/// Returns the only session in `open` that this event may pay. `None`: no session matches, or more than one session matches.
 #[must_use]
 pub fn only_match<'a>(
     event: &Event,
@@ -60,9 +60,9 @@ fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, match
         && is_alive(session, at, matching.window)
 }
 
-/// Whether a session may be paid at `at`: registered at most `window` before, and not expired.
+/// Whether a session may be paid at `at`: the session was registered at most `window` before `at`, and has not expired at `at`.
 fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Duration) -> bool {
-    // A payment's time has no seconds, so it may seem to be up to a minute before the registration.
+    // The time of a payment has no seconds, so the payment may seem to be up to a minute older than the registration.
     let age = at.as_second() - session.created_at.as_second();
     age >= -60
         && age <= i64::try_from(window.as_secs()).unwrap_or(i64::MAX)
@@ -71,10 +71,11 @@ fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Durat
 
 /// Chooses the session that an event pays, from the sessions of the event's order.
 ///
-/// The order is certain, so the only session of an order is chosen even if the event contradicts the session. The caller compares
-/// the two. Among several sessions, a session does not count if it is completed, if the event contradicts it, or if it was not
-/// payable at the event's time. If more than one session is left, the result is `None`. If no session is left, the function
-/// chooses again without the rule about the time, and then also without the rule about contradictions.
+/// The order is certain, so the only session of an order is chosen even if the event contradicts the session. The caller then
+/// compares the event with this session. Among several sessions, a session does not count if it has a completed event, if the
+/// event contradicts the session, or if the session could not be paid at the event's time. If more than one session is left, the
+/// result is `None`. If no session is left, the function chooses again without the rule about the time, and then also without the
+/// rule about contradictions.
 #[must_use]
 pub fn session_of_order<'a>(
     event: &Event,
@@ -87,11 +88,13 @@ pub fn session_of_order<'a>(
     let open = || sessions.iter().filter(|(_, completed)| !completed).map(|(session, _)| session);
     let fit = || open().filter(|session| contradiction(event, session).is_none());
     let alive = || fit().filter(|session| event.time().is_none_or(|at| is_alive(session, at, window)));
-    // If no session matches and only one session is open, returns that session, so that the caller reports the contradiction.
+    // If the event contradicts each unpaid session and there is only one, this one is chosen, so that the caller reports the
+    // contradiction.
     only(alive()).or_else(|| only(fit())).or_else(|| if fit().next().is_none() { only(open()) } else { None })
 }
 
-/// The first registered value that the event contradicts, as a message. A missing value contradicts nothing.
+/// Returns a message about the first registered value of the session that the event contradicts. A missing value contradicts
+/// nothing.
 #[must_use]
 pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<String> {
     let mismatch = |field: &str, registered: &str, reported: &str| {
@@ -226,7 +229,7 @@ mod tests {
         #[test]
         fn an_ambiguous_match_never_resolves(open in prop::collection::vec(any_session(), 0..6)) {
             let event = paid("20", "Sepolia");
-            // The definition in the documentation, implemented a second time.
+            // This closure implements the definition of a match in docs/sessions.md a second time.
             let fits = |s: &&RegisteredSession| {
                 s.amount.as_deref().unwrap().parse::<f64>().unwrap() == 20.0
                     && s.blockchain.as_deref().is_none_or(|c| c.eq_ignore_ascii_case("sepolia"))

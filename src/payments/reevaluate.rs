@@ -16,27 +16,27 @@ use crate::model::{
     Event, Examined, Judgement, Origin, Outcome, RawMail, Reason, SignedHeaders, TrustProof, Uid, UidValidity, iso,
 };
 
-/// A stored mail with the result of its last examination.
+/// A mail of the table `mails`, with the result of its most recent examination.
 #[derive(Debug, Clone)]
 pub struct StoredMail {
-    /// The id of its row.
+    /// The id of the mail's row in `mails`.
     pub id: i64,
     /// The mail.
     pub mail: RawMail,
-    /// The proof that is stored.
+    /// The stored proof that authenticated the mail, if there is one.
     pub proof: Option<TrustProof>,
-    /// Its outcome.
+    /// The stored outcome of the mail.
     pub outcome: Outcome,
-    /// The reason, as it is stored.
+    /// The reason for the outcome, as the stored text.
     pub reason: Option<String>,
-    /// How often it was examined.
+    /// How often the outcome of the mail was decided.
     pub judgements: u32,
 }
 
-/// The changes of a reevaluation.
+/// The changes that a new examination of a stored mail has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reevaluation {
-    /// Nothing has changed.
+    /// The outcome, the reason and the event of the mail are unchanged.
     Same,
     /// The mail has another outcome, reason or event.
     Outcome {
@@ -44,19 +44,20 @@ pub enum Reevaluation {
         outcome: Outcome,
         /// The new reason.
         reason: Option<Reason>,
-        /// The event that it made or repeats.
+        /// The id of the event that the mail made or repeats.
         event_id: Option<String>,
     },
-    /// The mail's event has new values. No delivery of it was attempted.
+    /// The event of the mail has new values. Earlier, no delivery of this event was attempted.
     Event(String),
-    /// The mail's event stays as it is, although the mail is judged differently now. The reason is one of these: a delivery was
-    /// attempted, an operator chose another session, the event would have another id, or the mail would have no event.
+    /// The event of the mail is unchanged, although the new examination has another result. The reason is one of these: a
+    /// delivery was attempted, an operator chose another session, the event would have another id, or the mail would have no
+    /// event.
     Kept(String),
 }
 
 impl Store {
-    /// Stores the result of a new examination with all its consequences, in one database transaction. `next`: when a mail
-    /// that stays deferred is examined again.
+    /// Stores the result of a new examination of the mail `id`, in one SQLite transaction. The transaction also stores or updates
+    /// the mail's event and the event's deliveries. `next`: the time at which a mail that stays deferred is examined again.
     ///
     /// # Errors
     ///
@@ -86,7 +87,8 @@ fn reevaluate(
         Some(event_id) if outcome == Outcome::Event.as_str() => {
             return reevaluate_event(tx, settings, &event_id, examined);
         }
-        // The event of a duplicate belongs to another mail, so this mail does not change it.
+        // This mail is a duplicate. Its event belongs to another mail, so the new examination of this mail does not change the
+        // event.
         Some(_) => return Ok(Reevaluation::Same),
         None => {}
     }
@@ -133,7 +135,8 @@ fn reevaluate(
     Ok(Reevaluation::Outcome { outcome: new, reason: new_reason, event_id })
 }
 
-/// Updates the event of a mail after a better parse. The event stays as it is for the reasons of `Reevaluation::Kept`.
+/// Updates the stored event of a mail, because a new examination may extract more values from the mail. The event stays unchanged
+/// for the reasons of [`Reevaluation::Kept`].
 fn reevaluate_event(
     tx: &Connection,
     settings: &StoreSettings,
@@ -144,7 +147,7 @@ fn reevaluate_event(
     let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
         Ok((stored_events::event_from_row(row)?, row.get::<_, Option<String>>("session_source")?))
     })?;
-    // Keep stored values that this mail lacks. The session and the order may have been found elsewhere, and other values may come
+    // Keep the stored values that this mail lacks. The session and the order may come from the registration, and other values
     // from another report of the payment.
     let new = Event::clone(new).or(known.clone());
     if new == known {
@@ -165,11 +168,12 @@ fn reevaluate_event(
     Ok(Reevaluation::Event(event_id.to_owned()))
 }
 
-/// A mail is deferred by at most an hour. So a time that is more than two hours away was written while the clock was ahead.
+/// A deferred mail is examined again after at most an hour. So a `next_judgement_at` that is more than two hours in the future
+/// was written while the clock was ahead.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 impl StoreReader {
-    /// The ids of the mails whose bytes are stored, the oldest first. `outcome`: only mails with this outcome.
+    /// Returns the ids of the mails whose bytes are stored, the oldest first. `outcome`: only mails with this outcome.
     ///
     /// # Errors
     ///
@@ -181,7 +185,8 @@ impl StoreReader {
         self.query_all(&sql, &parameters, |r| r.get(0))
     }
 
-    /// The deferred mails that are due at `at`, and those whose time was written while the clock was ahead.
+    /// Returns the ids of the deferred mails that are due for a new examination at `at`. Also returns the deferred mails whose
+    /// `next_judgement_at` was written while the clock was ahead.
     ///
     /// # Errors
     ///
@@ -194,7 +199,7 @@ impl StoreReader {
         self.query_all(sql, &[&at, &astray], |r| r.get(0))
     }
 
-    /// When the next deferred mail becomes due after `at`.
+    /// Returns the first time after `at` at which a deferred mail becomes due for a new examination.
     ///
     /// # Errors
     ///
@@ -205,7 +210,7 @@ impl StoreReader {
         Ok(self.query_one(sql, &[&at], |r| r.get(0))?.and_then(parse_time))
     }
 
-    /// A stored mail; `None` if it does not exist, or its bytes are not stored.
+    /// Reads the mail with this id from the table `mails`. `None`: the mail has no row, or the row has no bytes.
     ///
     /// # Errors
     ///
@@ -230,7 +235,7 @@ fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
         id: row.get("id")?,
         mail,
         proof: proof(row)?,
-        // The CHECK of the column allows only the words of `Outcome`.
+        // The CHECK of the column `outcome` allows only the words of `Outcome`.
         outcome: outcome.parse().unwrap_or(Outcome::Quarantined),
         reason: row.get("reason")?,
         judgements: row.get("judgements")?,

@@ -1,8 +1,8 @@
-//! The search for an event's session at Resmic, if the mail names no session. The daemon asks Resmic for the transaction of each
-//! session that fits.
+//! Searches for the session of an event at Resmic's API, if the mail names no session. The daemon asks Resmic for the transaction
+//! of each candidate: a registered session that the event may have paid.
 //!
-//! The answers are stored. The daemon asks again about a session only for another event, and only if Resmic has named no
-//! transaction of the session so far.
+//! The answers are stored in the table `session_transactions`. The daemon asks again about a session only for another event, and
+//! only if Resmic has named no transaction of the session so far.
 
 use std::time::Duration;
 
@@ -17,21 +17,21 @@ use crate::http::MAX_RETRY_AFTER;
 use crate::model::{Event, iso};
 use crate::resmic::{ApiError, SessionChoice, SessionId, TransactionDetails, choose_session};
 
-/// An event, and the session to ask about next.
+/// An event without a session, and the session about which the daemon must ask Resmic next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DueSearch {
-    /// The event without a session.
+    /// The id of the event without a session.
     pub event_id: String,
-    /// The session whose transaction may be the event's.
+    /// The session whose transaction may be the event's transaction.
     pub session: SessionId,
 }
 
-/// Whether the daemon searches for the event's session at Resmic.
+/// Whether the daemon searches for the event's session at Resmic's API.
 fn applies(settings: &StoreSettings, event: &Event) -> bool {
     settings.resmic.is_some() && event.payment.session_id.is_none() && event.payment.transaction_hash.is_some()
 }
 
-/// Begins the search for the session of an event. A search that has ended begins again.
+/// Inserts the search for the session of an event into `session_searches`. A search that has ended begins again.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<()> {
     if applies(settings, event) {
         let sql = "INSERT INTO session_searches (event_id, next_ask_at, since) VALUES (?1, ?2, ?2)
@@ -41,7 +41,7 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     Ok(())
 }
 
-/// Searches again, because a session was registered that the event may pay.
+/// Begins the search for an event's session again, because a session that the event may pay was registered or changed.
 pub(super) fn resume(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<()> {
     if settings.resmic.is_none() {
         return Ok(());
@@ -63,28 +63,28 @@ pub(super) fn may_find_session(tx: &Connection, settings: &StoreSettings, id: &s
     Ok(!has_ended)
 }
 
-/// Whether Resmic has named a transaction of this session.
+/// Whether Resmic has named a transaction for this session.
 pub(super) fn has_transaction(tx: &Connection, session_id: &str) -> Result<bool> {
     let sql =
         "SELECT EXISTS (SELECT 1 FROM session_transactions WHERE session_id = ?1 AND transaction_hash IS NOT NULL)";
     Ok(tx.prepare_cached(sql)?.query_row(params![session_id], |row| row.get(0))?)
 }
 
-/// The newest search that is due. SQLite reads the index over `since` from its newest entry, and skips searches that are not due.
-/// Few searches are skipped: those that failed recently. The unary `+` keeps SQLite from using the index over `next_ask_at`. With
-/// that index, SQLite would sort all due searches, which may be many. A search is also due if its time is after `?2`: see
-/// [`too_far_ahead`].
+/// Selects the newest search for which the daemon must ask Resmic now: a due search. SQLite reads the index over `since` from its
+/// newest entry, and skips searches that are not due. Few searches are skipped: those whose request failed recently. The unary
+/// `+` keeps SQLite from using the index over `next_ask_at`. With the index over `next_ask_at`, SQLite would sort all due
+/// searches, which may be many. A search is also due if its `next_ask_at` is after `?2`: see [`too_far_ahead`].
 pub(super) const DUE: &str =
     "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND (+next_ask_at <= ?1 OR +next_ask_at > ?2)
     ORDER BY since DESC, rowid DESC LIMIT 1";
 
-/// A time that no pause reaches. A later time was written while the clock was ahead.
+/// No pause ends after this time. A later `next_ask_at` was written while the clock was ahead, so the daemon asks immediately.
 pub(super) fn too_far_ahead(now: Timestamp) -> Timestamp {
     now.checked_add(MAX_RETRY_AFTER * 2).unwrap_or(Timestamp::MAX)
 }
 
-/// The next question of the newest search that is due. If a due search has no further question, this function ends the search.
-/// The second value is the effect of these ended searches.
+/// Returns the event of the newest due search, and the session about which the daemon must ask Resmic next. If no candidate of a
+/// due search is left, this function ends the search. The second value is the effect of the ended searches.
 pub(super) fn due(
     tx: &Connection,
     settings: &StoreSettings,
@@ -106,7 +106,7 @@ fn stored_event(tx: &Connection, id: &str) -> Result<Option<Event>> {
     Ok(found.optional()?)
 }
 
-/// The newest session that fits and that has no answer for this event.
+/// Returns the newest candidate about which the daemon must still ask Resmic for this event.
 fn next_question(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Option<SessionId>> {
     match stored_event(tx, id)?.filter(|event| applies(settings, event)) {
         Some(event) => candidates::newest_unasked(tx, id, &event, settings),
@@ -114,7 +114,8 @@ fn next_question(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<
     }
 }
 
-/// Ends a search, because all sessions that fit have an answer.
+/// Ends the search for an event's session, because Resmic has answered about all candidates. If Resmic names the event's
+/// transaction for exactly one session, the event gets this session.
 fn decide(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Reconciled> {
     let Some(event) = stored_event(tx, id)? else { return end(tx, id, "none") };
     let (mut sessions, mut answers) = (Vec::new(), Vec::new());
@@ -165,8 +166,8 @@ fn stored_answer(tx: &Connection, session_id: &str) -> Result<Option<Transaction
     Ok(found.and_then(answer))
 }
 
-/// Records an answer about a session. After the last answer, ends the search. An error that concerns all sessions is no answer,
-/// and only postpones the search.
+/// Stores Resmic's answer about the transaction of a session in `session_transactions`, and ends the search if no candidate is
+/// left. An error that concerns all sessions is no answer, and only postpones the search.
 pub(super) fn record(
     tx: &Connection,
     settings: &StoreSettings,
@@ -209,7 +210,8 @@ fn postpone(tx: &Connection, id: &str, error: &ApiError, now: Timestamp) -> Resu
     Ok(Reconciled::default())
 }
 
-/// The time of the next question about an event. The pause grows with the time that the event has waited.
+/// Returns the time of the next inquiry for an event that has waited since `since`. The pause grows with the time that the event
+/// has waited.
 pub(super) fn next_ask(since: Timestamp, retry_after: Option<Duration>, now: Timestamp) -> Timestamp {
     const SHORTEST: Duration = Duration::from_secs(5);
     const LONGEST: Duration = Duration::from_secs(3_600);

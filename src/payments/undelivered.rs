@@ -1,4 +1,4 @@
-//! Rows of mails whose bytes the server did not deliver.
+//! The rows in the table `mails` of mails whose bytes the IMAP server did not deliver.
 //!
 //! Such a row has the outcome `quarantined`, a reason with the code `unavailable`, and no bytes in `raw`. If the bytes arrive
 //! later, they are stored under the same row id.
@@ -10,19 +10,20 @@ use super::record::Recorded;
 use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreReader, current_time, parse_time};
 use crate::model::{Availability, Outcome, RawMail, Reason, Undelivered, iso};
 
-/// The most rows that a watcher reads when it connects.
+/// The most UIDs that [`Store::undelivered`] returns for one mailbox.
 const MOST: u32 = 10_000;
 
-/// The rows that one UID has.
+/// The rows in the table `mails` that have the account, mailbox, UIDVALIDITY and UID of one mail.
 #[derive(Debug, Default)]
 pub(super) struct RowsOfUid {
-    /// The event of the row with the same bytes, if there is such a row. The inner `None`: that mail has no event.
+    /// The event id in the row that has the same bytes as the mail. The outer `None`: there is no such row. The inner `None`: the
+    /// row has no event.
     pub(super) same: Option<Option<String>>,
-    /// The row without bytes.
+    /// The id of the row without bytes, if there is one.
     pub(super) without_bytes: Option<i64>,
 }
 
-/// Finds the rows of this mail's UID.
+/// Finds the rows in the table `mails` that have the UID of this mail. `sha256` is the hash of the mail's bytes.
 pub(super) fn of_uid(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<RowsOfUid> {
     let mut found = RowsOfUid::default();
     let Some((validity, uid)) = mail.origin.uid else { return Ok(found) };
@@ -42,7 +43,8 @@ pub(super) fn of_uid(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Ro
     Ok(found)
 }
 
-/// Inserts, updates or removes the row of a mail that was not delivered.
+/// Inserts, updates or removes the row in `mails` of a mail whose bytes the server did not deliver. `row` is the id of its
+/// existing row without bytes.
 pub(super) fn record(tx: &Connection, mail: &Undelivered, row: Option<i64>) -> Result<Recorded> {
     let (outcome, reason) = match mail.state {
         Availability::Listed => (Outcome::Quarantined, mail.reason()),
@@ -93,13 +95,15 @@ fn set(tx: &Connection, id: i64, outcome: Outcome, reason: &Reason) -> Result<()
     Ok(())
 }
 
-/// Removes a row, because its mail is not Resmic's, or because the mail has arrived and gets a new row with the same id.
+/// Removes a row without bytes from `mails`, because its mail is not Resmic's, or because the bytes have arrived and the mail
+/// gets a new row with the same id.
 pub(super) fn remove(tx: &Connection, id: i64) -> Result<()> {
     tx.prepare_cached("DELETE FROM mails WHERE id = ?1")?.execute(params![id])?;
     Ok(())
 }
 
-/// Closes the row without bytes, because the same mail has another row with its bytes. Two connections may fetch one mail.
+/// Changes the outcome of a row without bytes to `duplicate`, because another row has the bytes of the same mail. One mail may
+/// have two rows, because two connections may fetch it.
 pub(super) fn close(tx: &Connection, id: i64, event_id: Option<&str>) -> Result<()> {
     tx.prepare_cached(
         "UPDATE mails SET outcome = 'duplicate', event_id = ?2, judged_at = ?3,
@@ -110,15 +114,15 @@ pub(super) fn close(tx: &Connection, id: i64, event_id: Option<&str>) -> Result<
 }
 
 impl Store {
-    /// The UIDs of mails that the server did not deliver so far, under this cursor's UIDVALIDITY. Each UID comes with the time at
-    /// which the server received the mail.
+    /// Returns the UIDs of the mails whose bytes the server has not delivered yet, in the mailbox and UIDVALIDITY of `cursor`.
+    /// Each UID comes with the time at which the server received the mail.
     ///
     /// # Errors
     /// [`crate::db::Error`].
     pub async fn undelivered(&self, cursor: &Cursor) -> Result<Vec<(u32, Option<Timestamp>)>> {
         let Cursor { account, mailbox, position } = cursor.clone();
         self.write(move |tx| {
-            // The index over UIDs would be slow, because most mails of a mailbox were delivered.
+            // The index over UIDs would be slow, because it also has the many mails whose bytes the server has delivered.
             let mut statement = tx.prepare_cached(
                 "SELECT uid, received_at FROM mails INDEXED BY mails_without_raw
                  WHERE outcome = 'quarantined' AND sha256 = ?1 AND raw IS NULL
@@ -133,7 +137,7 @@ impl Store {
 }
 
 impl StoreReader {
-    /// Whether this mail has a row and was not delivered.
+    /// Whether the mail with this id has a row in `mails`, but the server has not delivered its bytes.
     ///
     /// # Errors
     /// An error of SQLite.

@@ -4,20 +4,22 @@ use super::same_transaction;
 use crate::model::{PaymentDetails, fold_hash};
 use crate::resmic::answer::{SessionId, TransactionDetails};
 
-/// The session that an event's transaction paid.
+/// The result of [`choose_session`]: the session that the event's transaction paid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionChoice {
-    /// Exactly one session has the event's transaction.
+    /// Resmic names the event's transaction for exactly one session.
     Exact(SessionId),
-    /// No session has the event's transaction.
+    /// Resmic names the event's transaction for no session.
     NoneHasIt,
-    /// More than one session has the transaction, or the answers about one session contradict each other. A person must decide.
+    /// Resmic names the event's transaction for more than one session, or the answers about one session contradict each other. A
+    /// person must decide.
     Ambiguous,
 }
 
-/// Chooses the session whose transaction is the event's. The caller passes an answer for each candidate session.
+/// Chooses the session for which Resmic names the event's transaction. `answers` has Resmic's answer about each candidate
+/// session.
 ///
-/// Only a hash chooses a session. An answer without a hash, or with the same hash on another chain, chooses no session. But if
+/// A session is chosen only if Resmic names the event's transaction hash for this session, and does not name another chain. If
 /// one session is chosen and another session has the same hash on any chain, the choice is ambiguous.
 #[must_use]
 pub fn choose_session(event: &PaymentDetails, answers: &[TransactionDetails]) -> SessionChoice {
