@@ -1,9 +1,10 @@
 //! Notices commits of other programs, for example new sessions of a shop, mails of `import`, or a retry by an operator.
 //!
 //! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon uses no processor time.
-//! inotify also reports the daemon's commits. `PRAGMA data_version` changes only for commits of other programs. The watch is
-//! one-shot and is armed before each check. Otherwise inotify would report each of the thousands of writes of a backfill, and
-//! handling these reports would cost as much as the writes. If inotify fails, the version is polled.
+//! inotify also reports the daemon's commits. `PRAGMA data_version` changes only for commits of other programs. The inotify watch
+//! is one-shot and is armed before each check. Otherwise inotify would report each of the thousands of writes while a mailbox is
+//! fetched for the first time, and handling these reports would cost as much as the writes. If inotify fails, the daemon polls
+//! `PRAGMA data_version`.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,17 +16,18 @@ use tokio::time::{sleep, timeout};
 use super::reconcile;
 use crate::db::{Error, Result, Store};
 
-/// The shortest pause between two checks, even if other programs write more often.
+/// The shortest pause between two checks for commits, even if other programs commit more often.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause between a report of inotify and the check. inotify reports the first write of a commit. Most commits are the
 /// daemon's, and end within this pause, so that one check after the commit is enough.
 const COMMIT_TIME: Duration = Duration::from_millis(5);
 
-/// The longest pause between two checks. inotify misses some changes, such as a replaced folder.
+/// The longest pause between two checks for commits. Even without a report of inotify, a check is needed, because inotify misses
+/// some changes, such as a replaced folder.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
-/// The pause between two checks without inotify.
+/// The pause between two checks for commits if inotify cannot be used.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Store {
@@ -38,7 +40,7 @@ impl Store {
     pub async fn watch_changes(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
         let mut changes = Changes::new(&self.settings.path);
         loop {
-            // Arm the watch before the check, so that no later write is missed.
+            // Arm the inotify watch before the check, so that inotify also reports a write during the check.
             changes.arm();
             let checked = self.check().await;
             match &checked {
@@ -48,7 +50,7 @@ impl Store {
             }
             let next = async {
                 sleep(SHORTEST_PAUSE).await;
-                // After a failed check, do not wait for inotify: it does not report the same write again.
+                // After a failed check, do not wait for inotify, because inotify does not report the same write again.
                 if checked.is_ok() {
                     changes.next().await;
                     sleep(COMMIT_TIME).await;
@@ -61,14 +63,14 @@ impl Store {
         }
     }
 
-    /// Checks once. The check takes the write lock, so it waits for a commit that inotify has reported and that is not
-    /// complete.
+    /// Checks once whether another program has committed. The check takes SQLite's write lock, so the check waits for a commit
+    /// that inotify has reported and that is not complete.
     async fn check(&self) -> Result<()> {
         let version =
             self.write(|tx| Ok(tx.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)).await?;
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
             let reconciled = self.reconcile().await.inspect_err(|_| {
-                // With this value, the next check finds a change, and reconciles the remaining sessions.
+                // With this value of `seen_version`, the next check finds a change, and reconciles the remaining sessions.
                 self.seen_version.store(i64::MIN, Ordering::Relaxed);
             })?;
             if reconciled != reconcile::Reconciled::default() {
@@ -87,7 +89,7 @@ impl Store {
     }
 }
 
-/// How changes of the database are noticed.
+/// How the daemon notices commits to the database.
 enum Changes {
     #[cfg(target_os = "linux")]
     Inotify(Box<kernel::FolderWatch>),
@@ -106,7 +108,7 @@ impl Changes {
         Changes::Polling
     }
 
-    /// Arms the watch for the next write.
+    /// Arms the inotify watch, so that inotify reports the next write to the database's folder.
     fn arm(&mut self) {
         #[cfg(target_os = "linux")]
         if let Changes::Inotify(watch) = self
@@ -117,7 +119,7 @@ impl Changes {
         }
     }
 
-    /// Waits until the next check is due.
+    /// Waits until the next check for commits is due.
     async fn next(&mut self) {
         match self {
             #[cfg(target_os = "linux")]
@@ -140,10 +142,11 @@ mod kernel {
     use futures_util::StreamExt;
     use inotify::{EventMask, EventStream, Inotify, WatchMask};
 
-    /// The size of the buffer, in bytes. Dozens of inotify events fit into it.
+    /// The size of the buffer for inotify events, in bytes. Dozens of events fit into the buffer.
     const BUFFER: usize = 4096;
 
-    /// Watches the folder, not the files: SQLite may delete the `-wal` file and create it again.
+    /// Watches the database's folder with inotify. Watching the files is not enough, because SQLite may delete the `-wal` file
+    /// and create it again.
     pub(super) struct FolderWatch {
         events: EventStream<Box<[u8]>>,
         folder: PathBuf,
@@ -157,7 +160,7 @@ mod kernel {
             Ok(FolderWatch { events, folder })
         }
 
-        /// Arms the one-shot watch.
+        /// Arms the one-shot watch for the next write to a file in the folder.
         pub(super) fn arm(&mut self) -> io::Result<()> {
             self.events.watches().add(&self.folder, WatchMask::MODIFY | WatchMask::ONESHOT)?;
             Ok(())
@@ -168,7 +171,7 @@ mod kernel {
         pub(super) async fn next(&mut self) -> io::Result<()> {
             loop {
                 let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
-                // The kernel sends IGNORED after each one-shot report.
+                // The kernel sends the event IGNORED after the report of a one-shot watch.
                 if event.mask != EventMask::IGNORED {
                     return Ok(());
                 }

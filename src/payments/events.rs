@@ -1,4 +1,4 @@
-//! Writes an event: finds its session, classifies the event, and writes its deliveries.
+//! Stores an event: finds its session, compares the event with the stored events, and writes its deliveries.
 
 use rusqlite::{Connection, named_params, params};
 
@@ -30,8 +30,7 @@ pub(super) fn admit(tx: &Connection, settings: &StoreSettings, parsed: &Event) -
     admit_from(tx, settings, parsed, EventSource::Mail)
 }
 
-/// Does the same as [`admit`] for an event from any source. For an event from Resmic's API, the API is also the source of the
-/// session.
+/// Does the same as [`admit`] for an event from any source. For an event from Resmic's API, `session_source` becomes `resmic`.
 pub(super) fn admit_from(
     tx: &Connection,
     settings: &StoreSettings,
@@ -79,7 +78,7 @@ pub(super) fn admit_from(
     }
 }
 
-/// Whether a mail repeats a stored event that already has a session. The repeated payment does not pay another session, even if
+/// Whether a mail repeats a stored event that already has a session. The mail belongs to the session of the stored event, even if
 /// another session was found by order or amount. Returns `false` if the mail names its session. Also returns `false` if the
 /// address of the mail names an order that the stored event does not have. In both cases, the caller compares the session of the
 /// mail with the session of the stored event.
@@ -91,7 +90,7 @@ fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, know
         && conflicts::find_repeated(id, parsed, known).is_some_and(has_its_own)
 }
 
-/// The event with the session that was found for it.
+/// Returns the event with the session `found`. If the event has no order, it gets the registered order of this session.
 pub(super) fn with_session(mut event: Event, found: Option<&FoundSession>) -> Event {
     if let Some(found) = found {
         event.payment.session_id = Some(found.session_id.clone());
@@ -142,7 +141,8 @@ fn insert(
     Ok(())
 }
 
-/// Writes the deliveries of a new event.
+/// Inserts one delivery of a new event for each target that gets events with this status. A delivery that must wait is inserted
+/// as held.
 fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, hold: bool) -> Result<()> {
     let at = current_time();
     let resolved = event.payment.session_id.is_some();
@@ -161,8 +161,8 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
     Ok(())
 }
 
-/// Rewrites an event that was not delivered yet, after a second report or after a better parse. `source`: how the caller found
-/// the session, if it found one.
+/// Writes new values of a stored event that no handler has accepted yet, after a second report or after a better parse. `source`:
+/// how the session was found, if the caller has found the session.
 pub(super) fn refill(
     tx: &Connection,
     settings: &StoreSettings,
@@ -175,14 +175,15 @@ pub(super) fn refill(
     resolve(tx, settings, id, event, found.as_ref()).map(drop)
 }
 
-/// How many deliveries were released or held.
+/// The result of [`resolve`]: how many deliveries of the event were released or held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resolved {
     Released(usize),
     Held(usize),
 }
 
-/// Writes the event's values, then releases its deliveries, holds them for review, or withdraws them.
+/// Writes the event's values. Then releases the event's deliveries, holds these deliveries for review, or deletes them because a
+/// completed event supersedes this event.
 pub(super) fn resolve(
     tx: &Connection,
     settings: &StoreSettings,
@@ -200,8 +201,8 @@ pub(super) fn resolve(
     }
 }
 
-/// Why an event with this session may not be delivered. Call this function before the event's new values are written, because it
-/// also reads the stored values.
+/// Returns why an event with the session `found` may not be delivered. The caller must not have written the event's new values
+/// yet, because this function also reads the stored values.
 pub(super) fn hold_reason(
     tx: &Connection,
     id: &str,
@@ -212,7 +213,7 @@ pub(super) fn hold_reason(
     Ok(registered.or(conflicts::hold_reason(id, event, &related_events(tx, id, event)?)))
 }
 
-/// Writes an event's changed values, and its body.
+/// Writes the changed values of an event into its row in `events`, and the new request body into the column `webhook`.
 pub(super) fn update(
     tx: &Connection,
     settings: &StoreSettings,
@@ -248,7 +249,8 @@ pub(super) fn update(
     Ok(())
 }
 
-/// Writes the session of an event that was delivered without it. The event's body does not change.
+/// Writes the session of an event that was delivered without this session. The request body in the column `webhook` does not
+/// change.
 pub(super) fn set_session(tx: &Connection, id: &str, event: &Event, source: matching::SessionSource) -> Result<()> {
     tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
         .execute(params![id, event.payment.session_id, source.as_str(), event.order_ref])?;

@@ -1,7 +1,7 @@
-//! The questions to Resmic's API: about registered sessions whose mail did not arrive, and about events that wait for an answer.
+//! The inquiries to Resmic's API about registered sessions whose mail did not arrive, and for events that wait for an answer.
 //!
-//! An answer is judged in the SQLite transaction that stores it. So a crash between question and answer loses nothing, and events
-//! that were stored since the question are taken into account.
+//! An answer is judged in the SQLite transaction that stores the answer. So a crash between inquiry and answer loses nothing, and
+//! events that were stored after the inquiry are taken into account.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -19,46 +19,47 @@ use crate::resmic::{
     reconcile,
 };
 
-/// The greatest age of a session that was registered before `[resmic]` was configured. The daemon does not ask about older ones.
+/// The greatest age of a session that was registered before `[resmic]` was configured. The daemon does not ask Resmic about older
+/// sessions.
 const ADOPTED: &str = "-7 days";
 
-/// The next question for Resmic.
+/// The next inquiry to Resmic's API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DueInquiry {
-    /// Whether an event may be delivered.
+    /// An inquiry whether the session of an event is completed, so that the event may be delivered.
     Clearance(DueClearance),
-    /// Which transaction a session has. If it is the transaction of an event without a session, the event gets this session.
+    /// An inquiry which transaction a session has, because an event without a session may have the same transaction.
     Search(DueSearch),
-    /// How a registered session ended.
+    /// An inquiry how a registered session without a completed or failed event ended.
     Session(SessionId),
 }
 
-/// The change that an answer about a registered session has made.
+/// The effect of Resmic's answers about a session in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedSession {
-    /// The session is not registered.
+    /// The session is not registered, so nothing was stored.
     NotRegistered,
-    /// Nothing is certain yet. The daemon asks about the session again.
+    /// The answers do not show yet how the session ended. The daemon asks Resmic about the session again.
     Waits,
-    /// The stored events agree with Resmic.
+    /// The stored events of the session agree with Resmic's answers.
     Agrees,
-    /// The session is completed, and its mail is missing.
+    /// Resmic reports the session as `Completed`, and its mail has not arrived yet.
     MailMissing,
-    /// The status alone decides nothing. The caller must also ask for the transaction details.
+    /// The status of the session is not enough. The caller must also ask Resmic for the transaction details.
     NeedsDetails,
-    /// A person must decide.
+    /// An operator must decide about the session, for this reason.
     NeedsReview(Reason),
-    /// An event of the session was stored now, or was already stored.
+    /// The answers made a new event of the session, or repeat an event that was already stored.
     Event {
-        /// The event.
+        /// The id of the event.
         event_id: String,
-        /// `failed`, or `completed`.
+        /// The status of the event: `failed` or `completed`.
         status: Status,
     },
 }
 
 impl Store {
-    /// The question that is due, and the time at which another question becomes due. Questions about events go first.
+    /// Reads the inquiry that is due, and the time at which the next inquiry becomes due. Inquiries for events go first.
     ///
     /// # Errors
     ///
@@ -91,11 +92,11 @@ impl Store {
         Ok((due, next))
     }
 
-    /// Records the answers about an event that waits for Resmic.
+    /// Stores Resmic's answers about the session of an event that waits for Resmic.
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. After an error, nothing is recorded.
+    /// [`crate::db::Error`]. After an error, nothing is stored.
     pub async fn record_clearance(
         &self,
         due: DueClearance,
@@ -113,11 +114,12 @@ impl Store {
         Ok(recorded)
     }
 
-    /// Records the answer about the transaction of a session. The question was part of the search for an event's session.
+    /// Stores Resmic's answer about the transaction of a session. The daemon asked for this transaction in the search for an
+    /// event's session.
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. After an error, nothing is recorded.
+    /// [`crate::db::Error`]. After an error, nothing is stored.
     pub async fn record_transaction(
         &self,
         due: DueSearch,
@@ -132,11 +134,12 @@ impl Store {
         Ok(reconciled)
     }
 
-    /// Records the answers about a registered session. `details`: the answer about the transaction, if the caller requested it.
+    /// Stores Resmic's answers about a registered session. `details`: the answer about the transaction; `None`: the caller has
+    /// not asked for the transaction.
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. After an error, nothing is recorded.
+    /// [`crate::db::Error`]. After an error, nothing is stored.
     pub async fn record_session(
         &self,
         session: SessionId,
@@ -157,7 +160,7 @@ impl Store {
         Ok(recorded)
     }
 
-    /// The registered sessions without a completed or failed event, the newest first.
+    /// Returns the ids of the registered sessions without a completed or failed event, the newest first.
     ///
     /// # Errors
     ///
@@ -166,7 +169,7 @@ impl Store {
         self.write(|tx| {
             let sql = format!("SELECT s.session_id FROM sessions s WHERE NOT {SETTLED} ORDER BY s.created_at DESC");
             let mut statement = tx.prepare(&sql)?;
-            // The ids are read as bytes, because SQLite accepts text that is not UTF-8.
+            // The session ids are read as bytes, because SQLite accepts text that is not UTF-8.
             let ids = statement.query_map([], |row| Ok(row.get_ref(0)?.as_bytes().unwrap_or_default().to_vec()))?;
             let ids: Vec<Vec<u8>> = ids.collect::<rusqlite::Result<_>>()?;
             Ok(ids.iter().filter_map(|id| std::str::from_utf8(id).ok()?.parse().ok()).collect())
@@ -178,14 +181,15 @@ impl Store {
 const SETTLED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id
     AND (e.status = 'completed' OR e.status = 'failed'))";
 
-/// The time of the first question about session `s`: its expiry, or 40 minutes after its registration if it has no expiry. Resmic
-/// expires a session 30 minutes after its creation, and tracks a payment for 10 more minutes.
+/// The time of the first inquiry about session `s`: the session's expiry, or 40 minutes after its registration if it has no
+/// expiry. Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more minutes.
 const FIRST_ASK: &str = "coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', s.expires_at),
     strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at, '+40 minutes'))";
 
-/// Creates the row in `session_inquiries`. If the session is changed before the first answer that counts, the time of the next
-/// question changes, too. An answer counts if it arrives after the expiry, if it is `Completed`, or if it makes the session need
-/// review. An error that concerns all sessions does not count.
+/// Creates the row of a registered session in `session_inquiries`, so that the daemon asks Resmic about the session. If the
+/// session is changed before the first answer that counts, the time of the next inquiry changes, too. An answer counts if it
+/// arrives after the expiry, if it is `Completed`, or if the session needs review because of the answer. An error that concerns
+/// all sessions does not count.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<()> {
     if settings.resmic.is_none() {
         return Ok(());
@@ -200,7 +204,8 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str)
     Ok(())
 }
 
-/// Creates the missing rows of sessions that were registered before `[resmic]` was configured.
+/// Creates missing rows in `session_inquiries` for sessions that were registered before `[resmic]` was configured. A session that
+/// is older than `ADOPTED`, or has a completed or failed event, gets no row.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.resmic.is_some() {
         tx.execute(
@@ -216,14 +221,15 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// Ends the questions and the review of a session, because a person has decided about the session.
+/// Ends the inquiries about a session and the review of this session, because an operator has assigned the session to an event.
 pub(super) fn settle(tx: &Connection, session_id: &str) -> Result<()> {
     tx.prepare_cached("UPDATE session_inquiries SET next_ask_at = NULL, reason = NULL WHERE session_id = ?1")?
         .execute(params![session_id])?;
     Ok(())
 }
 
-/// Makes the questions due whose time was written while the clock was ahead: no pause and no expiry explains this time.
+/// Makes the inquiries due whose `next_ask_at` was written while the clock was ahead: this time is later than the end of any
+/// pause, and later than the session's expiry.
 fn correct_times_ahead(tx: &Connection, now: Timestamp) -> Result<()> {
     tx.prepare_cached(&format!(
         "UPDATE session_inquiries SET next_ask_at = ?1 WHERE next_ask_at > ?2
@@ -233,8 +239,8 @@ fn correct_times_ahead(tx: &Connection, now: Timestamp) -> Result<()> {
     Ok(())
 }
 
-/// The session that has been due for the longest time. The daemon does not ask about a session that has a completed or failed
-/// event, or that was deleted.
+/// Returns the session whose inquiry has been due for the longest time. The daemon does not ask about a session that has a
+/// completed or failed event, or that was deleted.
 fn due_session(tx: &Connection, now: Timestamp) -> Result<Option<SessionId>> {
     let sql = format!(
         "SELECT s.session_id, {SETTLED} OR NOT EXISTS (SELECT 1 FROM sessions r WHERE r.session_id = s.session_id)
@@ -275,7 +281,8 @@ fn record(
         Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
         Finding::Agrees => (RecordedSession::Agrees, None, None),
         Finding::MailMissing { until } => (RecordedSession::MailMissing, Some(until), None),
-        // The caller asks for the details now. If the program ends before the answer, the daemon asks for the status again, too.
+        // The caller now asks Resmic for the transaction details. If the program ends before the answer, the daemon asks for the
+        // status again, too.
         Finding::NeedsDetails => return Ok(RecordedSession::NeedsDetails),
         Finding::NeedsReview { reason } => (RecordedSession::NeedsReview(reason.clone()), None, Some(reason)),
         Finding::FailedEvent(event) | Finding::CompletedEvent(event) => admit(tx, settings, &event)?,
@@ -287,7 +294,7 @@ fn record(
 
 type AdmittedAnswer = (RecordedSession, Option<Timestamp>, Option<Reason>);
 
-/// Stores an event that no mail has reported.
+/// Stores a completed or failed event that Resmic's answers make, because no mail has reported it.
 fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<AdmittedAnswer> {
     let admitted = events::admit_from(tx, settings, event, EventSource::Resmic)?;
     Ok(match (admitted.outcome, admitted.event_id) {
@@ -302,8 +309,9 @@ fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Adm
     })
 }
 
-/// Counts the question. Returns the time of the first answer after the expiry, and the time of the first answer `Completed`. This
-/// answer may be the first. An error that concerns all sessions is no answer.
+/// Counts the inquiry in the session's row of `session_inquiries`. Returns the time of Resmic's first answer after the session's
+/// expiry, and the time of its first answer `Completed`. `status` may itself be this first answer. An error that concerns all
+/// sessions is no answer.
 fn note_answer(
     tx: &Connection,
     session: &AskedSession,

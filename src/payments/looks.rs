@@ -1,4 +1,4 @@
-//! The looks at the nodes of a chain: which event is due for a look, and the effects of the result.
+//! Reads which event is due for a look at the nodes of a chain, and stores the result of the look.
 //!
 //! One SQLite transaction stores the confirmation and its arrivals, and releases the deliveries. So a crash at any moment loses
 //! nothing, and no arrival confirms two events.
@@ -18,64 +18,65 @@ use crate::chain::{
 use crate::db::{Result, Store, StoreSettings, current_time, holds, parse_time};
 use crate::model::iso;
 
-/// The next look is at most this duration plus `settle` in the future. If the stored time is later, it was written while the
+/// The next look at an event is at most this duration plus `settle` in the future. A later `next_look_at` was written while the
 /// clock was wrong.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
-/// An event that is due for a look, with the values at the time of reading.
+/// An event that is due for a look at the nodes, as it was read from the database before the look.
 #[derive(Debug, Clone)]
 pub struct DueLook {
-    /// The event.
+    /// The id of the event.
     pub event_id: String,
-    /// The claim of its mail.
+    /// The values of the event that the nodes check.
     pub claim: Claim,
-    /// Its state.
+    /// The confirmation state of the event.
     pub state: ConfirmationState,
-    /// When it was stored.
+    /// When the event was stored.
     pub stored_at: Timestamp,
-    /// When it was confirmed.
+    /// When the event was confirmed.
     pub confirmed_at: Option<Timestamp>,
-    /// The arrival that confirmed it.
+    /// The arrival that confirmed the event.
     pub arrival: Option<ConfirmedArrival>,
-    /// How often a look was recorded or the event was changed. If this number changes during a look, the result is not recorded.
+    /// How often the result of a look was stored or the event was changed (`confirmations.looks`). If this number changes during
+    /// a look, the result of that look is not stored.
     pub looks: i64,
 }
 
-/// The result of a look.
+/// The result of a look at an event.
 #[derive(Debug, Clone)]
 pub struct FinishedLook {
     /// The event, as it was before the look.
     pub due: DueLook,
-    /// The verdict.
+    /// The verdict about the payment.
     pub confirmation: Confirmation,
     /// The chain id of EIP-155.
     pub chain_id: u64,
-    /// The rule for when a block is final.
+    /// The configured rule for when a block is final: `finalized`, `safe`, or a number of blocks.
     pub finality: String,
-    /// The hosts of the nodes.
+    /// The hosts of the nodes, separated by spaces.
     pub nodes: String,
-    /// The event is not confirmed before this time.
+    /// The event is not confirmed before this time, so that a contradicting mail can still arrive.
     pub settles_at: Timestamp,
-    /// The time of the next look. A confirmed event is looked at again if a reorganisation can still remove its payment.
+    /// The time of the next look. A confirmed event gets another look if a reorganisation can still remove its payment.
     pub next_look_at: Option<Timestamp>,
 }
 
-/// The state of an event after a look.
+/// The state of an event after the result of a look was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedLook {
     /// The event has changed during the look, so the result is discarded.
     Outdated,
-    /// The event waits, or an operator must decide.
+    /// The event still waits for its chain, or an operator must decide.
     Open(ConfirmationReason),
     /// The event is confirmed.
     Confirmed {
-        /// How many deliveries were released.
+        /// How many deliveries of the event were released.
         released: usize,
     },
 }
 
 impl Store {
-    /// Reads the newest due event of a chain, and the time at which the next event becomes due.
+    /// Reads the newest event of a chain that is due for a look, and the time at which the next event becomes due.
     ///
     /// # Errors
     ///
@@ -123,7 +124,7 @@ impl Store {
         .await
     }
 
-    /// Reads which logs and calls of these transactions already pay other events.
+    /// Reads from the table `arrivals` which logs and calls of these transactions already pay another event than `event_id`.
     ///
     /// # Errors
     ///
@@ -150,11 +151,11 @@ impl Store {
         .await
     }
 
-    /// Records a look with all its effects.
+    /// Stores the result of a look in `confirmations`, and releases the event's deliveries if the look has confirmed the event.
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. After an error, nothing is recorded.
+    /// [`crate::db::Error`]. After an error, nothing is stored.
     pub async fn record_look(&self, look: FinishedLook) -> Result<RecordedLook> {
         let settings = self.settings.clone();
         let recorded = self.write(move |tx| record_look(tx, &settings, &look, Timestamp::now())).await?;
@@ -164,7 +165,8 @@ impl Store {
         Ok(recorded)
     }
 
-    /// Records a later look at a confirmed event. `next`: the time of another look, if the nodes cannot decide yet.
+    /// Stores the result of a later look at an event that is already confirmed. `next`: the time of the next look, if the nodes
+    /// cannot decide yet.
     ///
     /// # Errors
     ///
@@ -196,8 +198,8 @@ impl Store {
 }
 
 /// The columns of a [`DueLook`]. `sent_at` is the Date of the event's first mail. If this mail has no Date, `sent_at` is the time
-/// at which the server received it. `registered_at` limits the age of the payment. It is NULL if the session was registered after
-/// the event, or assigned by an operator.
+/// at which the server received the mail. The payment must not be older than `registered_at`. `registered_at` is NULL if the
+/// session was registered after the event was stored, or was assigned by an operator.
 const COLUMNS: &str = "
     e.*, c.looks, c.state, c.waits_since, c.confirmed_at, c.arrival, c.arrival_block,
       (SELECT coalesce(m.sent_at, m.received_at) FROM mails m WHERE m.event_id = e.event_id ORDER BY m.id LIMIT 1) AS sent_at,
@@ -261,7 +263,7 @@ fn record_look(tx: &Connection, settings: &StoreSettings, look: &FinishedLook, n
     confirm(tx, settings, look, arrival)
 }
 
-/// The reason if the arrival already pays another event.
+/// Returns a reason that names the other event, if the arrival already pays another event.
 fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<ConfirmationReason>> {
     let mut statement = tx.prepare_cached(
         "SELECT event_id FROM arrivals WHERE chain_id = ?1 AND tx = ?2 AND log = ?3 AND event_id <> ?4",
@@ -277,7 +279,7 @@ fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Re
     Ok(None)
 }
 
-/// Another unconfirmed event that claims the same arrival.
+/// Returns the id of another unconfirmed event for which a look has found the same arrival.
 fn rival(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<String>> {
     let sql = "SELECT event_id FROM confirmations WHERE chain_id = ?1 AND arrival = ?2 AND arrival_log = ?3 AND event_id <> ?4
                  AND (state = 'waiting' OR state = 'doubtful') LIMIT 1";
@@ -350,8 +352,8 @@ fn write(
     Ok(())
 }
 
-/// The pause before the next look at a waiting event. It is a tenth of the time that the event has waited, but not shorter than
-/// the time between two blocks. It is between 2 and 60 seconds.
+/// Returns the pause before the next look at a waiting event. The pause is a tenth of the time that the event has waited, but not
+/// shorter than the time between two blocks. The pause is always between 2 and 60 seconds.
 #[must_use]
 pub fn next_look(waited: Duration, block_time: Duration) -> Duration {
     const SHORTEST: Duration = Duration::from_secs(2);

@@ -1,4 +1,5 @@
-//! Records mails. One database transaction commits mails, their events, their deliveries and the cursor, so that no mail is lost.
+//! Stores mails in the table `mails`. One SQLite transaction commits mails, their events, their deliveries and the cursor, so
+//! that no mail is lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,24 +21,24 @@ use crate::model::{
 pub struct ExaminedMail {
     /// The mail.
     pub mail: RawMail,
-    /// The result of its examination.
+    /// The result of the mail's examination.
     pub examined: Examined,
-    /// SHA-256 of its bytes, in hex.
+    /// The SHA-256 of the mail's bytes, in hex.
     sha256: String,
     /// Set if the server has delivered no bytes of the mail.
     undelivered: Option<Undelivered>,
 }
 
 impl ExaminedMail {
-    /// An examined mail. The digest is computed here, because this function runs on several threads, and there is only one writer
-    /// thread.
+    /// Creates an examined mail. The SHA-256 is computed here, because this function runs on several threads, and only one thread
+    /// writes the database.
     #[must_use]
     pub fn new(mail: RawMail, examined: Examined) -> Self {
         let sha256 = HEXLOWER.encode(digest::digest(&digest::SHA256, &mail.bytes).as_ref());
         ExaminedMail { mail, examined, sha256, undelivered: None }
     }
 
-    /// A mail that the server did not deliver.
+    /// Creates the entry for a mail whose bytes the server did not deliver.
     #[must_use]
     pub fn undelivered(undelivered: Undelivered) -> Self {
         let Undelivered { origin, size, received_at, .. } = undelivered.clone();
@@ -50,37 +51,37 @@ impl ExaminedMail {
         }
     }
 
-    /// Whether the server has delivered its bytes.
+    /// Whether the server has delivered the mail's bytes.
     #[must_use]
     pub fn is_delivered(&self) -> bool {
         self.undelivered.is_none()
     }
 }
 
-/// How a mail was recorded.
+/// The result of storing one mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
-    /// The id of its row. `None`: the mail was recorded before, or gets no row.
+    /// The id of the mail's row in `mails`. `None`: the mail was stored before, or gets no row.
     pub mail_id: Option<i64>,
-    /// Its outcome.
+    /// The outcome of the mail.
     pub outcome: Outcome,
     /// The reason for the outcome.
     pub reason: Option<Reason>,
-    /// The event that it made or repeats.
+    /// The id of the event that the mail made or repeats.
     pub event_id: Option<String>,
-    /// The session that the mail names, or that was found for its event.
+    /// The id of the session that the mail names, or that was found for the mail's event.
     pub session_id: Option<String>,
 }
 
 impl Store {
-    /// Records mails and moves the cursor, in one database transaction. Returns after the commit.
+    /// Stores mails and moves the mailbox's cursor, in one SQLite transaction. Returns after the commit.
     ///
     /// A mail that is already stored gets no second row. A mail with a UID is compared by its UID and its bytes, an imported mail
     /// by its account and its bytes.
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. After an error, nothing is recorded, and the caller may retry.
+    /// [`crate::db::Error`]. After an error, nothing is stored, and the caller may retry.
     pub async fn record(
         &self,
         entries: impl Into<Arc<[ExaminedMail]>>,
@@ -112,7 +113,7 @@ fn record_all(
     Ok(recorded)
 }
 
-/// Records when each account got its newest proven notification of this batch.
+/// Writes into the table `accounts` when each account received its newest proven notification of this batch.
 fn record_notifications(tx: &Connection, entries: &[ExaminedMail], recorded: &[Recorded]) -> Result<()> {
     let now = Timestamp::now();
     let mut newest = BTreeMap::<&str, Timestamp>::new();
@@ -133,8 +134,8 @@ pub(super) fn is_proven_notification(outcome: Outcome, proof: Option<&TrustProof
 }
 
 /// The time at which the server received a mail. If this time is unknown, as for an imported mail, returns the Date of the mail.
-/// Without a Date, returns `now`. Also returns `now` instead of a time in the future, because the daemon would not notice missing
-/// mails until that time.
+/// Without a Date, returns `now`. Also returns `now` instead of a time in the future, because until that time the daemon would
+/// not notice that notifications are missing.
 pub(super) fn time_received(by_server: Option<Timestamp>, date: Option<Timestamp>, now: Timestamp) -> Timestamp {
     by_server.or(date).map_or(now, |at| at.min(now))
 }
@@ -164,9 +165,9 @@ fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -
     Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
 
-/// The event id in the row of this mail, if the mail was recorded before. A mail comes again if the program ends between a commit
-/// and the report of this commit, or if an import runs twice. The bytes must be the same, too, because a server that was restored
-/// from a backup gives the same UID to another mail.
+/// Returns the event id in the row that this mail already has. The outer `None`: the mail was not stored before. A mail comes
+/// again if the program ends after a commit, before the caller has the result, or if an import runs twice. The bytes of the two
+/// mails must be the same, too, because a server that was restored from a backup gives the same UID to another mail.
 fn recorded_before(
     tx: &Connection,
     entry: &ExaminedMail,
@@ -181,7 +182,7 @@ fn recorded_before(
     Ok(imported.optional()?)
 }
 
-/// `id`: the id of the row that the mail had before its bytes arrived.
+/// Inserts the mail into `mails`. `id`: the id of the row that the mail had before its bytes arrived.
 fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Admitted) -> Result<i64> {
     let ExaminedMail { mail, examined, sha256, .. } = entry;
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;
@@ -226,12 +227,12 @@ fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Adm
     Ok(id.unwrap_or(new))
 }
 
-/// The time of the next examination of a mail that was just deferred.
+/// Returns the time of the next examination of a mail that was just deferred.
 fn soon() -> String {
     iso(Timestamp::now() + jiff::SignedDuration::from_secs(60))
 }
 
-/// The signed header fields, as they are stored.
+/// Returns the names of the signed header fields, as the column `trust_covers` has them.
 pub(super) fn covers(proof: &TrustProof) -> String {
     match &proof.signed_headers {
         SignedHeaders::All => "*".into(),

@@ -16,17 +16,18 @@ pub struct SessionRegistration {
     pub session_id: String,
     /// The merchant's order reference.
     pub order_ref: Option<String>,
-    /// US dollars, decimal text.
+    /// The amount in US dollars, as decimal text.
     pub amount: Option<String>,
-    /// The requested chain.
+    /// The chain on which the customer must pay.
     pub blockchain: Option<String>,
-    /// The requested token.
+    /// The token in which the customer must pay.
     pub token: Option<String>,
     /// The time until which the session can be paid.
     pub expires_at: Option<Timestamp>,
 }
 
-/// A row of `sessions` with the state of its payment: the completed event of the session, or else the newest event.
+/// A row of the table `sessions`, with the status of the session's payment in the view `payments`. The view shows the completed
+/// event of the session, or else the newest event.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
 pub struct SessionRow {
@@ -39,13 +40,13 @@ pub struct SessionRow {
     pub expires_at: Option<String>,
     /// The status in the view `payments`; `None`: there is no event of this session.
     pub status: Option<String>,
-    /// The event with this status.
+    /// The id of the event with this status.
     pub event_id: Option<String>,
 }
 
 impl Store {
-    /// Registers a session, then reconciles the events. If the session is registered already, adds its missing values, and
-    /// replaces its expiry if `new` has an expiry.
+    /// Inserts a session into `sessions`, then reconciles all sessions in `sessions_to_reconcile` with their events. If the
+    /// session is registered already, adds its missing values, and replaces its expiry if `new` has an expiry.
     ///
     /// # Errors
     ///
@@ -104,13 +105,14 @@ impl StoreReader {
     }
 }
 
-/// The sessions after the position `(?1, ?2)` in the order of registration.
+/// Selects the sessions after the position `(?1, ?2)` in the order of registration. The position is (`created_at`, `rowid`).
 pub(super) const SESSIONS_PAGE: &str = "
     SELECT CAST(s.created_at AS BLOB), s.rowid, s.*, p.status, p.event_id
     FROM sessions s LEFT JOIN payments p ON p.session_id = s.session_id
     WHERE (s.created_at, s.rowid) > (CAST(?1 AS TEXT), ?2) ORDER BY s.created_at, s.rowid LIMIT ?3";
 
-/// A session's position in the order of registration. Other programs write the time, so its text may be invalid UTF-8.
+/// Reads the position of a session in the order of registration: `created_at` and `rowid`. Other programs write `created_at`, so
+/// this text may be invalid UTF-8.
 fn read_position(row: &Row) -> rusqlite::Result<(Vec<u8>, i64)> {
     Ok((row.get(0)?, row.get(1)?))
 }
@@ -130,7 +132,7 @@ fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
 }
 
 impl SessionRegistration {
-    /// Checks the values, and returns them in the database's spelling.
+    /// Checks the values, and returns them in the spelling of the table `sessions`.
     fn checked(self) -> Result<Self> {
         let amount = self.amount.map(|text| text.trim().to_owned());
         if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {

@@ -1,4 +1,4 @@
-//! `[sessions]` of the configuration.
+//! The table `[sessions]` of the configuration.
 
 use serde::Deserialize;
 
@@ -10,7 +10,7 @@ use crate::{secret, units};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
-    /// Signed addresses, if they are used.
+    /// The settings for signed addresses. `None`: the merchant uses no signed addresses.
     pub address: Option<AddressSettings>,
     /// Whether sessions are matched by amount.
     #[serde(rename = "match")]
@@ -37,11 +37,11 @@ impl Default for SessionSettings {
 }
 
 impl SessionSettings {
-    /// Checks the values.
+    /// Checks the values of `[sessions]` that deserialization does not check.
     ///
     /// # Errors
     ///
-    /// The key in the configuration, and a message.
+    /// The configuration key with the wrong value, and a message about the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         if self.window.0.is_zero() {
             return Err(("window".into(), "expected a duration longer than zero".into()));
@@ -50,7 +50,7 @@ impl SessionSettings {
         mailbox.unwrap_or(Ok(())).map_err(|message| ("address.mailbox".into(), message))
     }
 
-    /// The settings that the store needs.
+    /// Returns the settings for matching by amount, which the store needs.
     #[must_use]
     pub fn matching(&self) -> Matching {
         Matching { enabled: self.matching, window: self.window.0 }

@@ -1,4 +1,4 @@
-//! Reads stored events.
+//! Reads events from the table `events`.
 
 use rusqlite::{Connection, Row, params};
 
@@ -6,7 +6,8 @@ use super::conflicts::{EventSource, StoredEvent};
 use crate::db::{Result, parse_time};
 use crate::model::{Event, PaymentDetails, Status, fold_chain, hash_spellings};
 
-/// The stored events with the new event's id, transaction hash or session. `maybe_delivered` is read from `attempts.result`.
+/// Reads the stored events that have the id, the transaction hash or the session of `event`. `maybe_delivered` is true if an
+/// attempt to deliver the stored event got no response or was interrupted.
 pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
     let hash = event.payment.transaction_hash.as_deref();
     let spellings = match hash {
@@ -41,8 +42,8 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
     Ok(known)
 }
 
-/// Whether the transaction may be on Starknet. Hashes of Starknet are written with or without leading zeros; hashes of other
-/// chains keep their leading zeros.
+/// Whether the transaction of the event may be on Starknet. Hashes of Starknet are written with or without leading zeros; hashes
+/// of other chains keep their leading zeros.
 fn may_lack_zeros(event: &Event) -> bool {
     let chain = event.payment.blockchain.as_deref();
     chain.is_none_or(|chain| fold_chain(chain).contains(&fold_chain("Starknet")))
@@ -63,7 +64,7 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
         from_wallet_address: row.get("from_wallet_address")?,
         transaction_hash: row.get("transaction_hash")?,
         tx_time,
-        // The CHECK of the column allows only the words of `Status`. `pending` is the safe default.
+        // The CHECK of the column `status` allows only the words of `Status`. For another word, `pending` would be safe.
         ..PaymentDetails::new(status.parse().unwrap_or(Status::Pending))
     };
     Ok(Event { payment, header_time, order_ref: row.get("order_ref")? })

@@ -1,4 +1,4 @@
-//! Parses the bodies of Resmic's API. A body with an undocumented form is an error.
+//! Parses the response bodies of Resmic's API. A body with an undocumented form is an error.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,22 +12,22 @@ use crate::model::printable;
 
 /// The longest accepted text of a field, in bytes. The longest real text is a Solana signature of 88 characters.
 const LONGEST_TEXT: usize = 200;
-/// The longest message of the server in an error, in characters.
+/// The most characters of a message of Resmic's server that an error keeps.
 pub(super) const MAX_MESSAGE: usize = 200;
 
-/// The id of a payment session. It consists of hexadecimal digits and hyphens, so it is safe in a URL.
+/// The id of a payment session at Resmic. The id is a UUID, so its text is safe in a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Uuid);
 
 impl SessionId {
-    /// No session has this id.
+    /// The nil UUID. No session has this id.
     pub const NIL: SessionId = SessionId(Uuid::nil());
 }
 
 impl FromStr for SessionId {
     type Err = String;
 
-    /// Parses the hyphenated form, in upper or lower case. Other forms are refused.
+    /// Parses a UUID with hyphens, in upper or lower case. Other forms of a UUID are refused.
     fn from_str(text: &str) -> Result<Self, String> {
         let id = Some(text).filter(|t| t.len() == 36).and_then(|t| Uuid::try_parse(t).ok());
         id.map(SessionId).ok_or_else(|| {
@@ -38,7 +38,7 @@ impl FromStr for SessionId {
 }
 
 impl fmt::Display for SessionId {
-    /// The hyphenated form in lower case.
+    /// Writes the UUID with hyphens, in lower case.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.hyphenated().fmt(f)
     }
@@ -50,14 +50,14 @@ impl<'de> Deserialize<'de> for SessionId {
     }
 }
 
-/// `payment_status` of a session.
+/// The value of `payment_status` in Resmic's answer about a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PaymentStatus {
-    /// `Completed`: paid.
+    /// `Completed`: the session is paid.
     Completed,
-    /// `Failed`: will not be paid.
+    /// `Failed`: the session will not be paid.
     Failed,
-    /// `initiated`: not paid yet. An expired session keeps this status.
+    /// `initiated`: the session is not paid yet. An expired session keeps this status.
     Initiated,
     /// Any other word, with unprintable characters replaced. The case matters: `completed` is not `Completed`.
     Other(String),
@@ -94,18 +94,18 @@ impl<'de> Deserialize<'de> for PaymentStatus {
 /// The answer of `payment-status`. An optional field is `None` if it is absent, `null` or an empty text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct StatusAnswer {
-    /// The session. The parser has compared it with the session of the request.
+    /// The id of the session. The parser has checked that the request was about the same session.
     pub session_id: SessionId,
     /// The payment status.
     pub payment_status: PaymentStatus,
-    /// The amount of the session in US dollars: plain decimal digits as sent. Resmic does not document whether a coupon reduces
-    /// this amount.
+    /// The amount of the session in US dollars: plain decimal digits, as Resmic sent them. Resmic does not document whether a
+    /// coupon reduces this amount.
     #[serde(default, deserialize_with = "amount")]
     pub amount: Option<String>,
-    /// When the session was created.
+    /// When the session was created at Resmic.
     #[serde(default, rename = "created_at_utc", deserialize_with = "moment")]
     pub created_at: Option<Timestamp>,
-    /// When the status changed.
+    /// When Resmic changed the status of the session.
     #[serde(default, deserialize_with = "moment")]
     pub updated_at: Option<Timestamp>,
     /// A wallet. Resmic's documentation and source code disagree about its owner, so no decision may depend on it.
@@ -119,32 +119,32 @@ pub struct StatusAnswer {
 /// The answer of `transaction-details`. An optional field is `None` if it is absent, `null` or an empty text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct TransactionDetails {
-    /// The session. The parser has compared it with the session of the request.
+    /// The id of the session. The parser has checked that the request was about the same session.
     pub session_id: SessionId,
-    /// The transaction of the payment, as sent.
+    /// The hash of the payment's transaction, as Resmic sent it.
     #[serde(default, deserialize_with = "text")]
     pub transaction_hash: Option<String>,
-    /// The chain, as sent.
+    /// The name of the payment's chain, as Resmic sent it.
     #[serde(default, deserialize_with = "text")]
     pub blockchain: Option<String>,
-    /// The token, as sent.
+    /// The name of the paid token, as Resmic sent it.
     #[serde(default, deserialize_with = "text")]
     pub token: Option<String>,
-    /// The payer's wallet, as sent.
+    /// The address of the payer's wallet, as Resmic sent it.
     #[serde(default, deserialize_with = "text")]
     pub from_wallet_address: Option<String>,
-    /// The amount in US dollars: plain decimal digits as sent.
+    /// The amount of the payment in US dollars: plain decimal digits, as Resmic sent them.
     #[serde(default, deserialize_with = "amount")]
     pub amount: Option<String>,
 }
 
-/// Why a body cannot be used.
+/// Why the body of a response is not a usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AnswerError {
     /// The body is not JSON, has another structure or a wrong type, reports no success, or its `status` is not the HTTP status.
     #[error("{0}")]
     Malformed(String),
-    /// The answer is about another session.
+    /// The answer is about another session than the request.
     #[error("the answer is about session {answered}, and the request was about session {requested}")]
     OtherSession {
         /// The session of the request.
@@ -174,12 +174,12 @@ impl<'a> ApiResponse<'a> {
     }
 
     /// Whether the body reports a failure with a `status` from 400 to 499. In a failure, the number in `status` often differs
-    /// from the HTTP status, so the two are not compared.
+    /// from the HTTP status, so the two numbers are not compared.
     pub(super) fn is_failure(&self) -> bool {
         !self.success && (400..500).contains(&self.status)
     }
 
-    /// The server's message, with unprintable characters replaced.
+    /// Returns the text of the key `message`, with unprintable characters replaced. `None`: the text is missing or empty.
     pub(super) fn message(&self) -> Option<String> {
         self.message.as_str().map(|text| printable(text.trim(), MAX_MESSAGE)).filter(|text| !text.is_empty())
     }
@@ -189,7 +189,8 @@ fn looks_like_html(body: &[u8]) -> bool {
     body.trim_ascii_start().starts_with(b"<")
 }
 
-/// The message of serde_json, with unprintable characters replaced: it may quote a value from the server.
+/// Returns the message of an error of serde_json, with unprintable characters replaced, because the message may quote a value
+/// from the server.
 fn json_message(error: &serde_json::Error) -> String {
     printable(&error.to_string(), MAX_MESSAGE)
 }
@@ -226,7 +227,8 @@ fn same_session(requested: SessionId, answered: SessionId) -> Result<(), AnswerE
     if requested == answered { Ok(()) } else { Err(AnswerError::OtherSession { requested, answered }) }
 }
 
-/// Parses a text that may become part of an event.
+/// Parses a text that may become a value of an event. An empty text becomes `None`. A text with more than `LONGEST_TEXT` bytes,
+/// with unprintable characters or with spaces at its ends is an error.
 fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(from)?.filter(|text| !text.is_empty());
     match &text {
@@ -238,14 +240,14 @@ fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
     }
 }
 
-/// Parses an ISO 8601 time. It must have an offset from UTC.
+/// Parses an ISO 8601 time, which must have an offset from UTC.
 fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
     let moment =
         text(from)?.map(|text| text.parse().map_err(|_| de::Error::custom("expected an ISO 8601 time in UTC")));
     moment.transpose()
 }
 
-/// Parses plain decimal digits, as PostgreSQL prints a DECIMAL. Zero is refused, because it is not a payment.
+/// Parses an amount in plain decimal digits, as PostgreSQL prints a DECIMAL. Zero is refused, because a payment is never zero.
 fn amount<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let amount = text(from)?;
     match &amount {

@@ -1,6 +1,7 @@
-//! The client of the API. It sends one GET for each question, and refuses an answer with an undocumented form.
+//! The HTTP client of Resmic's API. Each request is one GET, and an answer with an undocumented form is an error.
 //!
-//! The key and the user id are only in header fields of requests. Errors, log lines and `Debug` do not contain them.
+//! The API key and the user id are sent only in header fields of requests. Errors, log lines and `Debug` contain neither of the
+//! two.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::telemetry::ResmicRequests;
 
 /// The time limit of one request, from the lookup of the host to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest accepted answer, in bytes.
+/// The longest accepted response body, in bytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
 /// A shorter user id is not removed from messages of the server, because a number such as 7 occurs in many messages.
@@ -69,13 +70,13 @@ impl fmt::Debug for ResmicClient {
     }
 }
 
-/// The error of a request. Messages of the server are printable, short, and contain no secret.
+/// The error of a request to Resmic's API. The server's messages in these errors are printable, short, and contain no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
     /// HTTP 401 or 403.
     #[error("Resmic refuses the key: {0}; check api_key and user_id of [resmic]")]
     Unauthorized(String),
-    /// HTTP 404 with JSON from Resmic. The published backend also sends 404 when its database fails.
+    /// HTTP 404 with JSON from Resmic. Resmic's published backend also sends 404 when its database fails.
     #[error("Resmic does not find the session: {0}")]
     NotFound(String),
     /// HTTP 429.
@@ -94,13 +95,13 @@ pub enum ApiError {
         /// The server's message.
         message: String,
     },
-    /// No connection, no complete answer in time, or an answer that is too long.
+    /// There is no connection to the API, no complete answer in time, or an answer that is too long.
     #[error("cannot reach Resmic's API: {0}")]
     Unreachable(String),
     /// The answer is not as documented: a redirect, HTML, another structure, or a `status` that is not the HTTP status.
     #[error("Resmic's API sent a malformed answer: {0}")]
     Malformed(String),
-    /// The answer is about another session.
+    /// The answer is about another session than the request.
     #[error("Resmic's API answered about session {answered}, not about session {requested}")]
     OtherSession {
         /// The session of the request.
@@ -123,7 +124,7 @@ impl ApiError {
         }
     }
 
-    /// The pause that the server demands.
+    /// Returns the pause that the server demands in `Retry-After`.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -132,13 +133,13 @@ impl ApiError {
         }
     }
 
-    /// Whether only an operator can solve the problem.
+    /// Whether only an operator can solve the problem behind this error.
     #[must_use]
     pub fn needs_person(&self) -> bool {
         matches!(self, ApiError::Unauthorized(_))
     }
 
-    /// The value of the label `outcome` in the metrics.
+    /// Returns the value of the label `outcome` for this error in the metrics.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -171,7 +172,7 @@ struct HttpAnswer {
 }
 
 impl ResmicClient {
-    /// Creates a client. `tls` has the system's root certificates; an https URL needs it.
+    /// Creates a client of Resmic's API. `tls` has the system's root certificates, and is required for an https URL.
     ///
     /// # Errors
     /// The configuration key with the wrong value, and the problem. Neither contains a secret.
@@ -188,7 +189,7 @@ impl ResmicClient {
         }
         let api_key = Credential::new(api_key).map_err(|message| ("api_key".to_owned(), message))?;
         let user_id = Credential::new(user_id).map_err(|message| ("user_id".to_owned(), message))?;
-        // Without TLS, only loopback addresses are allowed, even if DNS returns others.
+        // Without TLS, the client connects only to loopback addresses, even if DNS returns other addresses.
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls: tls.filter(|_| url.tls) };
         let requests = ResmicRequests::default();
         Ok(ResmicClient { destination, url, api_key, user_id, timeout: TIMEOUT, requests })
@@ -201,20 +202,20 @@ impl ResmicClient {
         self
     }
 
-    /// Counts the requests in `requests`.
+    /// Makes this client count its requests in `requests`, for the metrics.
     #[must_use]
     pub fn counted_in(mut self, requests: &ResmicRequests) -> Self {
         self.requests = requests.clone();
         self
     }
 
-    /// The API's host, for messages.
+    /// Returns the host of the API's URL, for messages.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.url.host
     }
 
-    /// Asks for the status of a session.
+    /// Asks Resmic's API for the payment status of a session.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -222,7 +223,7 @@ impl ResmicClient {
         self.ask(STATUS_PATH, session, parse_status).await
     }
 
-    /// Asks for the transaction of a session.
+    /// Asks Resmic's API for the transaction of a session.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -230,10 +231,10 @@ impl ResmicClient {
         self.ask(DETAILS_PATH, session, parse_details).await
     }
 
-    /// Checks that Resmic accepts the key, with a question about a session that cannot exist.
+    /// Checks that Resmic accepts the API key, with a request about a session that cannot exist.
     ///
     /// # Errors
-    /// [`ApiError`]. The answer that there is no such session is a success.
+    /// [`ApiError`]. The answer that this session does not exist counts as a success.
     pub async fn check_key(&self) -> Result<(), ApiError> {
         match self.payment_status(SessionId::NIL).await {
             Ok(_) | Err(ApiError::NotFound(_)) => Ok(()),
@@ -241,7 +242,7 @@ impl ResmicClient {
         }
     }
 
-    /// Sends a request, parses the answer, and counts the request.
+    /// Sends one request about a session, parses the answer, and counts the request for the metrics.
     async fn ask<T>(
         &self,
         path: &str,
@@ -281,7 +282,7 @@ impl ResmicClient {
             .body(Full::new(Bytes::new()))
     }
 
-    /// Removes the secrets from an error. The server may have quoted the request.
+    /// Removes the API key and the user id from an error message, because the server may have quoted the request.
     fn without_secrets<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
         let clean = |message: String| {
             let message = redact(message, self.api_key.secret.expose_secret());
@@ -315,7 +316,7 @@ async fn receive(response: Response<Incoming>) -> Result<HttpAnswer, String> {
     Ok(HttpAnswer { status, retry_after, location, body })
 }
 
-/// Checks the HTTP status, and returns it if the body may be an answer.
+/// Returns the HTTP status if it is 200, so that the body may be an answer. Each other status is an error.
 fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
     let HttpAnswer { status, retry_after, location, body } = answer;
     let envelope = ApiResponse::parse(body).ok();
@@ -328,7 +329,8 @@ fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ApiError::Unauthorized(message),
         StatusCode::TOO_MANY_REQUESTS => ApiError::RateLimited { retry_after: *retry_after, message },
         _ if status.is_server_error() => ApiError::Server { retry_after: *retry_after, message },
-        // The page of a proxy, or the answer at a wrong URL, is not a statement about the session.
+        // A 404 from a proxy or for a wrong URL is not a statement about the session. So only a 404 with Resmic's JSON counts as
+        // `NotFound`.
         StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(ApiResponse::is_failure) => ApiError::NotFound(message),
         _ if status.is_redirection() => {
             let location = printable(location.as_deref().unwrap_or_default(), MAX_MESSAGE);

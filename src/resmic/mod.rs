@@ -1,8 +1,8 @@
-//! Resmic's API: asks for facts that are not in a mail, and judges the answers.
+//! Asks Resmic's API for facts that are not in a mail, and judges the answers.
 //!
-//! `client` sends the requests, and `pace` limits their rate. `answer` parses the bodies. `judge` is pure: it decides from
-//! parsed answers and the time, which are its arguments. The API may fail or change, so an answer with an undocumented form
-//! decides nothing.
+//! `client` sends the requests, and `pace` limits their rate. `answer` parses the bodies. `judge` is pure: it decides from parsed
+//! answers and the time, which are its arguments. The API may fail or change, so an answer with an undocumented form is an error,
+//! and no statement about a payment.
 
 mod answer;
 mod client;

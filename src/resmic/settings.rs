@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use crate::http::Url;
 use crate::secret;
 
-/// The URL of the hosted service.
+/// The URL of the API that Resmic hosts, which is the default of `url`.
 const HOSTED: &str = "https://api.resmic.com";
 /// The largest accepted value of `rate`.
 const MOST_REQUESTS: u32 = 600;
@@ -25,7 +25,7 @@ pub struct ResmicSettings {
     /// The URL of the API: https, or http on this machine. Its path is a prefix of the path of every request.
     #[serde(default = "hosted", deserialize_with = "url")]
     pub url: Url,
-    /// The most requests in a minute.
+    /// The most requests to the API in a minute.
     #[serde(default = "default_rate")]
     pub rate: u32,
     /// Whether a completed event is delivered only when Resmic reports its session as `Completed`.
@@ -67,7 +67,7 @@ impl ResmicSettings {
     }
 }
 
-/// Plain http is allowed only on this machine, because a header contains the key.
+/// Checks the URL of the API. Plain http is allowed only to this machine, because a header field contains the API key.
 pub(super) fn check_url(url: &Url) -> Result<(), String> {
     if !url.tls && !url.is_loopback() {
         return Err(format!("{:?} is another machine, so the URL must begin with https://", url.host));

@@ -1,7 +1,7 @@
-//! Decides the meaning of Resmic's answers. Pure: no clock, no network, no database.
+//! Judges Resmic's answers. The functions are pure: they use no clock, no network and no database.
 //!
-//! An answer is a statement of Resmic, not a proof. It chooses a session only by the transaction hash. It never turns a completed
-//! payment into a failed one. After an unclear answer, the event waits or needs review.
+//! An answer is a statement of Resmic, not a proof. An answer chooses a session only by the transaction hash, and never turns a
+//! completed payment into a failed one. After an unclear answer, the event waits or needs review.
 
 mod choose;
 mod reconcile;
@@ -26,7 +26,7 @@ fn unreadable(message: impl AsRef<str>) -> Reason {
     Reason::new(ReasonCode::Unreadable, message)
 }
 
-/// Whether both statements name the same transaction: the same hash, and not two different chains.
+/// Whether the event's `payment` and Resmic's `details` name the same transaction: the same hash, and not two different chains.
 fn same_transaction(payment: &PaymentDetails, details: &TransactionDetails) -> bool {
     let hashes = payment.transaction_hash.as_deref().zip(details.transaction_hash.as_deref());
     let chains = payment.blockchain.as_deref().zip(details.blockchain.as_deref());
@@ -34,7 +34,8 @@ fn same_transaction(payment: &PaymentDetails, details: &TransactionDetails) -> b
         && chains.is_none_or(|(a, b)| fold_chain(a) == fold_chain(b))
 }
 
-/// A message about the first field in which two statements differ. A field counts only if both have it.
+/// Returns a message about the first field whose known value differs from Resmic's value. A field is compared only if both values
+/// are present.
 fn difference<'a>(
     fields: impl IntoIterator<Item = (&'static str, Option<&'a str>, Option<&'a str>, Same)>,
 ) -> Option<String> {

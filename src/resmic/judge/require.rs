@@ -1,22 +1,23 @@
-//! For `require = true`: decides whether a completed event may be delivered.
+//! For `[resmic] require = true`: decides by Resmic's answers whether a completed event may be delivered.
 
 use super::{Same, conflict, difference, same_chain, same_transaction};
 use crate::model::{PaymentDetails, Reason, fold_hash, same_amount, same_token};
 use crate::resmic::answer::{PaymentStatus, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
-/// Whether Resmic's answers clear a completed event for delivery.
+/// Whether Resmic's answers allow the delivery of a completed event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Clearance {
-    /// The session is `Completed`, and nothing contradicts the event.
+    /// Resmic reports the session as `Completed`, and the answers do not contradict the event. The event may be delivered.
     Clear,
-    /// The answers decide nothing yet. The event stays held, and the daemon asks again. If this lasts, an operator must decide.
+    /// The answers neither allow the delivery nor contradict the event. The event's deliveries stay held, and the daemon asks
+    /// Resmic again. If this state lasts, an operator must decide.
     Wait(String),
-    /// Resmic contradicts the event. An operator must decide.
+    /// Resmic's answers contradict the event. An operator must decide.
     Contradicts(Reason),
 }
 
-/// Judges the answers about the session of a completed event.
+/// Judges Resmic's answers about the session of a completed event.
 ///
 /// `details` is the answer of `transaction-details`, or its error. The error `NotFound` means that Resmic names no transaction.
 /// After any other error, the event waits.
@@ -62,8 +63,8 @@ fn contradiction(
     if let Some(details) = details.filter(|d| d.transaction_hash.is_some() && !same_transaction(event, d)) {
         return Some(another_transaction(event, details));
     }
-    // The amount in the mail is the amount of the session. If a coupon was used, the amounts are not compared: it is not
-    // documented whether Resmic reports the amount before or after the discount.
+    // The amount in the mail is the amount of the session. If a coupon was used, the amounts are not compared: Resmic does not
+    // document whether it reports the amount before or after the discount.
     let amount = status.amount.as_deref().filter(|_| status.is_coupon_applied != Some(true));
     let dollars = event.amount.as_deref().filter(|_| event.currency.as_deref().is_none_or(|c| c == "USD"));
     let chain = details.and_then(|d| d.blockchain.as_deref());

@@ -2,7 +2,7 @@
 
 use crate::model::fold_chain;
 
-/// Whether a text has the form of a transaction hash of this chain.
+/// Whether a text has the form of a transaction hash on the chain with the name `chain`.
 pub(super) fn is_hash(text: &str, chain: &str) -> bool {
     match fold_chain(chain).as_str() {
         "starknet" => is_hex(text, 1..=64),
@@ -11,7 +11,7 @@ pub(super) fn is_hash(text: &str, chain: &str) -> bool {
     }
 }
 
-/// Whether a text has the form of a wallet address of this chain.
+/// Whether a text has the form of a wallet address on the chain with the name `chain`.
 pub(super) fn is_wallet(text: &str, chain: &str) -> bool {
     match fold_chain(chain).as_str() {
         "starknet" => is_hex(text, 1..=64),
