@@ -10,12 +10,12 @@ use super::{clearances, confirmations, searches};
 use crate::db::{Result, StoreSettings, current_time, holds};
 use crate::model::{DeliveryState, Event, Outcome, Reason, ReasonCode, iso};
 
-/// The result of [`admit`], for the event and its mail.
+/// The result of [`admit`]: the outcome of the mail, and the event that the mail made or repeats.
 pub(super) struct Admitted {
     pub(super) outcome: Outcome,
     pub(super) reason: Option<Reason>,
     pub(super) event_id: Option<String>,
-    /// The event's session, if it is known.
+    /// The id of the event's session, if the session is known.
     pub(super) session_id: Option<String>,
 }
 
@@ -78,8 +78,8 @@ pub(super) fn admit_from(
     }
 }
 
-/// Whether a mail repeats a stored event that already has a session. The mail belongs to the session of the stored event, even if
-/// another session was found by order or amount. Returns `false` if the mail names its session. Also returns `false` if the
+/// Whether a mail repeats a stored event that already has a session. Such a mail belongs to the session of the stored event, even
+/// if another session was found by order or amount. Returns `false` if the mail names its session. Also returns `false` if the
 /// address of the mail names an order that the stored event does not have. In both cases, the caller compares the session of the
 /// mail with the session of the stored event.
 fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
@@ -90,7 +90,7 @@ fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, know
         && conflicts::find_repeated(id, parsed, known).is_some_and(has_its_own)
 }
 
-/// Returns the event with the session `found`. If the event has no order, it gets the registered order of this session.
+/// Returns the event with the session `found`. If the event has no order reference, it gets the registered one of this session.
 pub(super) fn with_session(mut event: Event, found: Option<&FoundSession>) -> Event {
     if let Some(found) = found {
         event.payment.session_id = Some(found.session_id.clone());

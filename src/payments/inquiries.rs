@@ -26,11 +26,11 @@ const ADOPTED: &str = "-7 days";
 /// The next inquiry to Resmic's API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DueInquiry {
-    /// An inquiry whether the session of an event is completed, so that the event may be delivered.
+    /// This inquiry asks whether the session of an event is completed, so that the event may be delivered.
     Clearance(DueClearance),
-    /// An inquiry which transaction a session has, because an event without a session may have the same transaction.
+    /// This inquiry asks which transaction a session has, because an event without a session may have the same transaction.
     Search(DueSearch),
-    /// An inquiry how a registered session without a completed or failed event ended.
+    /// This inquiry asks how a registered session without a completed or failed event ended.
     Session(SessionId),
 }
 

@@ -1,7 +1,7 @@
 //! Reads which event is due for a look at the nodes of a chain, and stores the result of the look.
 //!
-//! One SQLite transaction stores the confirmation and its arrivals, and releases the deliveries. So a crash at any moment loses
-//! nothing, and no arrival confirms two events.
+//! One SQLite transaction stores the confirmation of an event and its arrivals, and releases the event's deliveries. So a crash
+//! at any moment loses nothing, and no arrival confirms two events.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub struct FinishedLook {
     pub due: DueLook,
     /// The verdict about the payment.
     pub confirmation: Confirmation,
-    /// The chain id of EIP-155.
+    /// The EIP-155 id of the chain.
     pub chain_id: u64,
     /// The configured rule for when a block is final: `finalized`, `safe`, or a number of blocks.
     pub finality: String,

@@ -25,7 +25,7 @@ pub struct ExaminedMail {
     pub examined: Examined,
     /// The SHA-256 of the mail's bytes, in hex.
     sha256: String,
-    /// Set if the server has delivered no bytes of the mail.
+    /// `Some` if the server has delivered no bytes of the mail.
     undelivered: Option<Undelivered>,
 }
 
@@ -128,7 +128,7 @@ fn record_notifications(tx: &Connection, entries: &[ExaminedMail], recorded: &[R
 }
 
 /// Whether a mail with this outcome and this proof is a proven notification. With `accept = ["none"]`, every notification counts
-/// as proven. The decision of an operator is no proof.
+/// as proven. A mail that only an operator has released does not count as proven.
 pub(super) fn is_proven_notification(outcome: Outcome, proof: Option<&TrustProof>) -> bool {
     matches!(outcome, Outcome::Event | Outcome::Duplicate) && proof.is_some_and(|proof| proof.trust != Trust::Operator)
 }

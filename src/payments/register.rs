@@ -76,7 +76,7 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// An error of SQLite, or the first error of `on_row`.
+    /// An error of SQLite, or the first error that `on_row` returns.
     pub fn sessions<E: From<Error>>(
         &self,
         limit: Option<u32>,
@@ -179,7 +179,8 @@ fn is_decimal(text: &str) -> bool {
     text.len() <= 80 && digits(whole) && digits(fraction)
 }
 
-/// Inserts a session, or adds missing values to its row. Returns whether the row is new or has changed.
+/// Inserts a session into `sessions`, or adds missing values and a new expiry to its row. Returns whether the row is new or has
+/// changed.
 fn insert(tx: &Connection, new: &SessionRegistration) -> Result<bool> {
     let mut statement = tx.prepare_cached(
         "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)

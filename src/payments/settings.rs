@@ -12,18 +12,18 @@ use crate::{secret, units};
 pub struct SessionSettings {
     /// The settings for signed addresses. `None`: the merchant uses no signed addresses.
     pub address: Option<AddressSettings>,
-    /// Whether sessions are matched by amount.
+    /// Whether an event without a session is matched with the registered sessions by amount.
     #[serde(rename = "match")]
     pub matching: bool,
     /// How long after its registration a session may be paid.
     pub window: units::HumanDuration,
 }
 
-/// `[sessions] address`: the addresses that carry an order reference.
+/// `[sessions] address`: the settings for signed addresses, which contain an order reference.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table: { mailbox = …, key = … }")]
 pub struct AddressSettings {
-    /// The mailbox of the addresses: `payments@shop.example`.
+    /// The address of the mailbox, such as `payments@shop.example`. A signed address adds a `+` tag to it.
     pub mailbox: String,
     /// The key that signs the addresses.
     pub key: secret::SecretSource,

@@ -64,7 +64,8 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
         from_wallet_address: row.get("from_wallet_address")?,
         transaction_hash: row.get("transaction_hash")?,
         tx_time,
-        // The CHECK of the column `status` allows only the words of `Status`. For another word, `pending` would be safe.
+        // The CHECK of the column `status` allows only the words of `Status`. Another word would be read as `pending`, because a
+        // `pending` event never reports that a payment is complete.
         ..PaymentDetails::new(status.parse().unwrap_or(Status::Pending))
     };
     Ok(Event { payment, header_time, order_ref: row.get("order_ref")? })

@@ -96,7 +96,7 @@ impl<'de> Deserialize<'de> for PaymentStatus {
 pub struct StatusAnswer {
     /// The id of the session. The parser has checked that the request was about the same session.
     pub session_id: SessionId,
-    /// The payment status.
+    /// The payment status of the session.
     pub payment_status: PaymentStatus,
     /// The amount of the session in US dollars: plain decimal digits, as Resmic sent them. Resmic does not document whether a
     /// coupon reduces this amount.
@@ -108,7 +108,8 @@ pub struct StatusAnswer {
     /// When Resmic changed the status of the session.
     #[serde(default, deserialize_with = "moment")]
     pub updated_at: Option<Timestamp>,
-    /// A wallet. Resmic's documentation and source code disagree about its owner, so no decision may depend on it.
+    /// The address of a wallet. Resmic's documentation and source code disagree about the owner of this wallet, so no decision
+    /// may depend on the address.
     #[serde(default, deserialize_with = "text")]
     pub wallet_address: Option<String>,
     /// Whether the payer used a coupon.

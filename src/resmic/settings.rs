@@ -12,7 +12,7 @@ const HOSTED: &str = "https://api.resmic.com";
 /// The largest accepted value of `rate`.
 const MOST_REQUESTS: u32 = 600;
 
-/// The `[resmic]` table. Without it, the daemon sends no request to Resmic.
+/// The table `[resmic]` of the configuration. Without this table, the daemon sends no request to Resmic.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResmicSettings {
@@ -22,7 +22,7 @@ pub struct ResmicSettings {
     /// The merchant's user id at Resmic.
     #[serde(deserialize_with = "secret::deserialize_source")]
     pub user_id: secret::SecretSource,
-    /// The URL of the API: https, or http on this machine. Its path is a prefix of the path of every request.
+    /// The URL of the API: https, or http on this machine. The path of this URL is a prefix of the path of every request.
     #[serde(default = "hosted", deserialize_with = "url")]
     pub url: Url,
     /// The most requests to the API in a minute.

@@ -64,7 +64,7 @@ fn differs(field: &str, a: &Option<String>, b: &Option<String>) -> Option<String
     Some(format!("{field} is known as {a:?} and this mail says {b:?}"))
 }
 
-/// The first value in which two reports of one payment differ, as a message.
+/// Returns a message about the first value in which two reports of one payment differ.
 pub(super) fn contradiction(known: &Event, new: &Event) -> Option<String> {
     let (k, n) = (&known.payment, &new.payment);
     if let Some(difference) = contradiction_of_claims(known, new) {
@@ -96,7 +96,8 @@ pub(super) fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<St
     if known.payment.status == Status::Completed && new.payment.status == Status::Failed {
         return Some("this mail reports a failure of a transaction that is known as completed".into());
     }
-    // Reports of different statuses may have different times, but may not contradict each other in another value.
+    // Reports of different statuses of one transaction may have different times. In all other values, they must not contradict
+    // each other.
     let timeless =
         |event: &Event| Event { payment: PaymentDetails { tx_time: None, ..event.payment.clone() }, ..event.clone() };
     contradiction(&timeless(known), &timeless(new))
