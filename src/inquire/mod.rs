@@ -30,7 +30,7 @@ const MAX_MESSAGE: usize = 300;
 /// Asks Resmic's API about sessions until `shutdown` is true, with at most `rate` requests in a minute.
 ///
 /// # Errors
-/// [`db::Error::Stopped`] if the writer has ended.
+/// [`db::Error::Stopped`] if the database's writer thread has ended.
 pub async fn run(
     store: Store,
     client: ResmicClient,

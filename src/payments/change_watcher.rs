@@ -36,7 +36,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Stopped`] if the writer has ended.
+    /// [`Error::Stopped`] if the database's writer thread has ended.
     pub async fn watch_changes(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
         let mut changes = Changes::new(&self.settings.path);
         loop {
