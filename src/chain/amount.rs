@@ -39,7 +39,7 @@ impl TryFrom<String> for Discount {
     }
 }
 
-/// The digits of a plain decimal number, and how many of them follow the decimal point.
+/// The digits of a plain decimal number, and how many digits follow the decimal point.
 fn digits(number: &str) -> Option<(u128, u32)> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
@@ -51,8 +51,9 @@ fn digits(number: &str) -> Option<(u128, u32)> {
     Some((digits, u32::try_from(fraction.len()).ok()?))
 }
 
-/// The least that must arrive: `floor(amount × (1 − discount) × 10^decimals) − 1`, in the token's smallest units. One unit is
-/// subtracted because a payer's wallet may round. `None`: `amount` is not a plain decimal number, or is too large for 128 bits.
+/// Returns the smallest sufficient amount in the token's smallest units: `floor(amount × (1 − discount) × 10^decimals) − 1`. One
+/// unit is subtracted because a payer's wallet may round. `None`: `amount` is not a plain decimal number, or is too large for 128
+/// bits.
 #[must_use]
 pub(super) fn least(amount: &str, discount: Discount, decimals: u8) -> Option<u128> {
     let (digits, scale) = digits(amount)?;

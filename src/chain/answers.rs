@@ -93,7 +93,7 @@ pub struct Transaction {
 /// A call in the trace of a transaction, in the format of geth's `callTracer`. Each call contains the calls that it made.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Frame {
-    /// `CALL`, `DELEGATECALL` and so on.
+    /// The type of the call: `CALL`, `DELEGATECALL` or another type of geth's `callTracer`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The caller.

@@ -1,11 +1,11 @@
-//! The chains and tokens that are built in.
+//! The chains and tokens that the program knows without configuration.
 //!
-//! Contracts and decimals are those of Resmic's published payment page, compared with a public token list. Where these two
-//! sources disagree, this table has the true decimals. A merchant can configure other tokens.
+//! The contracts and decimals are from Resmic's published payment page, and were compared with a public token list. If the page
+//! and the list disagree about the decimals of a token, this file has the true decimals. A merchant can configure other tokens.
 
 use std::time::Duration;
 
-/// A chain that is built in.
+/// A chain that the program knows without configuration.
 #[derive(Debug)]
 pub(super) struct BuiltIn {
     /// Resmic's name for the chain.

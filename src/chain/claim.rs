@@ -38,7 +38,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Creates the claim of an event. The three times are explained at the fields with the same names.
+    /// Creates the claim of an event. The fields of [`Claim`] explain `sent_at`, `registered_at` and `waits_since`.
     #[must_use]
     pub fn from_event(
         event: &Event,

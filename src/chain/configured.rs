@@ -26,7 +26,7 @@ pub struct Coin {
     pub dollar: bool,
 }
 
-/// A chain: its built-in values, combined with its `[[chain]]` table. This type contains no secret.
+/// A chain: its built-in values, combined with its `[[chain]]` table. [`Chain`] contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// The chain's name: Resmic's spelling for a built-in chain, otherwise the configured name.

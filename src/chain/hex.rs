@@ -16,7 +16,8 @@ pub struct Hash(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(pub [u8; 20]);
 
-/// Parses a quantity of at most 128 bits. No amount, block number or time needs more.
+/// Parses a quantity of Ethereum's JSON-RPC API, such as `0x41`, of at most 128 bits. No amount, block number or time needs more
+/// bits.
 ///
 /// # Errors
 /// A message that does not quote the text.
@@ -32,7 +33,7 @@ pub(super) fn quantity(text: &str) -> Result<u128, String> {
     u128::from_str_radix(digits, 16).map_err(|_| "a quantity is larger than 128 bits".into())
 }
 
-/// Parses data: `0x` and an even number of digits.
+/// Parses data of Ethereum's JSON-RPC API: `0x` and an even number of hexadecimal digits.
 ///
 /// # Errors
 /// A message that does not quote the text.
@@ -56,7 +57,7 @@ pub(super) fn word(bytes: &[u8]) -> Option<u128> {
 }
 
 impl Hash {
-    /// Pads an address to a word, as in the topics of a log.
+    /// Pads an address with leading zeros to a word of 32 bytes, as in the topics of a log.
     #[must_use]
     pub fn of_address(address: Address) -> Self {
         let mut word = [0; 32];
@@ -66,7 +67,7 @@ impl Hash {
         Hash(word)
     }
 
-    /// The address in a word, if the other bytes are zero.
+    /// Returns the address in the last 20 bytes of a 32-byte word. `None`: the other bytes of the word are not zero.
     #[must_use]
     pub fn address(&self) -> Option<Address> {
         let (zeros, address) = self.0.split_first_chunk::<12>()?;
@@ -83,7 +84,7 @@ impl FromStr for Hash {
 }
 
 impl Address {
-    /// The zero address. This address has no key, so tokens that are sent to this address are lost.
+    /// The zero address. The zero address has no private key, so tokens that are sent to the zero address are lost.
     pub const ZERO: Address = Address([0; 20]);
 
     /// Parses an address from a configuration or a mail. If the address has letters of both cases, their case is a checksum
@@ -125,7 +126,7 @@ fn keccak(bytes: &[u8]) -> [u8; 32] {
 
 impl FromStr for Address {
     type Err = String;
-    /// Parses an address from a node. The case of its letters has no meaning.
+    /// Parses an address from a node. The case of the letters in this address has no meaning.
     fn from_str(text: &str) -> Result<Self, String> {
         exact(text).map(Address)
     }

@@ -17,7 +17,7 @@ use super::settings::Finality;
 use super::verdict::BlockId;
 
 /// The most temporary wallets whose outgoing transfers one look searches. A temporary wallet gets the money from the payer and
-/// passes it on to the merchant. A genuine payment uses at most one.
+/// passes it on to the merchant. A genuine payment uses at most one temporary wallet.
 const MOST_WALLETS: usize = 3;
 /// The most transactions of one temporary wallet in which a look searches for the arrival.
 const MOST_CANDIDATES: usize = 16;
@@ -29,7 +29,7 @@ pub struct Observation {
     pub host: String,
     /// The chain id that the node reports.
     pub chain_id: Option<u64>,
-    /// The number of the newest block, if the chain has [`Finality::Depth`].
+    /// The number of the newest block. The look asks for this number only if the chain has [`Finality::Depth`].
     pub head: Option<u64>,
     /// The number of the newest final block.
     pub final_block: Option<u64>,
@@ -82,7 +82,7 @@ impl Observation {
         Timestamp::from_second(i64::try_from(blocks.next()?.timestamp).ok()?).ok()
     }
 
-    /// The transactions in which money may have arrived.
+    /// The hashes of the mail's transaction and of the candidates: transactions in which money may have arrived.
     pub fn transactions(&self) -> impl Iterator<Item = Hash> + '_ {
         self.payment.iter().chain(&self.candidates).map(|seen| seen.receipt.transaction_hash)
     }
@@ -117,8 +117,8 @@ impl Look<'_> {
         }
     }
 
-    /// Asks for the number of the newest final block. If the node does not know the configured tag, the look ends: another tag
-    /// would not be the rule that the merchant has chosen.
+    /// Asks for the number of the newest final block. If the node does not know the configured tag, the look ends, because
+    /// another tag would not be the rule that the merchant has chosen.
     async fn final_block(&mut self, finality: Finality) -> Option<u64> {
         let Finality::Depth(blocks) = finality else {
             let tag = if finality == Finality::Safe { "safe" } else { "finalized" };
@@ -142,7 +142,7 @@ impl Look<'_> {
             let answer = self.node.logs(&filter, payment.block_number, last, chain.log_range).await;
             let asked = format!("eth_getLogs (transfers from {wallet} to our wallets)");
             let logs = self.note(asked, answer, |logs| count(logs.len(), "log"))?;
-            // Skip logs with an amount of zero: with many tokens, a stranger can cause such a Transfer log.
+            // Skip logs with an amount of zero, because many tokens let a stranger cause a Transfer log with this amount.
             let moved = logs.iter().filter(|log| log.transfer(token).is_some()).map(|log| log.transaction_hash);
             for hash in distinct(moved) {
                 let seen = self.candidate(hash).await?;

@@ -17,7 +17,7 @@ pub struct NodeError {
 /// The kind of an error. The texts are from the node or the system, with unprintable characters replaced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeErrorKind {
-    /// No connection, no answer in time, or an internal error of the node. Such an error may be temporary.
+    /// An error that may be temporary: no connection, no answer in time, or an internal error of the node.
     #[error("{0}")]
     Unreachable(String),
     /// HTTP 429, HTTP 503 or the error −32005: too many calls.
@@ -39,7 +39,7 @@ pub enum NodeErrorKind {
     /// The node has removed the requested part of the chain's history.
     #[error("the node has pruned this: {0}")]
     Pruned(String),
-    /// Another JSON-RPC or HTTP error.
+    /// A JSON-RPC or HTTP error for which no other variant exists.
     #[error("error {code}: {words}")]
     Rejected {
         /// The code of the JSON-RPC error, or the HTTP status.

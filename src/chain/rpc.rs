@@ -38,9 +38,9 @@ const KEPT_WORDS: usize = 200;
 /// A part of a URL's path or query with at least this number of bytes may be a key.
 const SHORTEST_KEY: usize = 6;
 
-/// EIP-1474: the method does not exist, or is not supported.
+/// The JSON-RPC error codes for a method that does not exist, or is not supported (EIP-1474).
 const NO_METHOD: [i64; 2] = [-32601, -32004];
-/// EIP-1474: a limit is exceeded.
+/// The JSON-RPC error code for an exceeded limit (EIP-1474).
 const LIMIT_EXCEEDED: i64 = -32005;
 /// The error code of geth for pruned history (EIP-4444).
 const PRUNED: i64 = 4444;
@@ -53,7 +53,7 @@ pub struct Node {
     requests: NodeRequests,
     url: Url,
     destination: Destination,
-    /// Parts of the URL that may be keys. Such parts are removed from messages of the node.
+    /// Parts of the URL that may be keys, and that are removed from messages of the node.
     keys: Vec<SecretString>,
     timeout: Duration,
     next_id: AtomicU64,
@@ -219,7 +219,7 @@ impl Node {
         })
     }
 
-    /// Removes the keys in the URL from the text of an error, because the node may have quoted them.
+    /// Removes the keys in the URL from the text of an error, because the node may have quoted the keys.
     fn without_keys(&self, mut kind: NodeErrorKind) -> NodeErrorKind {
         let words = kind.words_mut();
         for key in &self.keys {

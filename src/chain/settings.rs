@@ -107,10 +107,10 @@ impl NodeSource {
 /// The rule that decides when a block is final.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Finality {
-    /// A block is final when the node's `finalized` tag has reached it.
+    /// A block is final when it is not newer than the block that the node tags as `finalized`.
     #[default]
     Finalized,
-    /// A block is final when the node's `safe` tag has reached it.
+    /// A block is final when it is not newer than the block that the node tags as `safe`.
     Safe,
     /// A block is final when this number of blocks exists, counted from the block itself. With 1, the newest block is final.
     Depth(u64),

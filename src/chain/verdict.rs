@@ -58,7 +58,7 @@ pub enum ConfirmationCode {
     NoTrace,
     /// The mail has no valid transaction hash, or no valid payer's wallet.
     NoHash,
-    /// The event has waited for `give_up_after`; or its mail is older than `give_up_after`, and a node does not have the
+    /// The event has waited for `give_up_after`. Or the event's mail is older than `give_up_after`, and a node does not have the
     /// transaction.
     GaveUp,
 }

@@ -82,7 +82,7 @@ async fn by_browser(client: &OAuthClient, url: &Url, user: &str) -> Result<Secre
     authorization.wait(client, pasted_lines(), message).await
 }
 
-/// Returns the lines of standard input. The person may paste the URL of the redirect there.
+/// Returns the lines of standard input, into which the person may paste the URL of the redirect.
 fn pasted_lines() -> mpsc::Receiver<String> {
     let (lines, pasted) = mpsc::channel(1);
     // A read of standard input cannot be cancelled, so this thread may wait until the process ends.

@@ -74,7 +74,7 @@ fn each_line(found: Result<Vec<String>, String>) -> Vec<Result<String, String>> 
     found.map_or_else(|error| vec![Err(error)], |lines| lines.into_iter().map(Ok).collect())
 }
 
-/// Prints the results of one check, such as that of an account or of a target. Returns false if one result is an error.
+/// Prints the results of one check, such as the check of an account or of a target. Returns false if one result is an error.
 fn print_results(name: &str, results: Vec<Result<String, String>>) -> anyhow::Result<bool> {
     let mut all_ok = true;
     for result in results {

@@ -16,7 +16,8 @@ use crate::model::{DeliveryState, iso, printable};
 use crate::payments::RecordedSession;
 use crate::resmic::{ApiError, SessionId};
 
-/// The output of both commands for a session: Resmic's answer, and the finding. The keys of the JSON are an interface.
+/// The output of `session check` and `reconcile` for a session: Resmic's answer, and the finding. The keys of the JSON are an
+/// interface.
 #[derive(Serialize)]
 struct AnswerLine {
     session_id: String,

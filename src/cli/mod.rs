@@ -83,7 +83,7 @@ fn is_wrong(error: &anyhow::Error) -> bool {
     is_value || error.is::<config::Error>() || error.is::<UsageError>()
 }
 
-/// `run` and `import` examine many mails, so they use all cores. The other commands use one thread.
+/// `run` and `import` examine many mails, so they use all cores. All other commands use one thread.
 fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
         Command::Run { .. } | Command::Import { .. } => tokio::runtime::Builder::new_multi_thread(),
@@ -166,7 +166,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// How a command uses the database.
 enum DatabaseUse {
-    /// The command writes the database. With `[standby]`, only the active host may run such a command.
+    /// The command writes the database. With `[standby]`, only the active host may run a command that writes the database.
     Writes,
     Reads,
     /// The command does not open the database, or checks by itself whether it may open the database.
@@ -232,7 +232,7 @@ fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMa
     (mails, reading)
 }
 
-/// The account with this name. If no name is given, the first account.
+/// Returns the account with this name, or the first account if no name is given.
 fn account<'a>(config: &'a Config, name: Option<&str>) -> anyhow::Result<&'a imap::ImapSettings> {
     let found = match name {
         Some(name) => config.accounts.iter().find(|a| a.name == name),

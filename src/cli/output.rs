@@ -26,12 +26,12 @@ pub(super) fn message(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Whether the cause of the error is a closed pipe, as with `| head`. Such an error is not a failure.
+/// Whether the cause of the error is a closed pipe, as with `| head`. A closed pipe is not a failure.
 pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Whether the reader of standard output has closed the pipe. This check writes nothing.
+/// Whether the reader of standard output has closed the pipe. The check writes nothing to the pipe.
 pub(super) fn is_closed() -> bool {
     let out = io::stdout();
     // poll(2) reports ERR, HUP and NVAL even if they were not requested.
@@ -40,7 +40,7 @@ pub(super) fn is_closed() -> bool {
     polled && fds.iter().any(|out| out.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
-/// Ignores a closed pipe, for commands that finish their work without a reader. The exit code of such a command shows the result.
+/// Ignores a closed pipe, for commands that finish their work without a reader, and whose exit code shows the result.
 pub(super) fn ignore_closed_pipe(printed: anyhow::Result<()>) -> anyhow::Result<()> {
     match printed {
         Err(error) if !is_closed_pipe(&error) => Err(error),

@@ -63,7 +63,7 @@ enum DatabaseClaim {
 }
 
 impl DatabaseClaim {
-    /// Runs the loops until `shutdown`.
+    /// Runs the loops until `shutdown` is true.
     async fn run(
         &mut self,
         prepared: Prepared,
@@ -86,7 +86,7 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
     let file = config.path().to_owned();
     // The loops get the same counters after a reload, so a reload does not reset the metrics.
     let (latency, requests) = (PushLatency::default(), RequestCounters::default());
-    // A command that prints a secret may wait for input. A shutdown does not wait for such a command.
+    // A shutdown does not wait for a command that prints a secret, because that command may wait for input.
     let (mut prepared, mut claim) = tokio::select! {
         ready = prepare(config, fresh, &requests) => ready?,
         () = signals.shutdown() => return Ok(()),
@@ -166,7 +166,7 @@ async fn reload(
     let config = Config::read(&kept.file)?;
     let log = config.telemetry.log;
     let prepared = app::prepare(config, listener, requests.clone()).await?;
-    // This process has the lock of the old database, and does not lock another one during a reload.
+    // This process has the lock of the old database, and does not lock another database during a reload.
     anyhow::ensure!(prepared.database() == kept.database, "a change of [store] path needs a restart");
     anyhow::ensure!(prepared.standby() == kept.standby, "a change of [standby] needs a restart");
     Ok((log, prepared))

@@ -29,8 +29,8 @@ pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// With `[standby]`, refuses a command that reads a copy with an older schema. Opening such a copy would migrate the copy, and
-/// only the active host may migrate its database.
+/// With `[standby]`, refuses a command that reads a copy with an older schema. Opening a copy with an older schema would migrate
+/// the copy, and only the active host may migrate its database.
 pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
     if config.standby.is_none() {
         return Ok(());
@@ -47,7 +47,7 @@ pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Explains which host is active, from the last report of this host's daemon, which is not active.
+/// Explains which host is active, according to the last report of this host's daemon. This host is not active.
 fn place_of(lease: &LeaseView) -> String {
     match (&lease.holder, &lease.problem) {
         _ if lease.state == LeaseState::TakingOver => "it is taking over; try again when it is active".into(),

@@ -31,7 +31,7 @@ pub(super) async fn ask_secret(prompt: &str) -> anyhow::Result<SecretString> {
     show(prompt)?;
     let answer = read_line().await;
     drop(hidden);
-    // The line break after the secret was not shown either.
+    // The terminal did not show the line break after the secret either, so print one.
     show("\n")?;
     Ok(answer?.trim_end_matches(['\n', '\r']).into())
 }
@@ -67,7 +67,7 @@ impl Hidden {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // This fails only if the terminal no longer exists.
+        // `tcsetattr` fails only if the terminal no longer exists.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }

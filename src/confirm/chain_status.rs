@@ -51,8 +51,8 @@ impl ChainStatus {
     }
 
     /// Asks the nodes for their blocks, at most once a minute, and writes the answers into the chain's row of the table `chains`.
-    /// `events_wait`: the caller looks at a due event next, and that look reports errors of the nodes. In this case, this
-    /// function logs no error, and sends no call if a node failed in the most recent look.
+    /// `events_wait`: whether the caller looks at a due event next, so that this look reports errors of the nodes. If
+    /// `events_wait` is true, this function logs no error, and sends no call if a node failed in the most recent look.
     pub(super) async fn refresh(&mut self, watched: &WatchedChain, events_wait: bool) -> db::Result<()> {
         if self.asked.is_some_and(|at| at.elapsed() < INTERVAL) || events_wait && self.failing {
             return Ok(());

@@ -44,7 +44,7 @@ pub(super) async fn look_at(nodes: &[Node], question: &Question<'_>) -> Vec<Obse
 }
 
 /// Looks at one node within [`LONGEST_LOOK`]. Each call has a deadline, too. But a look consists of many calls, and a slow node
-/// could answer each of them just before the deadline.
+/// could answer each call just before the call's deadline.
 async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
     let host = node.host().to_owned();
     let message = || format!("the look did not end within {}", crate::units::HumanDuration(LONGEST_LOOK));

@@ -47,10 +47,10 @@ impl WatchedChain {
     }
 }
 
-/// Confirms the events of one chain until `shutdown`.
+/// Confirms the events of one chain until `shutdown` is true.
 ///
 /// # Errors
-/// [`db::Error::Stopped`] if the writer has ended.
+/// [`db::Error::Stopped`] if the database's writer thread has ended.
 pub async fn run(
     store: Store,
     watched: WatchedChain,
@@ -180,7 +180,7 @@ impl ConfirmationWorker {
         let pause = AFTER_ERRORS.pause(self.failures).max(asked.min(LONGEST_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
-        // This event waits longer than the others, because it may be the only event that causes the error.
+        // This event waits longer than the other events of the chain, because it may be the only event that causes the error.
         pause + (waited / 10).min(AFTER_ERRORS.cap)
     }
 }

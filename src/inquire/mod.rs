@@ -2,8 +2,8 @@
 //! database.
 //!
 //! The loop makes one inquiry at a time, at the rate that `[resmic] rate` allows. Inquiries for events that wait go first. The
-//! loop sleeps until the next inquiry is due, or until a commit may have made one due. Without `[resmic]` in the configuration,
-//! there is no loop and no connection to Resmic.
+//! loop sleeps until the next inquiry is due, or until a commit may have made an inquiry due. Without `[resmic]` in the
+//! configuration, there is no loop and no connection to Resmic.
 
 use std::time::Duration;
 

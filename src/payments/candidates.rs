@@ -12,9 +12,9 @@ use crate::db::{Result, StoreSettings};
 use crate::model::{Event, RegisteredSession};
 use crate::resmic::SessionId;
 
-/// The conditions on `sessions s` that find candidates in an index. Parameter `?3` is the order or the amount. A missing amount
-/// contradicts no amount, so sessions without an amount are candidates, too. For an event that has neither an order nor an
-/// amount, all sessions that were registered in the allowed time are read.
+/// The SQL conditions on `sessions s` by which SQLite finds candidates in an index. Parameter `?3` is the order or the amount. A
+/// missing amount contradicts no amount, so sessions without an amount are candidates, too. For an event that has neither an
+/// order nor an amount, all sessions that were registered in the allowed time are read.
 const BY_ORDER: &str = "s.order_ref = ?3";
 const BY_AMOUNT: &str = "s.amount IS NOT NULL AND CAST(s.amount AS REAL) = ?3";
 const WITHOUT_AMOUNT: &str = "s.amount IS NULL";
@@ -72,7 +72,7 @@ fn query(
     Ok(found)
 }
 
-/// Returns the SQL conditions that find all candidates of an event, each with the value of `?3`.
+/// Returns the SQL conditions that find all candidates of an event. Each condition comes with the value of its parameter `?3`.
 fn searches(event: &Event) -> Vec<(&'static str, Value)> {
     match (&event.order_ref, &event.payment.amount) {
         (Some(order_ref), _) => vec![(BY_ORDER, order_ref.clone().into())],

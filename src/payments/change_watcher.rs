@@ -2,7 +2,7 @@
 //!
 //! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon uses no processor time.
 //! inotify also reports the daemon's commits. `PRAGMA data_version` changes only for commits of other programs. The inotify watch
-//! is one-shot and is armed before each check. Otherwise inotify would report each of the thousands of writes while a mailbox is
+//! is one-shot and is armed before each check. A permanent watch would report each of the thousands of writes while a mailbox is
 //! fetched for the first time, and handling these reports would cost as much as the writes. If inotify fails, the daemon polls
 //! `PRAGMA data_version`.
 
@@ -31,8 +31,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Store {
-    /// Checks for commits of other programs until `shutdown`. After such a commit, the function reconciles sessions and wakes the
-    /// delivery loops.
+    /// Checks for commits of other programs until `shutdown` is true. After a commit of another program, the function reconciles
+    /// sessions and wakes the delivery loops.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ mod kernel {
         }
 
         /// Waits until a file in the folder is written after the watch was armed. If this file does not belong to the database,
-        /// the check finds nothing.
+        /// the next check for commits finds no change.
         pub(super) async fn next(&mut self) -> io::Result<()> {
             loop {
                 let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;

@@ -96,17 +96,18 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
             params![current_time()],
         )?;
     } else {
-        // Only the events that wait for an answer are released. An event that contradicts Resmic's answer keeps its row, because
-        // the event needs review.
+        // Only the events that wait for an answer are released. An event that contradicts Resmic's answer keeps its row in
+        // `clearances`, because the event needs review.
         tx.execute("DELETE FROM clearances WHERE state = 'waiting'", [])?;
     }
     Ok(())
 }
 
 /// Selects the newest event about whose session the daemon must ask Resmic now: a due event. SQLite reads the index over
-/// `waits_since` from its newest entry, and skips events that are not due. Few events are skipped: those about which the daemon
-/// asked recently. The unary `+` keeps SQLite from using the index over `next_ask_at`. With the index over `next_ask_at`, SQLite
-/// would sort all due events, which may be many. An event is also due if its `next_ask_at` is after `?2`: see [`too_far_ahead`].
+/// `waits_since` from its newest entry, and skips events that are not due. SQLite skips only the events about which the daemon
+/// asked recently, and those are few. The unary `+` keeps SQLite from using the index over `next_ask_at`. With the index over
+/// `next_ask_at`, SQLite would sort all due events, which may be many. An event is also due if its `next_ask_at` is after `?2`:
+/// see [`too_far_ahead`].
 pub(super) const DUE: &str =
     "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id
     WHERE c.next_ask_at IS NOT NULL AND (+c.next_ask_at <= ?1 OR +c.next_ask_at > ?2)

@@ -48,7 +48,7 @@ fn obstacle(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<C
     Question::new(&Claim::from_event(event, now, None, now), &settings.chains).err()
 }
 
-/// The columns of `confirmations` before the first look at an event.
+/// The values of an event's row in `confirmations` before the first look at the event.
 struct FirstState {
     state: ConfirmationState,
     reason: Option<String>,

@@ -78,10 +78,10 @@ pub(super) fn admit_from(
     }
 }
 
-/// Whether a mail repeats a stored event that already has a session. Such a mail belongs to the session of the stored event, even
-/// if another session was found by order or amount. Returns `false` if the mail names its session. Also returns `false` if the
-/// address of the mail names an order that the stored event does not have. In both cases, the caller compares the session of the
-/// mail with the session of the stored event.
+/// Whether a mail repeats a stored event that already has a session. The mail then belongs to the session of the stored event,
+/// even if another session was found by order or amount. Returns `false` if the mail names its session, or if the mail's address
+/// names an order that the stored event does not have. After `false`, the caller compares the session of the mail with the
+/// session of the stored event.
 fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
         k.event.payment.session_id.is_some() && (parsed.order_ref.is_none() || parsed.order_ref == k.event.order_ref)
@@ -90,7 +90,8 @@ fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, know
         && conflicts::find_repeated(id, parsed, known).is_some_and(has_its_own)
 }
 
-/// Returns the event with the session `found`. If the event has no order reference, it gets the registered one of this session.
+/// Returns the event with the session `found`. If the event has no order reference, it gets the registered order reference of
+/// this session.
 pub(super) fn with_session(mut event: Event, found: Option<&FoundSession>) -> Event {
     if let Some(found) = found {
         event.payment.session_id = Some(found.session_id.clone());
@@ -161,8 +162,8 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
     Ok(())
 }
 
-/// Writes new values of a stored event that no handler has accepted yet, after a second report or after a better parse. `source`:
-/// how the session was found, if the caller has found the session.
+/// Writes new values of a stored event that no handler has accepted yet, because another mail reports the payment, or because the
+/// event's mail was parsed again. `source`: how the session was found, if the caller has found the session.
 pub(super) fn refill(
     tx: &Connection,
     settings: &StoreSettings,
@@ -182,8 +183,8 @@ pub(super) enum Resolved {
     Held(usize),
 }
 
-/// Writes the event's values. Then releases the event's deliveries, holds these deliveries for review, or deletes them because a
-/// completed event supersedes this event.
+/// Writes the event's values into the table `events`. After that, releases the event's deliveries, holds these deliveries for
+/// review, or deletes them because a completed event supersedes this event.
 pub(super) fn resolve(
     tx: &Connection,
     settings: &StoreSettings,

@@ -186,10 +186,10 @@ const SETTLED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.ses
 const FIRST_ASK: &str = "coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', s.expires_at),
     strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at, '+40 minutes'))";
 
-/// Creates the row of a registered session in `session_inquiries`, so that the daemon asks Resmic about the session. If the
-/// session is changed before the first answer that counts, the time of the next inquiry changes, too. An answer counts if it
-/// arrives after the expiry, if it is `Completed`, or if the session needs review because of the answer. An error that concerns
-/// all sessions does not count.
+/// Creates the row of a registered session in `session_inquiries`, so that the daemon asks Resmic about the session. If the row
+/// exists, sets its `next_ask_at` again, because the session's expiry may have changed. Keeps `next_ask_at` if Resmic has
+/// answered after the session's expiry, if Resmic has reported the session as `Completed`, or if the session needs review. An
+/// error that concerns all sessions is no answer.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<()> {
     if settings.resmic.is_none() {
         return Ok(());
@@ -228,8 +228,8 @@ pub(super) fn settle(tx: &Connection, session_id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes the inquiries due whose `next_ask_at` was written while the clock was ahead: this time is later than the end of any
-/// pause, and later than the session's expiry.
+/// Makes the inquiries due whose `next_ask_at` is later than the end of every pause, and later than the session's first inquiry.
+/// A `next_ask_at` so far in the future was written while the clock was ahead.
 fn correct_times_ahead(tx: &Connection, now: Timestamp) -> Result<()> {
     tx.prepare_cached(&format!(
         "UPDATE session_inquiries SET next_ask_at = ?1 WHERE next_ask_at > ?2
@@ -281,8 +281,8 @@ fn record(
         Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
         Finding::Agrees => (RecordedSession::Agrees, None, None),
         Finding::MailMissing { until } => (RecordedSession::MailMissing, Some(until), None),
-        // The caller now asks Resmic for the transaction details. If the program ends before the answer, the daemon asks for the
-        // status again, too.
+        // The caller now asks Resmic for the transaction details. If the program ends before Resmic answers, the daemon asks for
+        // the status again, too.
         Finding::NeedsDetails => return Ok(RecordedSession::NeedsDetails),
         Finding::NeedsReview { reason } => (RecordedSession::NeedsReview(reason.clone()), None, Some(reason)),
         Finding::FailedEvent(event) | Finding::CompletedEvent(event) => admit(tx, settings, &event)?,
@@ -309,8 +309,8 @@ fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Adm
     })
 }
 
-/// Counts the inquiry in the session's row of `session_inquiries`. Returns the time of Resmic's first answer after the session's
-/// expiry, and the time of its first answer `Completed`. `status` may itself be this first answer. An error that concerns all
+/// Counts the inquiry in the session's row of `session_inquiries`. Returns the times of Resmic's first answer after the session's
+/// expiry and of Resmic's first answer `Completed`. The new answer in `status` may be the first one. An error that concerns all
 /// sessions is no answer.
 fn note_answer(
     tx: &Connection,

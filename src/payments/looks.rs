@@ -165,8 +165,8 @@ impl Store {
         Ok(recorded)
     }
 
-    /// Stores the result of a later look at an event that is already confirmed. `next`: the time of the next look, if the nodes
-    /// cannot decide yet.
+    /// Stores the result of a later look at an event that is already confirmed. `next`: the time of the next look, if the nodes'
+    /// answers do not show yet whether a `finalized` block contains the arrival.
     ///
     /// # Errors
     ///

@@ -47,7 +47,7 @@ pub fn may_pay(event: &Event, session: &RegisteredSession, matching: Matching) -
 }
 
 /// Whether Resmic may name the event's transaction for a session: the event does not contradict the session, and the payment was
-/// made in time. The event, the session or both may lack the amount.
+/// made while the session could be paid. The event, the session or both may lack the amount.
 #[must_use]
 pub(super) fn may_have_transaction(event: &Event, session: &RegisteredSession, window: std::time::Duration) -> bool {
     contradiction(event, session).is_none() && event.time().is_some_and(|at| is_alive(session, at, window))
@@ -72,10 +72,10 @@ fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Durat
 /// Chooses the session that an event pays, from the sessions of the event's order.
 ///
 /// The order is certain, so the only session of an order is chosen even if the event contradicts the session. The caller then
-/// compares the event with this session. Among several sessions, a session does not count if it has a completed event, if the
-/// event contradicts the session, or if the session could not be paid at the event's time. If more than one session is left, the
-/// result is `None`. If no session is left, the function chooses again without the rule about the time, and then also without the
-/// rule about contradictions.
+/// compares the event with the chosen session. If the order has several sessions, the function excludes the sessions that have a
+/// completed event, that the event contradicts, or that could not be paid at the event's time. If more than one session is left,
+/// the result is `None`. If no session is left, the function chooses again without the rule about the time, and then also without
+/// the rule about contradictions.
 #[must_use]
 pub fn session_of_order<'a>(
     event: &Event,
@@ -88,8 +88,8 @@ pub fn session_of_order<'a>(
     let open = || sessions.iter().filter(|(_, completed)| !completed).map(|(session, _)| session);
     let fit = || open().filter(|session| contradiction(event, session).is_none());
     let alive = || fit().filter(|session| event.time().is_none_or(|at| is_alive(session, at, window)));
-    // If the event contradicts each unpaid session and there is only one, this one is chosen, so that the caller reports the
-    // contradiction.
+    // If there is only one unpaid session, this session is chosen even if the event contradicts it, so that the caller reports
+    // the contradiction.
     only(alive()).or_else(|| only(fit())).or_else(|| if fit().next().is_none() { only(open()) } else { None })
 }
 

@@ -1,7 +1,7 @@
 //! The payment logic: which event a mail makes, which session the event belongs to, and whether the event may be delivered.
 //!
-//! `conflicts`, `matching` and `signed_address` are pure: they use no SQL, no clock and no network. The other files apply
-//! `conflicts` and `matching` inside an SQLite transaction. `examine` applies `signed_address`.
+//! `conflicts`, `matching` and `signed_address` are pure: they use no SQL, no clock and no network. The other files of this room
+//! apply `conflicts` and `matching` inside an SQLite transaction. `examine` applies `signed_address`.
 
 mod candidates;
 mod change_watcher;

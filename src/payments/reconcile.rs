@@ -1,4 +1,4 @@
-//! Reconciles events with sessions that were registered after them, and with sessions that a person assigns.
+//! Reconciles events with sessions that were registered after the events, and with sessions that a person assigns.
 //!
 //! Triggers insert the id of each new or changed session into the table `sessions_to_reconcile`. So it does not matter which
 //! program wrote the session, or whether the daemon was running.
@@ -99,8 +99,8 @@ impl Store {
         let settings = self.settings.clone();
         let assigned = self
             .write(move |tx| {
-                // Reconcile the registered sessions before the assignment. If this happened after the assignment, a registered
-                // session that contradicts the event would hold its deliveries again.
+                // Reconcile the registered sessions before the assignment. If the sessions were reconciled after the assignment,
+                // a registered session that contradicts the event would hold its deliveries again.
                 reconcile_all(tx, &settings)?;
                 assign(tx, &settings, &event_id, &session_id)
             })
@@ -169,9 +169,9 @@ fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     Ok(())
 }
 
-/// Searches again for the session of each event that has no session and may belong to `session_id`. Earlier, two sessions may
-/// have matched such an event, so that the event got no session. After a change of one session, only one may match. Events that
-/// already have a session do not change.
+/// Searches again for the session of each event that has no session and may belong to `session_id`. An event may have no session
+/// because two sessions matched it earlier. After a change of one of the two sessions, only one session may match the event.
+/// Events that already have a session do not change.
 pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
@@ -299,8 +299,8 @@ fn give_session(
 ) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let had_none = state.event.payment.session_id.is_none();
-    // A handler has accepted this event, and the event already has a session, or no other delivery remains. So the event keeps
-    // its values: only a missing session is stored, and the remaining deliveries can be held.
+    // A handler has accepted this event. The event also has a session already, or no other delivery remains. So the event keeps
+    // its values. Only a missing session is stored, and the remaining deliveries can be held.
     if state.delivered && !(state.open && had_none) {
         let event = if had_none { events::with_session(state.event, Some(found)) } else { state.event };
         if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(found))? {

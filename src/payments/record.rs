@@ -38,7 +38,7 @@ impl ExaminedMail {
         ExaminedMail { mail, examined, sha256, undelivered: None }
     }
 
-    /// Creates the entry for a mail whose bytes the server did not deliver.
+    /// Creates an [`ExaminedMail`] for a mail whose bytes the server did not deliver.
     #[must_use]
     pub fn undelivered(undelivered: Undelivered) -> Self {
         let Undelivered { origin, size, received_at, .. } = undelivered.clone();
@@ -166,8 +166,9 @@ fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -
 }
 
 /// Returns the event id in the row that this mail already has. The outer `None`: the mail was not stored before. A mail comes
-/// again if the program ends after a commit, before the caller has the result, or if an import runs twice. The bytes of the two
-/// mails must be the same, too, because a server that was restored from a backup gives the same UID to another mail.
+/// again if the program ends after a commit, before the caller has the result, or if an import runs twice. The stored mail and
+/// the new mail must also have the same bytes, because a server that was restored from a backup may give the UID of a stored mail
+/// to another mail.
 fn recorded_before(
     tx: &Connection,
     entry: &ExaminedMail,

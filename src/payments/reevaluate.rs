@@ -87,7 +87,7 @@ fn reevaluate(
         Some(event_id) if outcome == Outcome::Event.as_str() => {
             return reevaluate_event(tx, settings, &event_id, examined);
         }
-        // This mail is a duplicate. Its event belongs to another mail, so the new examination of this mail does not change the
+        // This mail is a duplicate. The event of a duplicate belongs to another mail, so the new examination does not change the
         // event.
         Some(_) => return Ok(Reevaluation::Same),
         None => {}
@@ -173,7 +173,8 @@ fn reevaluate_event(
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 impl StoreReader {
-    /// Returns the ids of the mails whose bytes are stored, the oldest first. `outcome`: only mails with this outcome.
+    /// Returns the ids of the mails whose bytes are stored, the oldest first. If `outcome` is given, returns only mails with this
+    /// outcome.
     ///
     /// # Errors
     ///

@@ -26,8 +26,8 @@ pub struct SessionRegistration {
     pub expires_at: Option<Timestamp>,
 }
 
-/// A row of the table `sessions`, with the status of the session's payment in the view `payments`. The view shows the completed
-/// event of the session, or else the newest event.
+/// A row of the table `sessions`, with the status of the session's payment in the view `payments`. The view `payments` shows the
+/// completed event of the session, or else the newest event.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
 pub struct SessionRow {
@@ -40,7 +40,7 @@ pub struct SessionRow {
     pub expires_at: Option<String>,
     /// The status in the view `payments`; `None`: there is no event of this session.
     pub status: Option<String>,
-    /// The id of the event with this status.
+    /// The id of the event whose status is in `status`.
     pub event_id: Option<String>,
 }
 
@@ -132,7 +132,7 @@ fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
 }
 
 impl SessionRegistration {
-    /// Checks the values, and returns them in the spelling of the table `sessions`.
+    /// Checks the values, and returns them as they are stored in the table `sessions`.
     fn checked(self) -> Result<Self> {
         let amount = self.amount.map(|text| text.trim().to_owned());
         if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {

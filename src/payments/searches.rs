@@ -1,8 +1,8 @@
 //! Searches for the session of an event at Resmic's API, if the mail names no session. The daemon asks Resmic for the transaction
 //! of each candidate: a registered session that the event may have paid.
 //!
-//! The answers are stored in the table `session_transactions`. The daemon asks again about a session only for another event, and
-//! only if Resmic has named no transaction of the session so far.
+//! Resmic's answers are stored in the table `session_transactions`. The daemon asks again about a session only for another event,
+//! and only if Resmic has named no transaction of the session so far.
 
 use std::time::Duration;
 
@@ -52,8 +52,8 @@ pub(super) fn resume(tx: &Connection, settings: &StoreSettings, id: &str) -> Res
     }
 }
 
-/// Whether Resmic may still name the event's session, or has named more than one session. In both cases, the event is not matched
-/// by amount.
+/// Whether Resmic may still name the event's session, or has named more than one session. An event is matched by amount only
+/// after its search has ended without a session.
 pub(super) fn may_find_session(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     if !applies(settings, event) {
         return Ok(false);
@@ -71,20 +71,23 @@ pub(super) fn has_transaction(tx: &Connection, session_id: &str) -> Result<bool>
 }
 
 /// Selects the newest search for which the daemon must ask Resmic now: a due search. SQLite reads the index over `since` from its
-/// newest entry, and skips searches that are not due. Few searches are skipped: those whose request failed recently. The unary
-/// `+` keeps SQLite from using the index over `next_ask_at`. With the index over `next_ask_at`, SQLite would sort all due
-/// searches, which may be many. A search is also due if its `next_ask_at` is after `?2`: see [`too_far_ahead`].
+/// newest entry, and skips searches that are not due. SQLite skips only the searches whose last request failed recently, and
+/// those are few. The unary `+` keeps SQLite from using the index over `next_ask_at`. With the index over `next_ask_at`, SQLite
+/// would sort all due searches, which may be many. A search is also due if its `next_ask_at` is after `?2`: see
+/// [`too_far_ahead`].
 pub(super) const DUE: &str =
     "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND (+next_ask_at <= ?1 OR +next_ask_at > ?2)
     ORDER BY since DESC, rowid DESC LIMIT 1";
 
-/// No pause ends after this time. A later `next_ask_at` was written while the clock was ahead, so the daemon asks immediately.
+/// Returns a time before which every pause that begins at `now` ends. A later `next_ask_at` was written while the clock was
+/// ahead, so the daemon asks immediately.
 pub(super) fn too_far_ahead(now: Timestamp) -> Timestamp {
     now.checked_add(MAX_RETRY_AFTER * 2).unwrap_or(Timestamp::MAX)
 }
 
 /// Returns the event of the newest due search, and the session about which the daemon must ask Resmic next. If no candidate of a
-/// due search is left, this function ends the search. The second value is the effect of the ended searches.
+/// due search is left, this function ends the search. The second value counts the changes that the ended searches made to events
+/// and deliveries.
 pub(super) fn due(
     tx: &Connection,
     settings: &StoreSettings,

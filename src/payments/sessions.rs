@@ -31,8 +31,8 @@ pub(super) fn find_session(
         return Ok(Some(FoundSession { session_id: session_id.clone(), source: SessionSource::Mail, registered }));
     }
     if let Some(order_ref) = &event.order_ref {
-        // The event's order is known, so the session is not matched by amount: such a match could choose a session of another
-        // order.
+        // The event's order is known, so the session is not matched by amount. A match by amount could choose a session of
+        // another order.
         let sessions = sessions_of_order(tx, order_ref)?;
         let only = matching::session_of_order(event, &sessions, settings.matching.window);
         return Ok(only.map(|registered| found_session(registered.clone(), SessionSource::Address)));
@@ -50,7 +50,7 @@ pub(super) fn find_session(
 }
 
 /// Whether another event without a session matches this session, too, or a pending event of this session has another transaction.
-/// In both cases, it is unknown which payment is for the session.
+/// If there is such an event, it is unknown which payment is for the session.
 fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: &RegisteredSession) -> Result<bool> {
     let hash = event.payment.transaction_hash.as_deref().map(model::fold_hash);
     let is_another = |rival: &Event| rival.payment.transaction_hash.as_deref().map(model::fold_hash) != hash;
@@ -95,7 +95,7 @@ fn found_session(registered: RegisteredSession, source: SessionSource) -> FoundS
 }
 
 /// The columns of the table `sessions` that [`read_session`] reads. `expires_at` is converted to UTC here, because a trigger
-/// converts the times of inserted rows, but not those of updated rows.
+/// converts the times of inserted rows, but not the times of updated rows.
 pub(super) const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
 
@@ -119,7 +119,7 @@ pub(super) const COMPLETED: &str =
     "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
 
 /// Returns the values that SQLite's `CAST(amount AS REAL)` may have for an amount, because SQLite and Rust may round the last bit
-/// differently. `matching` then compares the decimal digits of the amounts.
+/// differently. After the SQL query, the module `matching` compares the decimal digits of the amounts.
 pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
     match amount.and_then(|amount| amount.parse::<f64>().ok()) {
         Some(amount) => [Some(amount.next_down()), Some(amount), Some(amount.next_up())],
@@ -128,8 +128,8 @@ pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
 }
 
 /// Returns at most two unpaid sessions that match the event by amount, because two sessions already make the match ambiguous.
-/// Leaves out the sessions for which Resmic has named a transaction. That transaction is not the event's, because the search at
-/// Resmic has found no session for the event.
+/// Leaves out the sessions for which Resmic has named a transaction, because the search at Resmic has found that none of these
+/// transactions is the event's.
 fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
     let may_be_named = settings.resmic.is_some() && event.payment.transaction_hash.is_some();
@@ -178,7 +178,7 @@ pub(super) fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
 }
 
 /// Reads a text column that other programs may have written. SQLite accepts text that is not UTF-8, such as Latin-1. Invalid
-/// bytes become replacement characters, so such a text equals no valid value.
+/// bytes become replacement characters, so a text with invalid bytes equals no valid value.
 pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
     let value = row.get_ref(column)?;
     Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })

@@ -6,7 +6,7 @@ use super::signed_address::check_mailbox;
 use crate::model::Matching;
 use crate::{secret, units};
 
-/// `[sessions]`: how the session of a mail is found if the mail does not name it.
+/// `[sessions]`: how the session of a mail is found if the mail does not name the session.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
@@ -23,7 +23,7 @@ pub struct SessionSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table: { mailbox = …, key = … }")]
 pub struct AddressSettings {
-    /// The address of the mailbox, such as `payments@shop.example`. A signed address adds a `+` tag to it.
+    /// The address of the mailbox, such as `payments@shop.example`. A signed address is this address with a `+` tag.
     pub mailbox: String,
     /// The key that signs the addresses.
     pub key: secret::SecretSource,

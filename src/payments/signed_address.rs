@@ -49,7 +49,8 @@ pub enum OrderLookup {
 }
 
 impl SignedAddresses {
-    /// Prepares the signed addresses that add an order reference to the address `mailbox`. `key` signs the addresses.
+    /// Stores `mailbox` and the key, to make and check signed addresses. A signed address is the address `mailbox` with a `+`
+    /// tag, which contains an order reference and its MAC.
     ///
     /// # Errors
     ///
@@ -87,7 +88,7 @@ impl SignedAddresses {
     }
 
     /// Returns the order that the *signed* To header of a mail names. Logs a warning if the addresses in this header name several
-    /// orders, or if they name no order and one of them has a wrong MAC.
+    /// orders, or if the addresses name no order and one address has a wrong MAC.
     #[must_use]
     pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
         match self.lookup(signed_to) {

@@ -6,8 +6,8 @@ use super::conflicts::{EventSource, StoredEvent};
 use crate::db::{Result, parse_time};
 use crate::model::{Event, PaymentDetails, Status, fold_chain, hash_spellings};
 
-/// Reads the stored events that have the id, the transaction hash or the session of `event`. `maybe_delivered` is true if an
-/// attempt to deliver the stored event got no response or was interrupted.
+/// Reads the stored events that have the id, the transaction hash or the session of `event`. [`StoredEvent::maybe_delivered`] is
+/// true if an attempt to deliver the stored event got no response or was interrupted.
 pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
     let hash = event.payment.transaction_hash.as_deref();
     let spellings = match hash {

@@ -1,7 +1,7 @@
 //! The rows in the table `mails` of mails whose bytes the IMAP server did not deliver.
 //!
-//! Such a row has the outcome `quarantined`, a reason with the code `unavailable`, and no bytes in `raw`. If the bytes arrive
-//! later, they are stored under the same row id.
+//! A row without bytes has the outcome `quarantined`, a reason with the code `unavailable`, and NULL in `raw`. If the bytes
+//! arrive later, they are stored under the same row id.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
@@ -43,7 +43,7 @@ pub(super) fn of_uid(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Ro
     Ok(found)
 }
 
-/// Inserts, updates or removes the row in `mails` of a mail whose bytes the server did not deliver. `row` is the id of its
+/// Inserts, updates or removes the row in `mails` of a mail whose bytes the server did not deliver. `row` is the id of the mail's
 /// existing row without bytes.
 pub(super) fn record(tx: &Connection, mail: &Undelivered, row: Option<i64>) -> Result<Recorded> {
     let (outcome, reason) = match mail.state {

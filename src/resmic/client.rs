@@ -73,13 +73,13 @@ impl fmt::Debug for ResmicClient {
 /// The error of a request to Resmic's API. The server's messages in these errors are printable, short, and contain no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
-    /// HTTP 401 or 403.
+    /// The server refused the request with HTTP 401 or 403.
     #[error("Resmic refuses the key: {0}; check api_key and user_id of [resmic]")]
     Unauthorized(String),
     /// HTTP 404 with JSON from Resmic. Resmic's published backend also sends 404 when its database fails.
     #[error("Resmic does not find the session: {0}")]
     NotFound(String),
-    /// HTTP 429.
+    /// The server answered with HTTP 429: too many requests.
     #[error("Resmic limits the rate of requests: {message}; set a lower rate in [resmic]")]
     RateLimited {
         /// `Retry-After`.

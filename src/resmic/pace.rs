@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::backoff::Backoff;
 use crate::http::MAX_RETRY_AFTER;
 
-/// The time window in which requests count for the limit.
+/// The limit is the number of requests in a time window of this length.
 const MINUTE: Duration = Duration::from_secs(60);
 /// The pauses after failed requests whose response has no `Retry-After`.
 const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(600) };
@@ -23,8 +23,8 @@ pub enum Priority {
 
 /// The times of the requests in the last minute, and the end of the pause after a failed request.
 ///
-/// A token bucket that fills continuously would allow twice the rate in some minutes, and the server counts in minutes. So
-/// each request takes a token, and the token is returned a minute later.
+/// A token bucket that fills continuously would allow twice the rate in some minutes, and the server counts the requests of each
+/// minute. So [`Pace`] returns the token of a request one minute after the request.
 #[derive(Debug)]
 pub struct Pace {
     rate: usize,
@@ -34,7 +34,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Allows at most `rate` requests in any minute. A rate of 0 counts as 1.
+    /// Allows at most `rate` requests in any minute. A rate of 0 is treated as 1.
     #[must_use]
     pub fn new(rate: u32) -> Self {
         let rate = usize::try_from(rate.max(1)).unwrap_or(usize::MAX);
@@ -72,8 +72,8 @@ impl Pace {
     }
 
     /// Begins a pause, because the server refused a request, failed, or did not answer. The pause is `Retry-After`, at most a
-    /// day. Without that header field, the pause grows with each failure, up to ten minutes. A shorter pause never replaces a
-    /// longer one.
+    /// day. Without `Retry-After`, the pause grows with each failure, up to ten minutes. A shorter pause never replaces a longer
+    /// one.
     pub fn failed(&mut self, now: Instant, retry_after: Option<Duration>) {
         let pause = retry_after.map_or_else(|| BACKOFF.pause(self.failures), |asked| asked.min(MAX_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);

@@ -1,8 +1,8 @@
 //! Judges the answers of the nodes. Pure: no clock, no network, no database.
 //!
-//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof counts: a
-//! transaction in a final block must show the arrival, in its logs, its value or its trace. Without such a transaction, the event
-//! waits or needs review. No answer makes an event fail.
+//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof confirms an
+//! event: a transaction in a final block must show the arrival, in its logs, its value or its trace. Without a transaction that
+//! shows the arrival, the event waits or needs review. No answer makes an event fail.
 
 mod movement;
 
@@ -131,11 +131,11 @@ fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResu
     if findings.all(agrees) { first } else { Err(Reason::new(Code::Disagree, message)) }
 }
 
-/// If the event has waited for `give_up_after`, replaces its reason to wait by [`Code::GaveUp`]. With this reason, the event
-/// needs review.
+/// If the event has waited for `give_up_after`, replaces the reason why the event waits by [`Code::GaveUp`]. An event with
+/// [`Code::GaveUp`] needs review.
 ///
-/// The reason is also replaced if the mail is older than `give_up_after` and a node does not have its transaction. In that case,
-/// the node has pruned the transaction, or the transaction never existed.
+/// The reason is also replaced if the mail is older than `give_up_after` and a node does not have the mail's transaction. A node
+/// may have pruned such an old transaction, or the transaction never existed.
 fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
     let limit = question.chain.give_up_after;
     let is_over = |since: Timestamp| now.duration_since(since) >= limit.try_into().unwrap_or(jiff::SignedDuration::MAX);
@@ -188,8 +188,8 @@ impl Judge<'_> {
         self.node.final_block.ok_or_else(|| self.missing(Code::Node, "the node does not say its final block"))
     }
 
-    /// The reason for a missing answer. Its code is [`Code::Node`] if a call failed, and `code` if no call failed or if the node
-    /// has pruned the answer.
+    /// Returns the reason for a missing answer. The code of the reason is [`Code::Node`] if a call failed, and `code` if no call
+    /// failed or if the node has pruned the answer.
     fn missing(&self, code: Code, message: &str) -> Reason {
         match &self.node.error {
             Some(error) if matches!(error.kind, NodeErrorKind::Pruned(_)) => Reason::new(code, error.to_string()),
@@ -357,7 +357,7 @@ impl Judge<'_> {
     }
 
     /// Chooses the first movement that is large enough and does not pay another event. The reason is `claimed` if every movement
-    /// pays another event, and `short` if no other movement is large enough.
+    /// pays another event. The reason is `short` if the movements that pay no other event are too small.
     fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { coin, least, .. } = self.question;
         let is_free = |movement: &&Movement| !movement.keys.iter().any(|key| is_claimed(movement.transaction, *key));

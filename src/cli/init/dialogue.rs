@@ -11,7 +11,7 @@ use crate::secret::SecretSource;
 /// The most bytes of a secret that are read from standard input.
 const LONGEST_SECRET: u64 = 64 * 1024;
 
-/// Gets answers from flags, or from a person.
+/// Gets the answers to the questions of `init` from flags, or from a person.
 pub(super) struct Dialogue {
     /// Whether the dialogue asks a person on the terminal. Otherwise, a missing flag means the default, or is an error if there
     /// is no default.
@@ -93,7 +93,7 @@ impl Dialogue {
     }
 }
 
-/// The content of a file, or of standard input, without its last line break.
+/// Reads a secret from `file`, or from standard input if `file` is `-`. The secret does not contain the last line break.
 pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<SecretString> {
     if file != Path::new("-") {
         let read = SecretSource::File(file.to_owned()).load().await;
@@ -109,7 +109,7 @@ pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<Secre
     if text.is_empty() { Err(UsageError(format!("{flag}: standard input is empty")).into()) } else { Ok(text.into()) }
 }
 
-/// The error if an answer is missing and there is no person.
+/// Creates the error for a missing flag, if there is no person who could answer.
 pub(super) fn missing(flag: &str) -> UsageError {
     UsageError(format!("{flag} is missing; without a terminal, or with --yes, init asks no question"))
 }

@@ -190,7 +190,7 @@ impl Setup<'_> {
             let file = self.arguments.password_file.as_deref();
             let obtain = async {
                 let password = self.dialogue.secret("--password-file", file, "Password").await?;
-                // Google shows an app password in four groups. The spaces between them do not belong to the password.
+                // Google shows an app password in four groups. The spaces between the groups do not belong to the password.
                 let is_google = provider.is_some_and(|provider| provider.sign_in == SignIn::Google);
                 Ok(if is_google { password.expose_secret().replace(' ', "").into() } else { password })
             };
@@ -229,7 +229,7 @@ impl Setup<'_> {
     }
 }
 
-/// Whether the provider of the account may fail to deliver mails to addresses with a `+` tag. Signed addresses have such a tag.
+/// Whether the provider of the account may fail to deliver mails to addresses with a `+` tag. Signed addresses have a `+` tag.
 pub(super) fn lacks_tags(draft: &Draft) -> bool {
     Provider::by_host(&draft.server.host).is_some_and(|provider| !provider.has_tags)
 }

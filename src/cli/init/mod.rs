@@ -23,7 +23,7 @@ use crate::secret::SecretSource;
 use crate::setup::{Draft, LoginDraft, NewFiles, OrderMethod, SecretPlace, random_hex};
 use dialogue::{Dialogue, DialogueQuestion};
 
-/// The configuration of the packaged unit.
+/// The path of the configuration that the packaged systemd unit uses.
 const PACKAGED: &str = "/etc/resmic-mailhook/config.toml";
 
 const ORDERS: &str = "\nHow do payments find their orders? Resmic's mails do not name their payment session.
@@ -48,7 +48,7 @@ pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyho
         _ = hangup.recv() => "the terminal is gone",
         _ = terminate.recv() => "ended by a signal",
     };
-    // The cursor of the terminal is still in the line of a question.
+    // The terminal's cursor may still be behind a question, so the error message begins on a new line.
     message("");
     bail!("{reason}; nothing was written")
 }

@@ -96,8 +96,8 @@ pub(super) fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<St
     if known.payment.status == Status::Completed && new.payment.status == Status::Failed {
         return Some("this mail reports a failure of a transaction that is known as completed".into());
     }
-    // Reports of different statuses of one transaction may have different times. In all other values, they must not contradict
-    // each other.
+    // Reports of different statuses of one transaction may have different times. In all other values, the reports must not
+    // contradict each other.
     let timeless =
         |event: &Event| Event { payment: PaymentDetails { tx_time: None, ..event.payment.clone() }, ..event.clone() };
     contradiction(&timeless(known), &timeless(new))

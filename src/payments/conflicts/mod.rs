@@ -58,8 +58,8 @@ pub enum Classification {
     New {
         /// Why the new event needs review before delivery. `None`: no review is needed.
         hold: Option<Reason>,
-        /// Whether the new event has the status `pending`, and a stored event of its transaction or session is completed. Such a
-        /// new event is not delivered.
+        /// Whether the new event has the status `pending`, and a stored event of its transaction or session is completed. A
+        /// superseded event is not delivered.
         superseded: bool,
     },
     /// The new event repeats a stored event and does not contradict this stored event.
@@ -120,8 +120,8 @@ pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Hol
     }
 }
 
-/// Returns why an event that was just confirmed needs review. It needs review if its session has another completed event that is
-/// delivered or needs no further confirmation.
+/// Returns why an event that was just confirmed needs review. The event needs review if its session has another completed event
+/// that is delivered or needs no further confirmation.
 #[must_use]
 pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
@@ -132,8 +132,8 @@ pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<
 }
 
 /// Returns the stored completed events whose transaction the new event reports with another session, order or amount. Each event
-/// comes with the reason to hold its deliveries. Only one of the two reports can be right, and the chain cannot show which one is
-/// right.
+/// comes with the reason to hold its deliveries. Only one of two such reports can be right, and the chain cannot show which one
+/// is right.
 pub fn contested<'k>(
     id: &str,
     new: &Event,
@@ -151,7 +151,8 @@ pub fn contested<'k>(
 
 /// Returns a copy of the event without the values that were already compared with the other events. The session is removed if the
 /// session is unchanged. The transaction is removed if the chain is unchanged, because the hash of a stored event never changes.
-/// An unchanged value was compared with each other event when the later one of the two events was stored.
+/// An unchanged value needs no second comparison: when the later one of two events is stored, it is compared with the earlier
+/// one.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
     let is_unchanged = |field: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -179,7 +180,8 @@ fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> 
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|message| conflict_with(&k.event_id, &message)))
 }
 
-/// Compares a new event with the other events of its session, and with events that have the same hash on another chain.
+/// Compares a new event with the other events of its session, and with events that have the same transaction hash on another
+/// chain.
 fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification {
     match classify_in_session(new, known) {
         Classification::New { hold: None, superseded: false } => {

@@ -11,7 +11,7 @@ pub enum Clearance {
     /// Resmic reports the session as `Completed`, and the answers do not contradict the event. The event may be delivered.
     Clear,
     /// The answers neither allow the delivery nor contradict the event. The event's deliveries stay held, and the daemon asks
-    /// Resmic again. If this state lasts, an operator must decide.
+    /// Resmic again. If the answers stay undecided, an operator must decide.
     Wait(String),
     /// Resmic's answers contradict the event. An operator must decide.
     Contradicts(Reason),

@@ -104,7 +104,7 @@ pub fn reconcile(
     match &status.payment_status {
         PaymentStatus::Completed => match details.transpose() {
             Ok(details) => completed(session, known, inquiries, status, details, now),
-            // The request for the transaction details failed. The error counts only if the status cannot be judged without the
+            // The request for the transaction details failed. The error is judged only if the status cannot be judged without the
             // details.
             Err(error) => match completed(session, known, inquiries, status, None, now) {
                 Finding::NeedsDetails => after_error(session, inquiries, error, now),
@@ -210,10 +210,10 @@ fn payment_details(
         return Err(unreadable(format!("the details are about session {}", details.session_id)));
     }
     let (registered, amount) = (session.registered.amount.as_deref(), status.amount.as_deref());
-    // A notification has the amount before the discount of a coupon, so the event must have the same amount. Resmic does not
-    // document whether its answers have the amount before or after the discount. So only the registered amount is certain. If the
-    // amount in the status differs from the registered amount, a person must decide. The difference proves no contradiction, so
-    // the code of the reason is `unreadable`.
+    // A notification has the amount before the discount of a coupon, so the event must have this amount, too. Resmic does not
+    // document whether its answers have the amount before or after the discount. So after the use of a coupon, only the
+    // registered amount is certain. Unless the status has the registered amount, a person must decide. A different amount is no
+    // contradiction if a coupon was used, so the code of the reason is `unreadable`.
     let has_coupon = status.is_coupon_applied == Some(true);
     if has_coupon && !registered.zip(amount).is_some_and(|(ours, theirs)| same_amount(ours, theirs)) {
         return Err(unreadable(
