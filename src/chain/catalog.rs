@@ -19,8 +19,8 @@ pub(super) struct BuiltIn {
     pub(super) tokens: &'static [(&'static str, &'static str, u8)],
 }
 
-/// The symbols of stablecoins. One unit of a stablecoin is worth one dollar by design, so its amount can be compared with an
-/// amount in dollars in a mail.
+/// The symbols of stablecoins. One unit of a stablecoin is worth one dollar by design, so an amount of a stablecoin can be
+/// compared with an amount in dollars in a mail.
 const DOLLARS: [&str; 5] = ["USDT", "USDC", "DAI", "BUSD", "USDe"];
 
 /// Chains of Resmic whose nodes do not have Ethereum's JSON-RPC API.

@@ -87,8 +87,8 @@ impl Address {
     /// The zero address. The zero address has no private key, so tokens that are sent to the zero address are lost.
     pub const ZERO: Address = Address([0; 20]);
 
-    /// Parses an address from a configuration or a mail. If the address has letters of both cases, their case is a checksum
-    /// (EIP-55).
+    /// Parses an address from a configuration or a mail. If the address has letters of both cases, the case of the letters is a
+    /// checksum (EIP-55).
     ///
     /// # Errors
     /// A message that does not quote the text.

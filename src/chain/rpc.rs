@@ -267,7 +267,8 @@ fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
         _ => {}
     }
     match envelope {
-        // The gateway before a node may answer with an error status and a JSON object of its own.
+        // The gateway before a node may send an error status and a JSON object that is no JSON-RPC response. So with an error
+        // status, the object must have `result` or `error`.
         Ok(envelope) if status.is_success() || envelope.is_response() => {
             open_envelope(envelope, status, *retry_after, id)
         }

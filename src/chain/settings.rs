@@ -46,7 +46,8 @@ pub struct ChainSettings {
     /// Whether the nodes answer `debug_traceTransaction`.
     #[serde(default)]
     pub trace: bool,
-    /// The most blocks for one call of `eth_getLogs`. After an error that a smaller range may prevent, the number is halved.
+    /// The most blocks for one call of `eth_getLogs`. After an error that a smaller range may prevent, the next calls use half as
+    /// many blocks.
     #[serde(default = "default_log_range")]
     pub log_range: u64,
     /// How long an event waits for the chain. After this time, the event needs review.
@@ -179,7 +180,7 @@ fn default_give_up_after() -> HumanDuration {
     HumanDuration(StdDuration::from_secs(86_400))
 }
 
-/// The key with the wrong value, and the problem.
+/// The configuration key with the wrong value, and the problem.
 pub(super) type Problem = (String, String);
 
 pub(super) fn wrong<T>(key: impl Into<String>, message: impl Into<String>) -> Result<T, Problem> {
@@ -190,7 +191,7 @@ impl ChainSettings {
     /// Checks the rules that deserialization does not check.
     ///
     /// # Errors
-    /// The key with the wrong value, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), Problem> {
         self.chain().map(drop)
     }
@@ -198,7 +199,7 @@ impl ChainSettings {
     /// Checks rules that concern several chains.
     ///
     /// # Errors
-    /// The key with the wrong value, such as `chain[1].name`, and the problem.
+    /// The configuration key with the wrong value, such as `chain[1].name`, and the problem.
     pub fn check_all(all: &[ChainSettings]) -> Result<(), Problem> {
         let mut known: Vec<Chain> = Vec::new();
         for (n, settings) in all.iter().enumerate() {
@@ -218,7 +219,7 @@ impl ChainSettings {
     /// count their calls in `requests`.
     ///
     /// # Errors
-    /// The key with the wrong value, such as `nodes[0]`, and the problem. Neither contains the URL.
+    /// The configuration key with the wrong value, such as `nodes[0]`, and the problem. Neither contains the URL.
     pub async fn open_nodes(
         &self,
         tls: Option<&Arc<ClientConfig>>,

@@ -46,7 +46,7 @@ pub enum ConfirmationCode {
     Short,
     /// The transaction is too old for the mail or the session.
     Old,
-    /// The arrival already pays another event.
+    /// The arrival already confirms another event.
     Claimed,
     /// A confirmed arrival is no longer in the chain: a reorganisation has removed it.
     Lost,

@@ -80,8 +80,8 @@ fn chain_of<'a>(due: &DueLook, chains: &'a [WatchedChain]) -> Option<&'a Watched
     chains.iter().find(|watched| fold_chain(&watched.chain.name) == name)
 }
 
-/// The event's state and its reason after the look. The result `recorded` by the database takes precedence over `confirmation`,
-/// because the arrival may already pay another event.
+/// The event's state and its reason after the look. The database's result in `recorded` takes precedence over `confirmation`,
+/// because the arrival may already confirm another event.
 fn state_and_reason(
     confirmation: &Confirmation,
     recorded: Option<&RecordedLook>,

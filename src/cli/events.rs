@@ -1,4 +1,4 @@
-//! `events` and `show`: lists the events, or shows one with its mails and deliveries.
+//! `events` lists the events. `show` shows an event with its mails and deliveries.
 
 use std::time::Duration;
 

@@ -68,7 +68,8 @@ impl AnswerLine {
         }
     }
 
-    /// Adds the session's newest event that has a held delivery, and the reasons why its deliveries are held.
+    /// Adds to the output the session's newest event that has a held delivery, and the reasons why the event's deliveries are
+    /// held.
     fn with_held_event(mut self, reader: &StoreReader) -> anyhow::Result<Self> {
         if let Some(event) = newest_held_event(reader, &self.session_id)? {
             self.held_reason = Some(reasons_to_hold(&event));

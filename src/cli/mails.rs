@@ -1,4 +1,4 @@
-//! `mails`: lists the stored mails, prints one, or releases one from quarantine.
+//! `mails`: lists the stored mails, prints a mail, or releases a mail from quarantine.
 
 use std::io::Write;
 use std::process::ExitCode;

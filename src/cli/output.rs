@@ -22,7 +22,7 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Prints a message for a person to standard error.
 pub(super) fn message(text: &str) {
-    // If standard error is closed, there is no place for a message about that.
+    // If standard error is closed, the program cannot report this error anywhere.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 

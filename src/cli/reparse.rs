@@ -66,7 +66,7 @@ fn examine_again(rules: &Rules, stored: &StoredMail) -> Examined {
     rules.examine_with(&stored.mail, authenticity).0
 }
 
-/// The reason why a mail was rejected. If the stored reason is not the reason of a rejection, returns a general reason.
+/// Returns the reason why a mail was rejected. If the stored reason is not the reason of a rejection, returns a general reason.
 fn rejection(stored: &StoredMail) -> Reason {
     let (code, explanation) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
     match code.parse() {

@@ -16,7 +16,7 @@ use crate::telemetry::{self, PushLatency, RequestCounters};
 
 use super::UsageError;
 
-/// A request that arrives as a signal.
+/// A request to the daemon that arrives as a signal.
 enum SignalRequest {
     Shutdown,
     Reload,

@@ -9,8 +9,9 @@ use crate::config::Config;
 use crate::db;
 use crate::standby::{Handover, LeaseHolder, LeaseState, LeaseView, StandbySettings, find_holder, request_release};
 
-/// With `[standby]`, permits a command that writes the database only if the last report of this host's daemon shows that the host
-/// is active and that its lease has not ended. If no daemon runs, the error names the holder that the NATS server reports.
+/// With `[standby]`, permits a command that writes the database only on the active host. The last report of this host's daemon
+/// must show that the host is active and that the host's lease has not ended. If no daemon runs, the error names the holder that
+/// the NATS server reports.
 pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
     let Some(standby) = &config.standby else { return Ok(()) };
     let (host, report) = app::standby_report(config, standby)?;

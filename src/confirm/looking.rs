@@ -29,7 +29,8 @@ pub struct NodeAnswers {
     pub error: Option<String>,
 }
 
-/// The arrivals that already pay other events. Each entry has a transaction, and the key of a log or a call in that transaction.
+/// The arrivals that already confirm other events. Each entry has a transaction, and the key of a log or a call in that
+/// transaction.
 type ClaimedArrivals = HashSet<(Hash, i64)>;
 
 /// Turns the claim of a mail into a [`Question`] for the nodes of `chain`. `Err`: the reason why the nodes cannot check the
@@ -55,7 +56,7 @@ async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
     timeout(LONGEST_LOOK, look(node, question)).await.unwrap_or_else(late)
 }
 
-/// Reads from the database which arrivals in the nodes' answers already pay other events.
+/// Reads from the database which arrivals in the nodes' answers already confirm other events.
 pub(super) async fn claimed(
     store: &Store,
     chain: &Chain,

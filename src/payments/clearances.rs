@@ -20,8 +20,8 @@ pub struct DueClearance {
     pub event_id: String,
     /// The session of the event.
     pub session: SessionId,
-    /// How often an answer about this event was stored, or the event was changed (`clearances.asks`). Resmic's answer is stored
-    /// only if this number has not changed during the inquiry.
+    /// How often an answer about this event was stored or the event was changed: the column `clearances.asks`. Resmic's answer is
+    /// stored only if this number has not changed during the inquiry.
     pub asks: i64,
 }
 

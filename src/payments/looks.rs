@@ -37,8 +37,8 @@ pub struct DueLook {
     pub confirmed_at: Option<Timestamp>,
     /// The arrival that confirmed the event.
     pub arrival: Option<ConfirmedArrival>,
-    /// How often the result of a look was stored or the event was changed (`confirmations.looks`). If this number changes during
-    /// a look, the result of that look is not stored.
+    /// How often the result of a look was stored or the event was changed: the column `confirmations.looks`. If this number
+    /// changes during a look, the result of that look is not stored.
     pub looks: i64,
 }
 
@@ -124,7 +124,7 @@ impl Store {
         .await
     }
 
-    /// Reads from the table `arrivals` which logs and calls of these transactions already pay another event than `event_id`.
+    /// Reads from the table `arrivals` which logs and calls of these transactions already confirm another event than `event_id`.
     ///
     /// # Errors
     ///
@@ -263,7 +263,7 @@ fn record_look(tx: &Connection, settings: &StoreSettings, look: &FinishedLook, n
     confirm(tx, settings, look, arrival)
 }
 
-/// Returns a reason that names the other event, if the arrival already pays another event.
+/// Returns a reason that names the other event, if the arrival already confirms another event.
 fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<ConfirmationReason>> {
     let mut statement = tx.prepare_cached(
         "SELECT event_id FROM arrivals WHERE chain_id = ?1 AND tx = ?2 AND log = ?3 AND event_id <> ?4",

@@ -233,7 +233,7 @@ fn soon() -> String {
     iso(Timestamp::now() + jiff::SignedDuration::from_secs(60))
 }
 
-/// Returns the names of the signed header fields, as the column `trust_covers` has them.
+/// Returns the names of the signed header fields, as the column `trust_covers` stores them.
 pub(super) fn covers(proof: &TrustProof) -> String {
     match &proof.signed_headers {
         SignedHeaders::All => "*".into(),

@@ -31,7 +31,7 @@ fn applies(settings: &StoreSettings, event: &Event) -> bool {
     settings.resmic.is_some() && event.payment.session_id.is_none() && event.payment.transaction_hash.is_some()
 }
 
-/// Inserts the search for the session of an event into `session_searches`. A search that has ended begins again.
+/// Inserts the search for the session of an event into `session_searches`. If the search has ended, it begins again.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<()> {
     if applies(settings, event) {
         let sql = "INSERT INTO session_searches (event_id, next_ask_at, since) VALUES (?1, ?2, ?2)

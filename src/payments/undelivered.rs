@@ -1,7 +1,7 @@
 //! The rows in the table `mails` of mails whose bytes the IMAP server did not deliver.
 //!
-//! A row without bytes has the outcome `quarantined`, a reason with the code `unavailable`, and NULL in `raw`. If the bytes
-//! arrive later, they are stored under the same row id.
+//! A new row for an undelivered mail has the outcome `quarantined`, a reason with the code `unavailable`, and NULL in `raw`. If
+//! the bytes arrive later, they are stored under the same row id.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, params};

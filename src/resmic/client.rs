@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest accepted response body, in bytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
-/// A shorter user id is not removed from messages of the server, because a number such as 7 occurs in many messages.
+/// A user id with fewer bytes is not removed from messages of the server, because a number such as 7 occurs in many messages.
 const SHORTEST_USER_ID: usize = 4;
 
 const STATUS_PATH: &str = "/api/v1/makepayment/payment-status";

@@ -21,8 +21,8 @@ use super::verdict::{
     Arrival, BlockId, Confirmation, ConfirmationCode as Code, ConfirmationReason as Reason, ConfirmationState as State,
 };
 
-/// Whether a log or a call of a transaction already pays another event. The arguments are the transaction, and the key of the log
-/// or call as in [`Arrival::keys`].
+/// Whether a log or a call of a transaction already confirms another event. The arguments are the transaction, and the key of the
+/// log or call as in [`Arrival::keys`].
 pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
 
 /// The arrival that one node's answers prove, or the reason why these answers prove no arrival.
@@ -65,7 +65,7 @@ pub enum Revisited {
 
 /// Judges a later look at an arrival that was confirmed before its block was `finalized`.
 ///
-/// The look uses [`Finality::Finalized`]. `is_claimed` reports whether a log or a call already pays another event.
+/// The look uses [`Finality::Finalized`]. `is_claimed` reports whether a log or a call already confirms another event.
 #[must_use]
 pub fn revisit(
     question: &Question<'_>,
@@ -343,8 +343,8 @@ impl Judge<'_> {
         Ok(candidates)
     }
 
-    /// Returns `movements`. If `movements` is empty, returns the reason: the arrival is not final, the node failed, or no money
-    /// arrived.
+    /// Returns `movements`. If `movements` is empty, returns the reason why: the arrival is not final, the node failed, or no
+    /// money arrived.
     fn arrived(&self, movements: Vec<Movement>, last: u64) -> Result<Vec<Movement>, Reason> {
         if !movements.is_empty() {
             return Ok(movements);
@@ -356,8 +356,8 @@ impl Judge<'_> {
         }))
     }
 
-    /// Chooses the first movement that is large enough and does not pay another event. The reason is `claimed` if every movement
-    /// pays another event. The reason is `short` if the movements that pay no other event are too small.
+    /// Chooses the first movement that is large enough and does not confirm another event. The reason is `claimed` if every
+    /// movement confirms another event. The reason is `short` if all other movements are too small.
     fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { coin, least, .. } = self.question;
         let is_free = |movement: &&Movement| !movement.keys.iter().any(|key| is_claimed(movement.transaction, *key));

@@ -151,8 +151,7 @@ pub fn contested<'k>(
 
 /// Returns a copy of the event without the values that were already compared with the other events. The session is removed if the
 /// session is unchanged. The transaction is removed if the chain is unchanged, because the hash of a stored event never changes.
-/// An unchanged value needs no second comparison: when the later one of two events is stored, it is compared with the earlier
-/// one.
+/// An unchanged value needs no second comparison, because each new event is compared with the stored events.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
     let is_unchanged = |field: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {

@@ -34,8 +34,8 @@ fn same_transaction(payment: &PaymentDetails, details: &TransactionDetails) -> b
         && chains.is_none_or(|(a, b)| fold_chain(a) == fold_chain(b))
 }
 
-/// Returns a message about the first field whose known value differs from Resmic's value. A field is compared only if both values
-/// are present.
+/// Returns a message about the first field whose stored or registered value differs from Resmic's value. A field is compared only
+/// if both values are present.
 fn difference<'a>(
     fields: impl IntoIterator<Item = (&'static str, Option<&'a str>, Option<&'a str>, Same)>,
 ) -> Option<String> {
