@@ -30,7 +30,7 @@ pub enum NodeErrorKind {
         /// The node's message.
         words: String,
     },
-    /// HTTP 401, 402 or 403: a wrong key, or an exhausted quota. An operator must correct it.
+    /// HTTP 401, 402 or 403: a wrong key, or an exhausted quota. An operator must correct the key or the quota.
     #[error("the node refuses us: {0}; look at the key and the quota of its plan")]
     Refused(String),
     /// The node lacks the method. An operator must choose another node or setting.

@@ -57,7 +57,7 @@ pub struct Node {
     keys: Vec<SecretString>,
     timeout: Duration,
     next_id: AtomicU64,
-    /// The times at which the last calls were sent, the newest time first. At most five times are stored.
+    /// The times at which the newest calls were sent, at most five calls, the newest first.
     pace: Mutex<VecDeque<Instant>>,
 }
 

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::db::{ConfirmationRow, DeliveryRow, EventQuery, EventRow, MailRow, StoreReader};
 use crate::model::iso;
 
-/// The pause between two checks of `--follow` for a commit. A check reads one counter and no table.
+/// The pause between two checks of `--follow` for a commit. A check reads only `PRAGMA data_version`, and no table.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(super) async fn list(config: &Config, filter: &args::EventFilter, follow: bool, json: bool) -> anyhow::Result<()> {

@@ -51,7 +51,7 @@ const VARIABLE: &str = "RESMIC_MAILHOOK_CONFIG";
 /// The most mails from files that are examined and committed in one batch.
 const BATCH: usize = 64;
 
-/// Runs the program. For wrong usage, clap exits with 2.
+/// Runs the program. For wrong usage, clap ends the process with the exit code 2.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -157,7 +157,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Standby { command: StandbyCommand::Release } => standby::release(&config).await.map(done),
         Command::Backup { file } => maintain::backup(&config, &file).map(done),
         Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),
-        // The commands without a configuration have returned above.
+        // The commands that read no configuration have returned above.
         Command::Completions { .. } | Command::Man { .. } | Command::Init(_) => Ok(ExitCode::SUCCESS),
         Command::Authorize { account } => authorize::run(&config, &account).await.map(done),
         Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),

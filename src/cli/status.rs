@@ -20,7 +20,8 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     // If the database cannot be read, the output is a report that has only this problem. So `status --json` always prints JSON.
     let (health, last_mail) = match lease(config) {
         Ok(None) => assess(config, None),
-        // Only the active host reads its database. On another host, a restore command may replace the database at any time.
+        // With `[standby]`, `status` reads the database only on the active host. On another host, a restore command may replace
+        // the database at any time.
         Ok(Some(lease)) if lease.state == LeaseState::Active => assess(config, Some(&lease)),
         Ok(Some(lease)) => Ok((Health::of_standby(&lease, &app::own_program(config), BootInstant::now()), None)),
         Err(error) => Ok((Health::unknown(format!("{error:#}")), None)),

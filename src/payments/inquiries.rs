@@ -45,7 +45,7 @@ pub enum RecordedSession {
     Agrees,
     /// Resmic reports the session as `Completed`, and its mail has not arrived yet.
     MailMissing,
-    /// The status of the session is not enough. The caller must also ask Resmic for the transaction details.
+    /// The payment status alone does not decide the inquiry. The caller must also ask Resmic for the transaction details.
     NeedsDetails,
     /// An operator must decide about the session, for this reason.
     NeedsReview(Reason),

@@ -105,7 +105,7 @@ pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<Strin
     if let Some((a, b)) = amounts.filter(|(a, b)| !same_amount(a, b)) {
         return mismatch("amount", a, b);
     }
-    // Sessions are registered in US dollars. An amount in another currency is another amount.
+    // Sessions are registered in US dollars. An amount in another currency contradicts the registered amount.
     let other = payment.currency.as_deref().filter(|currency| *currency != "USD");
     if let (Some(_), Some(currency)) = (amounts, other) {
         return mismatch("currency", "USD", currency);

@@ -47,7 +47,7 @@ pub enum Reevaluation {
         /// The id of the event that the mail made or repeats.
         event_id: Option<String>,
     },
-    /// The event of the mail has new values. Earlier, no delivery of this event was attempted.
+    /// The event of the mail has new values. No delivery of this event was attempted before.
     Event(String),
     /// The event of the mail is unchanged, although the new examination has another result. The reason is one of these: a
     /// delivery was attempted, an operator chose another session, the event would have another id, or the mail would have no

@@ -9,7 +9,7 @@ use super::sessions::{parse_session_id, registered_session, text_column};
 use crate::db::{Error, PAGE, Result, Store, StoreReader};
 use crate::model::{self, RegisteredSession, iso, same_amount};
 
-/// A session to register.
+/// The values with which a session is registered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionRegistration {
     /// Resmic's id of the session, a UUID.

@@ -25,7 +25,7 @@ pub struct SessionSettings {
 pub struct AddressSettings {
     /// The address of the mailbox, such as `payments@shop.example`. A signed address is this address with a `+` tag.
     pub mailbox: String,
-    /// The key that signs the addresses.
+    /// The key of the MAC in signed addresses.
     pub key: secret::SecretSource,
 }
 
