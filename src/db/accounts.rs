@@ -73,7 +73,7 @@ impl StoreReader {
         self.query_all("SELECT * FROM accounts ORDER BY account", &[], account_row)
     }
 
-    /// How many of the newest proven notifications could not be parsed. Three kinds of mails do not count: mails that are no
+    /// How many of the newest proven notifications could not be parsed. Three kinds of mails are left out: mails that are no
     /// notification, mails whose only proof is the release by an operator, and quarantined mails without bytes.
     ///
     /// # Errors
@@ -81,8 +81,8 @@ impl StoreReader {
     /// An error of SQLite.
     pub fn recent_parses(&self) -> Result<RecentParses> {
         // Each SELECT of the UNION reads the newest rows of one outcome from an index, and skips mails that an operator
-        // released. But a released mail counts if it is still quarantined and has a `trust_domain`: a signature had proven the
-        // mail before the release.
+        // released. But the third SELECT includes a mail that was quarantined again after its release, if the row has a
+        // `trust_domain`, because a signature had proven the mail before the release.
         let of_outcome = |outcome: &str| {
             format!(
                 "SELECT * FROM (SELECT id, 0 AS unparsed FROM mails INDEXED BY mails_by_outcome

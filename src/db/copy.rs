@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{Error, Result, StoreReader, schema};
 
-/// The schema and the last mail id of a copy that was not opened for writing.
+/// The schema and the last mail id of a copy, which [`inspect_copy`] reads without changing the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyState {
     /// The schema (`PRAGMA user_version`); 0 for a file without tables.

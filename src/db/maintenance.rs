@@ -24,8 +24,8 @@ pub struct Backlog {
     pub undelivered: i64,
     /// Events that are held because of a conflict.
     pub conflicting: i64,
-    /// Events that are held because their session is unknown. An event that its chain has not confirmed, or
-    /// whose session is still searched for at Resmic, does not count here.
+    /// Events that are held because their session is unknown. This number does not include events that a chain has not confirmed,
+    /// and events whose session the daemon still searches for at Resmic.
     pub unresolved: i64,
     /// Deliveries that were given up.
     pub dead: i64,

@@ -205,8 +205,8 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
     }
 }
 
-/// How long the next transaction works, if the last one worked for `work` and took `took` with its commit. How long a commit
-/// takes depends on the disk, on the number of changed pages, and on the load of the machine.
+/// How long the next transaction works, if the last transaction worked for `work`, and took `took` together with its commit. The
+/// time of a commit depends on the disk, on the number of changed pages, and on the load of the machine.
 fn next_work(work: Duration, took: Duration) -> Duration {
     let ratio = AIM.as_secs_f64() / took.max(SHORTEST_WORK).as_secs_f64();
     work.mul_f64(ratio.min(2.0)).clamp(SHORTEST_WORK, LONGEST_WORK)
@@ -340,8 +340,8 @@ mod tests {
         assert!(largest <= before, "{largest} of {before}");
         let (after, free) = (size("m.db"), u64::from(pruned.pages) * 4_096);
         assert!(after <= before - free, "{after} of {before}, freed {free}");
-        // A mail of this size fills two pages. When its bytes are deleted, its overflow page becomes free. SQLite then merges the
-        // short rows, so most of the other pages become free, too.
+        // A mail of this size fills two pages: a leaf page and an overflow page. When its bytes are deleted, the overflow page
+        // becomes free. SQLite then puts several short rows into one leaf page, so most leaf pages become free, too.
         let emptied = (pruned.mails + pruned.raw) as u64;
         assert!(free > emptied * 7_000, "{pruned:?}");
     }

@@ -98,8 +98,8 @@ impl StoreReader {
             ("session_id = ?", optional(session)),
             (TRANSACTION_CONDITION, optional(&hashes)),
             (status_condition(filter), optional(status)),
-            // `+` keeps SQLite from using the index on `created_at`. With that index, SQLite would sort all events before it
-            // returns the first.
+            // `+` keeps SQLite from using the index on `created_at`. With the index on `created_at`, SQLite would sort all
+            // events before it returns the first event.
             ("+created_at >= ?", optional(since)),
             ("e.rowid >= ?", first.as_ref().and_then(optional)),
             ("e.rowid > ?", optional(after)),

@@ -33,8 +33,8 @@ pub struct EventRow {
     /// What reported the event: `mail`, or `resmic` for Resmic's API.
     pub source: String,
     pub confirmation: Option<ConfirmationRow>,
-    /// The state in `clearances`, which shows whether Resmic has cleared the event for delivery. `None`: the event does not wait
-    /// for Resmic.
+    /// `clearances.state`, which shows whether Resmic's API has confirmed the event. `None`: the event does not wait for
+    /// Resmic.
     pub clearance: Option<String>,
     pub clearance_reason: Option<String>,
 }
@@ -104,8 +104,8 @@ fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Resu
     }
 }
 
-/// The columns of an [`EventRow`]: an event with its confirmation and its clearance. All columns have different names, because
-/// [`event_row`] reads the columns by name.
+/// The columns of an [`EventRow`], from the tables `events`, `confirmations` and `clearances`. All columns have different names,
+/// because [`event_row`] reads the columns by name.
 pub(super) const EVENT_COLUMNS: &str =
     "e.rowid AS event_row, e.*, c.state, c.reason, c.arrival, c.received, c.received_token, c.confirmed_at,
     c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at,

@@ -146,8 +146,8 @@ pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // A statement that may use a partial index is prepared again for each new value of a parameter, unless QPSG is on. The
-    // repeated preparation took half of the writer's time.
+    // Without SQLite's query planner stability guarantee (QPSG), a statement that may use a partial index is prepared again
+    // for each new value of a parameter. The repeated preparation took half of the writer's time.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "foreign_keys", "ON")
 }

@@ -26,7 +26,7 @@ pub struct StreamRow {
     pub notes: Vec<String>,
     /// Whether a person must correct the cause of the problem.
     pub needs_person: bool,
-    /// How many deliveries found their message in the stream already.
+    /// How many deliveries had their message in the stream already before an attempt.
     pub there_already: i64,
     /// How many messages the stream had lost and got again.
     pub refilled: i64,

@@ -130,7 +130,7 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> WriteJob for Task<F, T
             Some(error) => Err(Error::from_sqlite(&self.path, error.clone())),
             None => self.result.unwrap_or(Err(Error::Stopped)),
         };
-        // Sending fails if the caller no longer waits for the reply. This does not undo the committed work.
+        // Sending fails if the caller no longer waits for the reply. The work stays committed.
         let _ = self.reply.send(result);
     }
 }
@@ -246,7 +246,7 @@ fn checkpoint_and_shrink(connection: &Connection) {
 
 fn checkpoint(connection: &Connection) {
     if let Err(error) = schema::checkpoint(connection) {
-        // A later checkpoint copies the same pages. If the disk is full, the next commits report that.
+        // A later checkpoint copies the same pages. If the disk is full, the next commits return the error.
         tracing::debug!(%error, "cannot checkpoint the WAL");
     }
 }

@@ -76,8 +76,8 @@ impl RecordedState {
 }
 
 impl IngestStep {
-    /// Whether the watcher may send no other report for a long time. If a thousand watchers connect to a server that does not
-    /// answer, the last watcher may connect only after more than twenty minutes.
+    /// Whether a long time may pass before the watcher sends its next report. If a thousand watchers connect to a server that
+    /// does not answer, the last watcher may connect only after more than twenty minutes.
     fn is_pause(&self) -> bool {
         use MailboxState::{Connecting, Failed, Polling};
         matches!(self, IngestStep::State { state: Connecting | Failed | Polling, .. })

@@ -82,7 +82,7 @@ pub enum Availability {
 }
 
 impl Undelivered {
-    /// The reason for the mail's outcome: why the server has not delivered the bytes.
+    /// The reason for the outcome of a mail without bytes: what is known about the mail at the server.
     #[must_use]
     pub fn reason(&self) -> Reason {
         let uid = self.origin.uid.map_or(0, |(_, uid)| uid.0);
@@ -108,8 +108,8 @@ pub struct SyncPosition {
     pub last_uid: Uid,
     /// The boundary of the mails that `start` excludes; `None` if `start` excludes no mails.
     pub start_boundary: Option<StartBoundary>,
-    /// The newest INTERNALDATE that the server has reported, without dates too far in the future. The program may not have asked
-    /// for the dates of mails with low UIDs.
+    /// The newest INTERNALDATE that the server has reported, without dates too far in the future. The dates of mails with low
+    /// UIDs may be unknown, because the program does not request all dates.
     pub newest_at: Option<Timestamp>,
     /// The last id in the table `mails` before the mailbox was renumbered; 0: the mailbox was never renumbered. The UIDs in rows
     /// up to this id may mean other mails now.

@@ -97,7 +97,7 @@ impl PartialMail {
         self.size += line.len() as u64;
     }
 
-    /// Returns the collected mail. An mbox adds an empty line to each mail. This line is removed, unless the mail was cut at
+    /// Returns the collected mail. Removes the empty line that follows each mail in an mbox, unless the mail was cut at
     /// `max_size`.
     fn finish(&mut self, name: String) -> FileMail {
         let mut bytes = std::mem::take(&mut self.bytes);

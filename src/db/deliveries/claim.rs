@@ -140,7 +140,7 @@ fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation
     let state: Option<String> = row.get("confirmation")?;
     let Some(state) = state.and_then(|state| state.parse::<ConfirmationState>().ok()) else { return Ok(None) };
     // After the money has arrived, the daemon waits for mails that contradict the event. During this wait, the row in
-    // `confirmations` has an arrival, but the event is not confirmed. Such an arrival is left out.
+    // `confirmations` has an arrival, but the event is not confirmed. The arrival of an unconfirmed event is left out.
     let is_confirmed = state == ConfirmationState::Confirmed;
     let value = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.filter(|_| is_confirmed));
     Ok(Some(DeliveredConfirmation { state, received: value("received")?, arrival: value("arrival")? }))
@@ -150,12 +150,12 @@ fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation
 /// delays other deliveries for a shorter time.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
-/// The start of the `give_up_after` period of a delivery: the first attempt. While the machine was off, or its clock was behind,
-/// a delivery that was due could not be tried, so the start is moved by that time. Otherwise, one failed attempt after a restart
-/// would make the delivery dead if the handler starts more slowly than this program. A start in the future becomes `now`.
+/// The start of the `give_up_after` period of a delivery: usually the first attempt. If the machine was off, or its clock was
+/// behind, while the delivery was due, the start is later by the length of that time. Otherwise, one failed attempt after a
+/// restart would make the delivery dead if the handler starts more slowly than this program. A start in the future becomes `now`.
 ///
-/// During an outage of the target, one due delivery is attempted in place of all due deliveries. So each due delivery counts as
-/// tried during the outage, and the start is not moved by the time of the outage.
+/// During an outage of the target, one due delivery is attempted in place of all due deliveries. So the length of an outage does
+/// not make the start later.
 fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTimes) -> Timestamp {
     let ClaimTimes { now, outage_since } = times;
     let tried_since = outage_since.map_or(now, |since| since.max(due).min(now));
@@ -165,9 +165,9 @@ fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTime
     begun.min(now)
 }
 
-/// Whether an attempt in flight blocks a delivery: of the same delivery, or of the same session. In the query, a pending delivery
-/// blocks only deliveries with higher ids. But if an event got its session late, its delivery may have a lower id than the
-/// delivery in flight of that session.
+/// Whether `delivery` must wait because `flight` is an attempt of the same delivery, or of another delivery of the same session.
+/// The query lets only deliveries with higher ids wait for a pending delivery. But if an event got its session late, its delivery
+/// may have a lower id than the delivery in flight of that session.
 fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
     flight.delivery_id == delivery.delivery_id
         || flight

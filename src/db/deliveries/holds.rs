@@ -31,8 +31,8 @@ pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
 
 /// Releases held deliveries if three independent conditions are met. First, the event needs no review, and its session is
 /// known; `?2` are the targets that do not wait for a session. Second, the chain or an operator has confirmed the event, or the
-/// event needs no confirmation; `?3` are the targets that do not wait for the chain. Third, Resmic or an operator has cleared the
-/// event, or the event does not wait for Resmic.
+/// event needs no confirmation; `?3` are the targets that do not wait for the chain. Third, Resmic's API or an operator has
+/// confirmed the event (`clearances.state`), or the event does not wait for Resmic.
 const RELEASE: &str = "
     UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL
     WHERE state = 'held'
@@ -44,7 +44,8 @@ const RELEASE: &str = "
       AND NOT EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = deliveries.event_id
                       AND r.state <> 'confirmed' AND r.state <> 'operator')";
 
-/// Holds the pending and dead deliveries of events that neither Resmic nor an operator has cleared.
+/// Holds the pending and dead deliveries of events that wait for Resmic's API, because neither the API nor an operator has
+/// confirmed the event (`clearances.state`).
 const HOLD_FOR_RESMIC: &str = "
     UPDATE deliveries SET state = 'held', next_attempt_at = NULL
     WHERE (state = 'pending' OR state = 'dead')
@@ -77,17 +78,19 @@ pub(crate) fn hold_for_chain(tx: &Connection, settings: &StoreSettings, id: &str
     hold_where(tx, &format!("{HOLD_FOR_CHAIN} AND event_id = ?2"), params![settings.tellers(), id])
 }
 
-/// Holds the deliveries of all events that the chain has not confirmed, because the configuration may have changed.
+/// Holds the pending and dead deliveries of all events that the chain has not confirmed, because the configuration may have
+/// changed.
 pub(crate) fn hold_all_for_chain(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
     hold_where(tx, HOLD_FOR_CHAIN, params![settings.tellers()])
 }
 
-/// Holds the pending and dead deliveries of one event if Resmic has not cleared the event.
+/// Holds the pending and dead deliveries of one event if the event still waits for Resmic's API (see [`HOLD_FOR_RESMIC`]).
 pub(crate) fn hold_for_resmic(tx: &Connection, id: &str) -> Result<()> {
     hold_where(tx, &format!("{HOLD_FOR_RESMIC} AND event_id = ?1"), params![id]).map(drop)
 }
 
-/// Holds the deliveries of all events that Resmic has not cleared, because the configuration may have changed.
+/// Holds the pending and dead deliveries of all events that still wait for Resmic's API (see [`HOLD_FOR_RESMIC`]), because the
+/// configuration may have changed.
 pub(crate) fn hold_all_for_resmic(tx: &Connection) -> Result<usize> {
     hold_where(tx, HOLD_FOR_RESMIC, [])
 }

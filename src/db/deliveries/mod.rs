@@ -35,8 +35,8 @@ pub struct Claimed {
     pub delivery_id: i64,
     /// The attempt's number, from 1.
     pub attempt: i64,
-    /// The start of the `give_up_after` period: usually the first attempt since the delivery last became pending. The start is
-    /// moved by the time in which the program could not try the delivery.
+    /// The start of the `give_up_after` period: usually the first attempt since the delivery last became pending. If the program
+    /// could not try the due delivery for some time, the start is later by the length of that time.
     pub first_attempt_at: Timestamp,
     /// The event.
     pub event: OutboundEvent,

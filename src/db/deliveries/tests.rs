@@ -9,7 +9,7 @@ use crate::db::testing::query_plan;
 use crate::db::{StoreSettings, schema, testing};
 use crate::model::iso;
 
-/// 20,000 sessions with five deliveries each, all due.
+/// Creates a database of 20,000 sessions with five deliveries each. All deliveries are due.
 fn large(folder: &tempfile::TempDir) -> Connection {
     let connection = schema::open(&folder.path().join("m.db")).unwrap();
     connection
@@ -116,7 +116,7 @@ fn attempts_are_counted_and_claimed_once() {
     ids.sort_unstable();
     assert_eq!(ids, (1..=30).collect::<Vec<_>>());
     assert_eq!(claim(&connection, "other", &[], 3.into()).unwrap(), []);
-    // The program is killed here. After a restart it finds the counted attempts, and makes them again.
+    // The program is killed here. After a restart, the program finds the counted attempts, and makes these attempts again.
     drop(connection);
     let connection = schema::open(&folder.path().join("m.db")).unwrap();
     assert_eq!(count(&connection, "attempts = 1 AND state = 'pending'"), 30);
@@ -156,8 +156,8 @@ fn downtime_does_not_count_towards_giving_up() {
     let connection = large(&folder);
     let at = Timestamp::now();
     let hours = SignedDuration::from_hours;
-    // Sets the time of the first attempt, and the time at which the next one is due. Both are times of a clock
-    // that may have been wrong.
+    // Sets the time of a delivery's first attempt, and the time at which the next attempt is due. The clock may have been
+    // wrong at both times.
     let tried = |id: i64, first: Timestamp, due: Timestamp| {
         connection
             .execute(

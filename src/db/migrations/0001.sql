@@ -84,8 +84,8 @@ CREATE INDEX events_by_hash ON events (transaction_hash) WHERE transaction_hash 
 CREATE INDEX events_by_order ON events (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX events_by_time ON events (created_at);
 CREATE INDEX events_by_tx_time ON events (tx_time);
--- There is no index on `status` alone. In a query with `status` and `session_id`, SQLite would prefer that index to the better
--- index on `session_id`.
+-- There is no index on `status` alone. In a query with `status` and `session_id`, SQLite would prefer an index on `status` to the
+-- better index on `session_id`.
 CREATE INDEX events_not_completed ON events (status) WHERE status <> 'completed';
 -- An index for the view paid_by_day. The index contains an expression in place of `token`: in a query for a session and a token,
 -- SQLite would prefer an index on `token` to the better index on `session_id`.
@@ -174,9 +174,9 @@ CREATE INDEX sessions_without_amount ON sessions (created_at) WHERE amount IS NU
 CREATE TABLE sessions_to_reconcile (
   session_id TEXT PRIMARY KEY COLLATE NOCASE
 ) STRICT, WITHOUT ROWID;
--- Other programs write times in other forms (2025-03-05 03:36:00, 2025-03-05T04:36:00+01:00). The trigger
--- sessions_registered converts these times. Both triggers test NOT EXISTS in place of OR IGNORE, because the conflict clause of
--- the statement that fires a trigger replaces the conflict clauses in the trigger.
+-- The trigger sessions_registered converts times that other programs write in other forms (2025-03-05 03:36:00,
+-- 2025-03-05T04:36:00+01:00). The triggers sessions_registered and sessions_changed test NOT EXISTS in place of OR IGNORE,
+-- because the conflict clause of the statement that fires a trigger replaces the conflict clauses in the trigger.
 CREATE TRIGGER sessions_registered AFTER INSERT ON sessions BEGIN
   SELECT RAISE(ABORT, 'created_at and expires_at must be times, such as 2025-03-05T03:36:00Z')
   WHERE julianday(NEW.created_at) IS NULL OR (julianday(NEW.expires_at) IS NULL AND NEW.expires_at IS NOT NULL);
@@ -237,8 +237,8 @@ CREATE TABLE confirmations (
   arrival_block   INTEGER,
   received        TEXT,                        -- how much arrived, decimal text
   received_token  TEXT,
-  -- amount_checked is 1 if `received` was compared with the event's amount. amount_checked is 0 if the amount is in dollars or
-  -- has no currency, and the token is not a dollar token.
+  -- amount_checked is 1 if `received` was compared with the event's amount. amount_checked is 0 if the token is not a dollar
+  -- token, and the event's amount is in dollars or has no currency.
   amount_checked  INTEGER CHECK (amount_checked = 0 OR amount_checked = 1),
   final           TEXT,                        -- which blocks counted as final: 'finalized', 'safe', or a number of blocks
   nodes           TEXT,                        -- the hosts of the nodes, separated by spaces

@@ -47,7 +47,8 @@ pub(super) struct Outstanding {
 }
 
 impl Outstanding {
-    /// The state after a sync: a mail can be missing only if there are UIDs between the cursor and UIDNEXT.
+    /// Creates the state after a sync. `below_uid_next`: there are UIDs between the cursor and UIDNEXT. Only such a UID can
+    /// belong to a mail that the sync has missed.
     pub(super) fn after_sync(below_uid_next: bool) -> Self {
         Outstanding { below_uid_next, ..Outstanding::default() }
     }

@@ -81,7 +81,7 @@ pub(super) struct Connection {
     command_timeout: Duration,
     /// The tag of the current IDLE; `None` outside IDLE.
     idling: Option<RequestId>,
-    /// The server has sent the `+` for the current IDLE.
+    /// The server has answered the current IDLE with a continuation request (`+`).
     idle_confirmed: bool,
     /// How many more responses are accepted before the next command.
     responses_left: usize,
@@ -95,7 +95,7 @@ pub(super) struct Connection {
 pub(super) enum ServerResponse<R> {
     /// The tagged OK of a command.
     Done,
-    /// `+`: the server waits for a line.
+    /// A continuation request (`+`): the server waits for a line of the client (RFC 3501, 7.5).
     Continue,
     /// Untagged data.
     Data(R),
@@ -158,7 +158,7 @@ impl Connection {
         self.ignored = Some(RequestId(tag));
     }
 
-    /// Writes a line that is no command, after a `+` of the server.
+    /// Writes a line that is no command, after a continuation request (`+`) of the server.
     pub(super) async fn write_line(&mut self, name: &'static str, line: &str) -> Result<()> {
         self.write(name, format!("{line}\r\n").as_bytes()).await
     }
@@ -177,21 +177,21 @@ impl Connection {
         self.responses_left = MAX_RESPONSES.saturating_add(count);
     }
 
-    /// Starts an IDLE (RFC 2177). The server answers with a `+`, and then announces changes.
+    /// Starts an IDLE (RFC 2177). The server answers with a continuation request (`+`), and then announces changes.
     pub(super) async fn send_idle(&mut self) -> Result<PendingCommand> {
         let pending = self.send("IDLE", "IDLE").await?;
         (self.idling, self.idle_confirmed) = (Some(pending.tag.clone()), false);
         Ok(pending)
     }
 
-    /// Whether the server has not sent the `+` for the current IDLE yet. A DONE must wait for the `+`: if Cyrus reads IDLE and
-    /// DONE from the socket together, Cyrus notices the DONE only after a minute.
+    /// Whether the server has not answered the current IDLE with a continuation request (`+`) yet. A DONE must wait for this
+    /// answer: if Cyrus reads IDLE and DONE from the socket together, Cyrus notices the DONE only after a minute.
     pub(super) fn awaits_plus(&self) -> bool {
         self.idling.is_some() && !self.idle_confirmed
     }
 
-    /// Sends a DONE, unless the server has ended the IDLE: then the server would read the DONE as a command. Returns true if a
-    /// DONE was sent, so that the tagged OK of the IDLE follows.
+    /// Sends a DONE, unless the server has ended the IDLE. After the end of the IDLE, the server would read the DONE as a
+    /// command. Returns true if a DONE was sent, so that the tagged OK of the IDLE follows.
     pub(super) async fn send_done(&mut self) -> Result<bool> {
         if self.idling.take().is_none() {
             return Ok(false);

@@ -97,7 +97,7 @@ impl FetchHistory {
         self.rows.len()
     }
 
-    /// Clears `fetching`: the rounds are complete, and the connection still works.
+    /// Clears `fetching`, because no FETCH of the mails in `rows` has ended the connection.
     pub(super) fn end_fetching(&mut self) {
         self.fetching = false;
     }

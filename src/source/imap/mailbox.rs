@@ -68,7 +68,7 @@ impl MailboxStatus {
         std::mem::take(&mut self.announced) as usize
     }
 
-    /// Sets the number of announced mails to those that have not arrived yet.
+    /// Sets `announced` to `count`: the number of announced mails that have not arrived yet.
     pub(super) fn announce_again(&mut self, count: usize) {
         self.announced = u32::try_from(count).unwrap_or(u32::MAX);
     }

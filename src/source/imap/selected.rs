@@ -22,7 +22,7 @@ impl SelectedMailbox {
     }
 
     /// Reads the next response, and updates the reader's `status`. Returns `Data` with the mail of a FETCH response, `Data(None)`
-    /// for other untagged data, `Done` for the OK of `pending`, and `Continue` for a `+`.
+    /// for other untagged data, `Done` for the OK of `pending`, and `Continue` for a continuation request (`+`).
     pub(super) async fn read_response(
         &mut self,
         pending: &PendingCommand,

@@ -158,8 +158,8 @@ pub fn is_host(text: &str) -> bool {
     is_name || text.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// Whether `text` is a bare address, which can equal an address in a mail's To. Text with a display name or angle brackets would
-/// never equal such an address.
+/// Whether `text` is a bare address. The addresses in a mail's To field are compared without display name and angle brackets, so
+/// text that contains those would never equal one of them.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
     let is_complete = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();
@@ -181,7 +181,7 @@ pub enum Tls {
 }
 
 impl Tls {
-    /// The port of IMAP with this protection (RFC 8314, 3.2; RFC 3501, 2.1).
+    /// The default port of an IMAP server with this kind of TLS (RFC 8314, 3.2; RFC 3501, 2.1).
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {
@@ -195,12 +195,12 @@ impl Tls {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "StartValue")]
 pub enum Start {
-    /// The oldest mail of the mailbox.
+    /// The first run begins with the oldest mail of the mailbox.
     #[default]
     All,
-    /// The next mail that arrives.
+    /// The first run begins with the next mail that arrives.
     Now,
-    /// The first mail that the server received on or after this day (UTC).
+    /// The first run begins with the first mail that the server received on or after this day (UTC).
     Since(Timestamp),
 }
 

@@ -201,8 +201,8 @@ impl<'a> SyncQueue<'a> {
         }
     }
 
-    /// The highest UID to which the cursor may move. This is the UID before the first mail that is not settled. If all mails are
-    /// settled, this is the last UID of the windows.
+    /// The highest UID to which the cursor may move: the UID before the first mail that is not settled. If all mails in the
+    /// windows (ranges of UIDs) are settled, the result is the last UID of the last window. The result is at least `cursor`.
     pub(super) fn proven(&self, cursor: u32) -> u32 {
         let mut proven = cursor;
         for window in &self.windows {
@@ -239,8 +239,8 @@ impl<'a> SyncQueue<'a> {
     /// Removes the first FETCH, whose answer is complete, and returns the work that follows from this answer.
     pub(super) fn finish_front(&mut self, refusal: Option<Error>) -> Option<FollowUps> {
         let FetchCommand { window, kind, missing, mut candidates, attempt, sent_at, .. } = self.commands.pop_front()?;
-        // After a refusal, the delay begins when the command was sent, so that a thousand refused mails do not wait for each
-        // other.
+        // After a refusal, the delay before the next attempt begins when the refused FETCH was sent. So the delays of a
+        // thousand refused mails pass at the same time.
         let since = if refusal.is_some() { sent_at } else { Instant::now() };
         let missing = Vec::from(missing);
         // A server may return the mails of a FETCH in any order.
@@ -250,7 +250,7 @@ impl<'a> SyncQueue<'a> {
         let mut requests = chunks(FetchKind::Body, &candidates, 1);
         match (missing.len(), refusal) {
             (0, _) => {}
-            // One unreadable mail makes Exchange refuse the whole FETCH. Halving finds that mail.
+            // One unreadable mail makes Exchange refuse the whole FETCH. Two FETCHes of half the mails each lead to that mail.
             (count @ 2.., Some(_)) => {
                 let (a, b) = missing.split_at(count / 2);
                 requests.extend([a, b].map(|uids| FetchRequest { kind, uids: uids.to_vec(), attempt: 1 }));
@@ -327,7 +327,7 @@ mod tests {
     fn dates_are_fetched_only_for_fingerprints() {
         let row: Vec<u32> = (1..=1_000).collect();
         assert_eq!(shared_parts(&row), [(FetchKind::Senders, &row[..800]), (FetchKind::Headers, &row[800..])]);
-        // The fingerprints are those of the 200 UIDs up to `last`, not those of the last 200 mails.
+        // A mail gets a fingerprint only if its UID is one of the 200 UIDs up to the last UID (here, 101 to 300).
         assert_eq!(
             shared_parts(&[1, 100, 101, 300]),
             [(FetchKind::Senders, &[1, 100][..]), (FetchKind::Headers, &[101, 300])]

@@ -102,7 +102,7 @@ struct ReadingStart {
 /// Counts recent failures, which determine the pause before the next connection.
 #[derive(Debug, Default)]
 struct FailureCounts {
-    /// Failed connections since the last complete sync, or since the cursor moved.
+    /// The number of failed connections in a row. A complete sync, or a connection that moved the cursor, sets it to 0.
     attempts: u32,
     /// Refused logins since the last complete sync.
     logins: u32,
@@ -110,7 +110,7 @@ struct FailureCounts {
     brief: u32,
     /// When the first sync of the connection was complete.
     synced: Option<Instant>,
-    /// No sync was completed since the last failure.
+    /// True from a failure on, until the next sync is complete.
     is_failing: bool,
 }
 
@@ -161,8 +161,8 @@ impl Watcher {
             let pause = match ended {
                 Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
-                // A repeated FETCH of a mail that the server has not delivered before has ended the connection. Such an end is
-                // not counted as a failure.
+                // The end of a connection is not counted as a failure if the watcher was fetching undelivered mails again,
+                // because such a FETCH has probably ended the connection.
                 Err(error) if self.history.take_fetching() && error.retry_after().is_none() => {
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::info!(

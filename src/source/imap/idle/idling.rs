@@ -57,7 +57,8 @@ impl<'a> Idling<'a> {
         self.mailbox.read_response(&self.pending, timeout).await
     }
 
-    /// Waits for the `+` of the server, if it has not arrived yet. Mails that arrive before the `+` are kept in `pushed`.
+    /// Waits until the server has answered the IDLE with a continuation request (`+`). Mails that arrive before this answer are
+    /// kept in `pushed`.
     pub(super) async fn wait_for_plus(&mut self) -> Result<()> {
         let timeout = self.mailbox.reader.streaming();
         while self.mailbox.connection.awaits_plus() {
@@ -151,7 +152,7 @@ impl<'a> Idling<'a> {
             match self.read_response(timeout).await? {
                 ServerResponse::Done => return Ok(()),
                 ServerResponse::Data(Some(mail)) => self.mailbox.reader.pushed.keep(mail),
-                // Some servers send a second `+` during an IDLE.
+                // Some servers send a second continuation request (`+`) during an IDLE.
                 ServerResponse::Data(None) | ServerResponse::Continue => {}
             }
         }

@@ -79,8 +79,7 @@ impl SelectedMailbox {
         let command = format!("NOTIFY SET (selected (MessageNew ({}) MessageExpunge))", kind.items(settings));
         match self.run("NOTIFY", &command).await {
             Ok(()) => Ok(NewMailMode::Pushed),
-            // The server lists the capability NOTIFY but refuses the command. Such a server still announces new mails with
-            // `EXISTS`.
+            // A server that lists the capability NOTIFY but refuses the command still announces new mails with `EXISTS`.
             Err(Error::Refused { .. }) => Ok(NewMailMode::Announced),
             Err(e) => Err(e),
         }
@@ -108,7 +107,7 @@ impl SelectedMailbox {
                 Err(Error::Refused { .. }) => return idling.done().await?.poll().await,
                 reason => reason?,
             };
-            // Some servers end an IDLE after a while. A server that ends each IDLE at once would cause a busy loop.
+            // Some servers end an IDLE after a while. But a server that ends each IDLE at once would cause a busy loop.
             let is_short = reason == WakeReason::Ended && started.elapsed() < timing.refetch;
             short_idles = if is_short { short_idles + 1 } else { 0 };
             if short_idles >= MAX_SHORT_IDLES {
@@ -175,7 +174,8 @@ impl Idling<'_> {
             if !reader.pushed.is_empty() {
                 return Ok(WakeReason::Pushed);
             }
-            // `announced` also counts announcements that arrived before the `+`, or during the answer to the previous FETCH.
+            // `announced` also counts mails that the server announced before it answered the IDLE, or while it answered the
+            // previous FETCH.
             let is_announced = reader.status.announced > 0;
             if is_announced {
                 if mode == NewMailMode::Announced {

@@ -14,7 +14,7 @@ use super::super::settings::ImapSettings;
 use super::refusal;
 use crate::secret;
 
-/// The longest literal that a client may send without waiting for a `+`, if the server has LITERAL- (RFC 7888).
+/// The longest literal that a client may send without waiting for a continuation request, if the server has LITERAL- (RFC 7888).
 const LITERAL_MINUS: usize = 4096;
 
 /// The timeout of CAPABILITY after a refused login.
@@ -39,9 +39,9 @@ pub(super) struct LoginCapabilities {
     xoauth2: bool,
     /// SASL-IR: the first SASL response may be part of the command (RFC 4959).
     initial_response: bool,
-    /// LITERAL+: the client may send a literal of any length without waiting for a `+` (RFC 7888).
+    /// LITERAL+: the client may send a literal of any length without waiting for a continuation request (RFC 7888).
     literal_plus: bool,
-    /// LITERAL-: the client may send a literal of up to 4,096 bytes without waiting for a `+` (RFC 7888).
+    /// LITERAL-: the client may send a literal of up to 4,096 bytes without waiting for a continuation request (RFC 7888).
     literal_minus: bool,
 }
 
@@ -137,7 +137,7 @@ async fn login(
 ) -> Result<()> {
     let quoted_password = quoted(password).unwrap_or_default();
     let secrets = [quoted_password.as_str(), password];
-    // A literal that must wait for a `+` of the server begins a new element of `parts`, and is sent after this `+`.
+    // A literal that must wait for a continuation request (`+`) of the server is a separate element of `parts`.
     let mut parts = vec!["LOGIN".to_owned()];
     for text in [user, password] {
         let at_once = offered.literal_plus || (offered.literal_minus && text.len() <= LITERAL_MINUS);
@@ -174,7 +174,7 @@ async fn plain(
     converse(connection, &pending, timeout, std::iter::once(response.clone()), &secrets).await
 }
 
-/// Sends the next of `lines` after each `+` of the server, until the tagged OK of `pending`.
+/// Sends the next of `lines` after each continuation request (`+`) of the server, until the tagged OK of `pending`.
 async fn converse(
     connection: &mut Connection,
     pending: &PendingCommand,
@@ -213,8 +213,8 @@ pub(super) async fn with_token(
     };
     let response = STANDARD.encode(mechanism.response(settings, token.expose_secret()));
     let secrets = [token.expose_secret(), response.as_str()];
-    // The server's first `+` asks for the SASL response. A second `+` contains an error. The server sends the NO only after the
-    // client has acknowledged this error.
+    // The server's first continuation request (`+`) asks for the SASL response. A second continuation request contains an
+    // error. The server sends the NO only after the client has acknowledged this error.
     let acknowledgement = mechanism.acknowledgement().to_owned();
     let mut command = format!("AUTHENTICATE {}", mechanism.name());
     if offered.initial_response {
@@ -247,7 +247,7 @@ impl Mechanism {
         }
     }
 
-    /// The line that acknowledges an error in a `+` of the server.
+    /// The line that acknowledges the error in a continuation request (`+`; RFC 3501, 7.5) of the server.
     fn acknowledgement(self) -> &'static str {
         match self {
             // One byte `\x01` in base64 (RFC 7628, 3.2.3).

@@ -7,7 +7,7 @@
 /// Response codes for wrong credentials, in lower case.
 const CREDENTIAL_CODES: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
 
-/// Response codes for other causes than wrong credentials. Such a code outweighs the text of the refusal.
+/// Response codes for other causes than wrong credentials. A refusal with one of these codes is temporary, whatever its text is.
 const OTHER_CODES: [&str; 11] = [
     "unavailable",
     "inuse",
@@ -22,8 +22,8 @@ const OTHER_CODES: [&str; 11] = [
     "sys/temp",
 ];
 
-/// Parts of texts for temporary causes. Such a part outweighs `CREDENTIAL_TEXTS`, because QQ Mail names a wrong password and a
-/// busy system in one sentence.
+/// Words in refusals with a temporary cause. A refusal with one of these words is temporary even if it also contains one of the
+/// `CREDENTIAL_TEXTS`, because QQ Mail names a wrong password and a busy system in one sentence.
 const TEMPORARY_TEXTS: [&str; 12] = [
     "temporar",
     "try again",
@@ -49,8 +49,8 @@ enum TextMatch {
 }
 use TextMatch::{Part, Whole};
 
-/// Texts of servers for a wrong user or password, with the servers that send them. The texts in rows with `-` belong to no
-/// particular server, but have no other meaning.
+/// Texts of servers for a wrong user or password, with the servers that send them. A text with `-` is not known from a particular
+/// server, but it can have no other meaning.
 const CREDENTIAL_TEXTS: [(TextMatch, &str); 26] = [
     (Part("invalid credentials"), "Gmail, Yahoo, Yandex, Zoho"),
     (Part("empty username or password"), "Gmail"),

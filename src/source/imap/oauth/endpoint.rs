@@ -38,7 +38,7 @@ pub(super) struct TokenGrant {
     pub(super) refresh_token: Option<SecretString>,
 }
 
-/// The fields of a successful answer, and of an error answer, of the token endpoint (RFC 6749, 5.1 and 5.2).
+/// The fields of the token endpoint's answers, both of successful answers and of errors (RFC 6749, 5.1 and 5.2).
 #[derive(Default, Deserialize)]
 struct TokenFields {
     access_token: Option<String>,

@@ -139,7 +139,8 @@ impl AccessTokens {
         AccessTokens(Arc::new(SharedTokens { endpoint, state: Arc::new(Mutex::new(state)) }))
     }
 
-    /// Returns the cached access token, or requests a new access token. Concurrent callers share one request, and its failure.
+    /// Returns the cached access token, or requests a new access token. Concurrent callers share one request and its result, also
+    /// if the request fails.
     pub(super) async fn get(&self) -> Result<AccessToken, Error> {
         let asked = Instant::now();
         let mut state = self.0.state.clone().lock_owned().await;
