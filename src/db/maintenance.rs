@@ -199,7 +199,8 @@ impl StoreReader {
     fn write_copy(&self, to: &Path) -> Result<()> {
         let sqlite = |e| Error::from_sqlite(to, e);
         let mut copy = Connection::open(to).map_err(sqlite)?;
-        // The copy is made in one step, from one snapshot. So a busy writer does not wait, and the copy does not start again.
+        // The copy is made in one step, from one snapshot. So a commit during the copy neither waits for the copy nor makes the
+        // copy start again.
         let step = Backup::new(self.connection(), &mut copy).and_then(|backup| backup.step(-1)).map_err(sqlite)?;
         if step != StepResult::Done {
             return Err(Error::Locked(to.to_owned()));

@@ -1,4 +1,4 @@
-//! The database: one SQLite file. Its schema is public, so that merchants' programs can read it.
+//! The database: one SQLite file. The schema is public, so that merchants' programs can read the database.
 //!
 //! One thread owns the writing connection (`writer`). Each reader opens another connection (`reader`). `schema` opens
 //! and migrates the file. The decisions about payments are made in `payments`.

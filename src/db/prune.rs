@@ -2,7 +2,7 @@
 //!
 //! A reader looks for the rows, without a lock. The writer changes a few rows in each transaction, and pauses between two
 //! transactions, so that a daemon can store its mails meanwhile. The newest rows are deleted first, because their pages are near
-//! the end of the file. So fewer other pages must be moved before the file can be cut.
+//! the end of the file. If the pages at the end are free, fewer pages must be moved before the file can be cut.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

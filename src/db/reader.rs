@@ -44,8 +44,9 @@ pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT valu
 /// condition of this index, `state <> 'delivered'`.
 const OPEN_CONDITION: &str = "state = ? AND state <> 'delivered'";
 
-/// The condition for a status. Most events are completed, so a scan finds completed events quickly. The other events are in the
-/// partial index `events_not_completed`. In a query for a session or a transaction, another index is better.
+/// The condition for a status. Most events are completed, so a scan finds completed events quickly. The partial index
+/// `events_not_completed` contains the events with other statuses. In a query for a session or a transaction, another index is
+/// better.
 fn status_condition(filter: &EventQuery) -> &'static str {
     let EventQuery { session, transaction, status, .. } = filter;
     let alone = session.is_none() && transaction.is_none();
@@ -193,7 +194,8 @@ impl StoreReader {
         limit: Option<u32>,
         mut on_row: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
-        // Most deliveries have the state `delivered`, so a scan finds them quickly. An index contains the other deliveries.
+        // Most deliveries have the state `delivered`, so a scan finds them quickly. The partial index `deliveries_open` contains
+        // the deliveries in other states.
         let condition = if state == Some(DeliveryState::Delivered) { "state = ?" } else { OPEN_CONDITION };
         let state = state.map(DeliveryState::as_str);
         let conditions = [(condition, optional(&state))];
@@ -230,7 +232,7 @@ impl StoreReader {
     ///
     /// An error of SQLite.
     pub fn last_keys(&self) -> Result<Vec<(String, String)>> {
-        // Only the last mails are searched, because no index has these columns.
+        // Only the last 100 mails are searched, because no index contains `trust_domain` and `trust_selector`.
         let sql = "SELECT trust_domain, trust_selector FROM (SELECT * FROM mails ORDER BY id DESC LIMIT 100)
              WHERE trust = 'dkim' AND trust_domain IS NOT NULL AND trust_selector IS NOT NULL
              GROUP BY 1, 2 ORDER BY max(id) DESC";

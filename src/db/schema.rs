@@ -37,8 +37,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     configure(&connection).map_err(sqlite)?;
-    // This setting has an effect only before the first page is written. With this setting, `prune` can return free pages to
-    // the file system in small steps.
+    // `auto_vacuum` has an effect only if it is set before the first page is written. With `auto_vacuum`, `prune` can return free
+    // pages to the file system in small steps.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sqlite)?;
     turn_on_wal(&connection).map_err(sqlite)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sqlite)?;
@@ -78,8 +78,8 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
 }
 
 /// Opens the database for reading, as [`open_reader`] does, but neither checks the content nor migrates the file. The first
-/// reader creates the -wal and -shm files, but some users may not create files. For such users, SQLite can read the database
-/// without these files if the last program has closed the database properly.
+/// reader creates the -wal and -shm files. If the user may not create files, SQLite can read the database without -wal and -shm
+/// files, provided that the last program has closed the database properly.
 pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);

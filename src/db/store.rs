@@ -143,7 +143,7 @@ impl Store {
         self.deferrals.subscribe()
     }
 
-    /// Wakes the loops that use [`Store::watch_outbox`]. These loops send deliveries, look at the chains, ask Resmic's API,
+    /// Wakes the loops that use [`Store::watch_outbox`]. The loops send deliveries, look at the chains, ask Resmic's API,
     /// supervise the daemon, and report the id of the last mail to the agent of the lease.
     pub(crate) fn wake_outbox(&self) {
         self.outbox.send_modify(|n| *n = n.wrapping_add(1));

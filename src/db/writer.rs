@@ -37,11 +37,11 @@ pub const MAX_WAL_BACKLOG: u64 = 64 << 20;
 const MAX_BACKLOG_PAGES: i64 = (MAX_WAL_BACKLOG / 4_096).cast_signed();
 
 /// The writer is idle after this time without work. Work that follows from a commit, such as claiming the deliveries of a mail,
-/// arrives sooner. Such work must not wait for a checkpoint.
+/// arrives sooner, and must not wait for a checkpoint.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The page cache in KiB; SQLite takes a negative number as KiB. The pages that a backfill transaction changes fit
-/// into this cache. In a smaller cache, SQLite would write such pages twice.
+/// into this cache. With a smaller cache, SQLite would write a changed page twice.
 const CACHE: i64 = -8_000;
 
 /// A piece of work and its reply channel.
@@ -251,8 +251,8 @@ fn checkpoint(connection: &Connection) {
     }
 }
 
-/// Copies the whole WAL into the open database file, after another file has replaced the database file at its path. In that
-/// case, SQLite does not delete the `-wal` file, and a program that opens the other file would read the wrong WAL.
+/// Copies the whole WAL into the open database file, after another file has replaced the database file at its path. If the file
+/// was replaced, SQLite does not delete the `-wal` file, and a program that opens the new file would read the wrong WAL.
 fn checkpoint_replaced_file(connection: &Connection) {
     let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
     if emptied != Ok(0) {
@@ -262,8 +262,8 @@ fn checkpoint_replaced_file(connection: &Connection) {
 
 /// Runs the work in `batch`, and work that arrives meanwhile, in one transaction.
 ///
-/// The first piece of work needs no savepoint. If this piece fails, the transaction is rolled back, and the work in the queue
-/// goes into the next transaction.
+/// The first piece of work needs no savepoint. If the first piece fails, the transaction is rolled back, and the work in the
+/// queue goes into the next transaction.
 fn run_batch(
     connection: &Connection,
     batch: &mut Vec<Box<dyn WriteJob>>,

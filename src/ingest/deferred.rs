@@ -20,8 +20,8 @@ const PAUSES: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::
 /// The most attempts to authenticate a mail, including the first attempt when the mail arrives. With [`PAUSES`], these attempts
 /// take about a day.
 const MAX_ATTEMPTS: u32 = 30;
-/// The longest pause between two searches for deferred mails that are due. A mail that another process defers does not wake
-/// the loop, so only such a search finds it.
+/// The longest pause between two searches for deferred mails that are due. A mail that another process defers does not wake the
+/// loop, so the loop finds this mail only at the next search.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// The loop that authenticates deferred mails when they are due.
@@ -61,8 +61,8 @@ impl DeferredMails {
                 self.authenticate(stored).await?;
             }
         }
-        // Mails that are still due belong to accounts that are not configured. `next_deferred` skips these mails, because
-        // otherwise the loop would run without pauses.
+        // Mails that are still due belong to accounts that are not configured. `next_deferred` skips mails that are due already,
+        // because otherwise the loop would run without pauses.
         reader.next_deferred(now)
     }
 

@@ -9,7 +9,7 @@ use super::normalize::{fold_chain, fold_hash, iso, webhook_time};
 
 /// The namespace of every event id: a UUIDv5 (RFC 9562, 5.5) of `resmic-mailhook.event` under the DNS namespace.
 ///
-/// This value must never change: with it, all databases have the same id for the same payment.
+/// This value must never change, so that all databases have the same id for the same payment.
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0xd146_3efd_5c7f_5b1a_8130_7d45_08e0_3fc0);
 
 /// The parsed fields of a notification. A field has one certain value or is absent.

@@ -76,8 +76,8 @@ pub enum Availability {
     Listed,
     /// The server no longer lists the mail, or has begun another UIDVALIDITY. So the mail is not fetched again.
     Gone,
-    /// The mail's header has arrived, and the sender is not allowed. The mail's row in `mails` is deleted, because such mails in
-    /// a shared mailbox have no rows.
+    /// The mail's header has arrived, and the sender is not allowed. The mail's row in `mails` is deleted, because mails of other
+    /// senders in a shared mailbox have no rows.
     Foreign,
 }
 

@@ -10,8 +10,8 @@ use regex::bytes::Regex;
 use super::files::{FileMail, OnMail};
 
 /// Calls `on_mail` with each mail of an mbox. A line that begins with `From ` and follows an empty line separates mails. Some
-/// programs leave out this empty line. Without it, a `From ` line separates mails only if it has an address and a date, and a
-/// header field follows. A quoted `>From ` loses one `>` ("mboxrd").
+/// programs leave out this empty line. Without the empty line, a `From ` line separates mails only if it has an address and a
+/// date, and a header field follows. A quoted `>From ` loses one `>` ("mboxrd").
 pub(super) fn read_mbox(
     mut input: impl BufRead,
     path: &Path,

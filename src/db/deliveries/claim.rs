@@ -47,14 +47,14 @@ pub(super) const DUE: &str = due_deliveries!("d.next_attempt_at <= ?2", "d.next_
 pub(super) const NEXT_DUE: &str =
     "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// The pause before a retry is at most a day. So the clock was ahead when a `next_attempt_at` more than two days ahead was
-/// written.
+/// The pause before a retry is at most a day. So a `next_attempt_at` that is more than two days ahead was written while the clock
+/// was ahead.
 pub(super) const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48);
 pub(super) const REQUEUE_TOO_FAR_AHEAD: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// Makes deliveries due that were scheduled while the clock was ahead by less than `FURTHEST_RETRY`. The last attempt of such a
-/// delivery, or its creation, lies in the future. This statement runs only when the clock may have been set back.
+/// Makes the deliveries due whose last attempt, or creation, lies in the future, because they were scheduled while the clock was
+/// ahead by less than `FURTHEST_RETRY`. This statement runs only when the clock may have been set back.
 pub(super) const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
     UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
       AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
@@ -98,7 +98,8 @@ pub(super) fn select(
     if free == 0 {
         return Ok(Vec::new());
     }
-    // Deliveries in flight are due, too. They are skipped below, so the limit of the query is higher by their number.
+    // Deliveries in flight are due, too, and are skipped below. So the limit of the query is higher by the number of deliveries
+    // in flight.
     let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
     let mut statement = tx.prepare_cached(sql)?;
     let due = statement.query_map(params![target, iso(until), limit], |row| read_claimed(row, times))?;

@@ -36,8 +36,8 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
             }
             (None, at)
         }
-        // The delivery was made due again during this attempt, usually by `deliveries retry`. So it stays pending, and its
-        // `give_up_after` period starts over.
+        // The delivery was made due again during this attempt, usually by `deliveries retry`. So the delivery stays pending, and
+        // its `give_up_after` period starts over.
         NextStep::RetryAt(error, _) | NextStep::RetryUncounted(error, _) | NextStep::GiveUp(error)
             if was_made_due(tx, *id)? =>
         {

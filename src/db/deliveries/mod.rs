@@ -25,7 +25,8 @@ use crate::chain::ConfirmationState;
 use crate::db::{Error, Result, Store, current_time, word};
 use crate::model::{AttemptResult, DeliveryState, Status};
 
-/// The text of `attempts.error` until the result of the attempt is stored. If the program stops earlier, this text stays.
+/// The text of `attempts.error` until the result of the attempt is stored. If the program stops before the result is stored, this
+/// text stays.
 const NO_END: &str = "the program stopped during this attempt, so its result is unknown";
 
 /// A delivery that the worker may attempt now. The attempt is already counted in `deliveries.attempts`.

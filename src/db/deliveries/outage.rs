@@ -50,8 +50,8 @@ impl Outage {
         now.checked_sub(self.lasted).unwrap_or(Timestamp::MIN)
     }
 
-    /// Selects deliveries for their last attempt, because `give_up_after` has passed. If there is no such delivery, and `probe`
-    /// is set, selects one due delivery as the probe.
+    /// Selects deliveries for their last attempt, because `give_up_after` has passed. If no delivery is selected for its last
+    /// attempt, and `probe` is set, selects one due delivery as the probe.
     pub(super) fn select(
         &self,
         tx: &Connection,
@@ -61,7 +61,8 @@ impl Outage {
     ) -> Result<Vec<Claimed>> {
         let deadline = now.checked_sub(self.give_up_after).unwrap_or(Timestamp::MIN);
         // The `give_up_after` period of a delivery that was never attempted begins when the delivery became due, or at the start
-        // of the outage if that is later. So no such delivery is given up before the outage has lasted for `give_up_after`.
+        // of the outage if that is later. So a delivery without an attempt is given up only after the outage has lasted for
+        // `give_up_after`.
         let never_attempted = if self.lasted >= self.give_up_after { self.last_attempts } else { 0 };
         let times = ClaimTimes { now, outage_since: Some(self.since(now)) };
         let (mut claimed, mut in_flight) = (Vec::new(), in_flight.to_vec());

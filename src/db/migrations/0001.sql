@@ -44,12 +44,12 @@ CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX mails_by_outcome ON mails (outcome, id);
 CREATE INDEX mails_deferred ON mails (next_judgement_at, account) WHERE outcome = 'deferred';
 CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw IS NOT NULL;
--- An index of the mails that the mail server lists and does not deliver. The sha256 of such a mail is the SHA-256 of no bytes. A
--- pruned mail has no `raw` either, but its row keeps the sha256 of the bytes.
+-- An index of the mails that the mail server lists and does not deliver. The sha256 of an undelivered mail is the SHA-256 of no
+-- bytes. A pruned mail has no `raw` either, but its row keeps the sha256 of the bytes.
 CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
   WHERE outcome = 'quarantined' AND raw IS NULL;
 CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
--- An index of the proven mails that are quarantined. If there are many such mails, the layout of Resmic's mails has
+-- An index of the proven mails that are quarantined. If many proven mails are quarantined, the layout of Resmic's mails has
 -- probably changed.
 CREATE INDEX mails_proven_to_review ON mails (id)
   WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL;
@@ -169,8 +169,8 @@ CREATE INDEX sessions_by_time ON sessions (created_at);
 CREATE INDEX sessions_by_amount ON sessions (CAST(amount AS REAL), created_at) WHERE amount IS NOT NULL;
 CREATE INDEX sessions_without_amount ON sessions (created_at) WHERE amount IS NULL;
 
--- Sessions that any program inserted or changed. The daemon compares such a session with its events, and then
--- deletes the session's row in this table.
+-- Sessions that any program inserted or changed. The daemon compares a session in this table with the session's
+-- events, and then deletes the row from this table.
 CREATE TABLE sessions_to_reconcile (
   session_id TEXT PRIMARY KEY COLLATE NOCASE
 ) STRICT, WITHOUT ROWID;
@@ -203,8 +203,8 @@ CREATE TABLE mailboxes (
                       OR state = 'failed'),
   last_seen_at TEXT,                           -- when the last round trip to the mail server was completed
   last_error   TEXT,
-  -- begun_at and begun_uid are set if `start` excludes mails. Both also apply if the mailbox is renumbered and read again. In
-  -- that case, begun_uid becomes the highest UID at the renumbering.
+  -- begun_at and begun_uid are set if `start` excludes mails. begun_at and begun_uid also apply if the mailbox is renumbered and
+  -- read again. When the mailbox is renumbered, begun_uid becomes the highest UID at that time.
   begun_at     TEXT,                           -- mails up to begun_uid that the server received before this time are skipped
   begun_uid    INTEGER,                        -- mails above this UID came later, and are not skipped
   -- newest_at and renumbered_after are for a server that was restored from a backup and gave used UIDs to other mails.
@@ -363,7 +363,7 @@ WHERE NOT EXISTS (
     AND (o.status = 'completed', coalesce(o.tx_time, o.created_at), o.created_at, o.rowid)
       > (e.status = 'completed', coalesce(e.tx_time, e.created_at), e.created_at, e.rowid));
 
--- The sum that was paid in each token on each of 31 days. The last of these days is the day of the newest event. SQLite makes
+-- The sum that was paid in each token on each of 31 days. The last of the 31 days is the day of the newest event. SQLite makes
 -- one search in an index for each day and token. LIMIT -1 keeps SQLite from repeating the search for each column.
 CREATE VIEW paid_by_day AS
 WITH RECURSIVE
@@ -464,7 +464,7 @@ CREATE TRIGGER deliveries_count_delete AFTER DELETE ON deliveries BEGIN
   UPDATE counts SET n = n - 1 WHERE name = 'deliveries' AND key = OLD.state;
 END;
 
--- An event counts as held while at least one of its deliveries is held.
+-- The rows 'held' of `counts` include an event while at least one of the event's deliveries is held.
 CREATE TRIGGER held_count_insert AFTER INSERT ON deliveries
 WHEN NEW.state = 'held' AND NOT EXISTS (
   SELECT 1 FROM deliveries d WHERE d.event_id = NEW.event_id AND d.state = 'held' AND d.id <> NEW.id) BEGIN

@@ -93,8 +93,8 @@ pub struct ResumePoint {
     pub uid_fingerprints: Vec<(u32, Timestamp)>,
     /// The highest id in the table `mails`; see [`SyncPosition::renumbered_after`].
     pub last_row: i64,
-    /// UID and INTERNALDATE of the mails that the server lists and has not delivered. Each has a row without bytes in the table
-    /// `mails`.
+    /// UID and INTERNALDATE of the mails that the server lists and has not delivered. Each of these mails has a row without bytes
+    /// in the table `mails`.
     pub undelivered: Vec<(u32, Option<Timestamp>)>,
 }
 

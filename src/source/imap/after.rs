@@ -31,8 +31,8 @@ impl SelectedMailbox {
         let applied = match self.reader.facts.account.settings.after.clone() {
             After::Leave => Ok(()),
             After::Seen => self.add_flag(uids, "\\Seen").await,
-            // If the target is the watched mailbox, each move would give the mail a new UID. Then the watcher would read and move
-            // it again, without end.
+            // If the target is the watched mailbox, each move would give the mail a new UID, and the watcher would read and move
+            // the mail again, without end.
             After::Move(target) if same_mailbox(&target, &self.reader.facts.name.display) => Ok(()),
             After::Move(target) => self.move_to(uids, &target).await,
         };

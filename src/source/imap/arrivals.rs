@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::fetch::FetchedMail;
 
-/// The most mails, and the most bytes, that are kept from unsolicited FETCH responses. A later FETCH or sync requests the other
-/// mails.
+/// The most mails, and the most bytes, that are kept from unsolicited FETCH responses. A later FETCH or sync requests the mails
+/// beyond these limits.
 const MAX_PUSHED: usize = 256;
 const MAX_PUSHED_BYTES: usize = 8 << 20;
 
@@ -42,7 +42,7 @@ pub(super) struct Outstanding {
     /// UIDs above the cursor whose mails were sent to `ingest`. A mail with a lower UID is missing, so the cursor has not passed
     /// these UIDs.
     ahead: BTreeSet<u32>,
-    /// There are UIDs between the cursor and UIDNEXT that the server has not listed. A mail may still have such a UID.
+    /// There are UIDs between the cursor and UIDNEXT that the server has not listed. One of these UIDs may belong to a mail.
     below_uid_next: bool,
 }
 

@@ -34,7 +34,7 @@ pub(super) struct FetchHistory {
     round: u64,
     /// When the mails in `rows` are fetched again.
     due: Option<Instant>,
-    /// The number of failed FETCHes of each mail, by UID. A timeout counts as two.
+    /// The number of failed FETCHes of each mail, by UID. A timeout counts as two failures.
     strikes: BTreeMap<u32, u8>,
     /// The most mails of one FETCH; `None`: the usual limit of a sync.
     limit: Option<usize>,
@@ -73,8 +73,8 @@ impl FetchHistory {
         self.next_uids(false, ROUND)
     }
 
-    /// The UID of the next mail that is fetched alone, because a FETCH of this mail has ended a connection. Empty if there is no
-    /// such mail.
+    /// The UID of the next mail that is fetched alone, because a FETCH of this mail has ended a connection. Empty if no mail must
+    /// be fetched alone.
     pub(super) fn next_alone(&mut self) -> Vec<u32> {
         self.next_uids(true, 1)
     }
@@ -163,8 +163,8 @@ impl FetchHistory {
         self.limit = Some(1);
     }
 
-    /// Raises the limit of mails in a FETCH, because all mails of a window (a range of UIDs) are settled. From `usual` on, the
-    /// limit ends.
+    /// Raises the limit of mails in a FETCH, because all mails of a window (a range of UIDs) are settled. When the limit reaches
+    /// `usual`, the limit is removed.
     pub(super) fn grow(&mut self, usual: usize) {
         self.limit = self.limit.map(|limit| limit.saturating_mul(GROWTH)).filter(|limit| *limit < usual);
     }

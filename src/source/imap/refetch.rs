@@ -1,8 +1,8 @@
-//! Repeats the FETCH of mails that the server lists but has not delivered. Such a mail has a row without bytes in the table
-//! `mails`.
+//! Repeats the FETCH of undelivered mails: mails that the server lists but has not delivered. An undelivered mail has a row
+//! without bytes in the table `mails`.
 //!
-//! Each FETCH of such a mail may end the connection. So the number of mails in one FETCH is limited, and a mail that has ended a
-//! connection is fetched last and alone.
+//! Each FETCH of an undelivered mail may end the connection. So the number of mails in one FETCH is limited, and a mail that has
+//! ended a connection is fetched last and alone.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::timing::Timing;
 use crate::model::Availability;
 
 /// The most rounds in a row. Each round requests mails again that have a row without bytes in the table `mails`. The rounds end
-/// after a round that has not reduced the number of such rows.
+/// after a round that has not reduced the number of rows without bytes.
 const MAX_ROUNDS: usize = 25;
 /// For a mail that has ended a connection, the usual timeout is divided by this number. No IDLE is open during the FETCH, so new
 /// mails have to wait.

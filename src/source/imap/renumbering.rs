@@ -17,8 +17,8 @@ const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// Whether the UIDs up to the cursor still mean the mails that were read.
 ///
-/// The UIDs mean other mails if UIDVALIDITY changed. They also mean other mails if UIDNEXT is not above the cursor, because then
-/// the server was restored from a backup. After a restore, new mails may have raised UIDNEXT above the cursor again. So the
+/// The UIDs mean other mails if UIDVALIDITY changed. The UIDs also mean other mails if UIDNEXT is not above the cursor, because
+/// then the server was restored from a backup. After a restore, new mails may have raised UIDNEXT above the cursor again. So the
 /// INTERNALDATEs of the last [`FINGERPRINT_UIDS`] UIDs are compared with the stored dates. A different date under a known UID
 /// shows another mail. A UID is unknown if it belongs to a mail of another sender in a shared mailbox. Under an unknown UID, a
 /// date that is newer than all known dates shows another mail. All these dates come from the server, so its clock need not be
@@ -55,7 +55,7 @@ pub(super) async fn uids_are_unchanged(
         None => status.record(response),
     };
     match connection.finish(&pending, timeout, on_response).await {
-        // Some servers refuse the FETCH if all requested mails are gone. In this case, no UID means another mail.
+        // If all requested mails are gone, no UID means another mail, although some servers refuse the FETCH.
         Err(Error::Refused { .. })
             if highest_uid(connection, &set, timing.answer, |response| status.record(response)).await? == Some(0) => {}
         answered => answered?,

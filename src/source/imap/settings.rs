@@ -129,8 +129,8 @@ impl ImapSettings {
         if self.mailboxes.is_empty() || !self.mailboxes.iter().all(|name| is_name(name)) {
             return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
         }
-        // Two watchers of one mailbox would fetch each mail twice. With equal names, they would also share one row of the table
-        // `mailboxes`, and `status` would report that one of the two mailboxes was never reached.
+        // Two watchers of one mailbox would fetch each mail twice. With equal names, the two watchers would also share one row of
+        // the table `mailboxes`, and `status` would report that one of the two mailboxes was never reached.
         let is_repeated =
             |(n, name): &(usize, &String)| self.mailboxes.iter().take(*n).any(|other| same_mailbox(other, name));
         if let Some((_, name)) = self.mailboxes.iter().enumerate().find(is_repeated) {
@@ -158,8 +158,8 @@ pub fn is_host(text: &str) -> bool {
     is_name || text.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// Whether `text` is a bare address. The addresses in a mail's To field are compared without display name and angle brackets, so
-/// text that contains those would never equal one of them.
+/// Whether `text` is a bare address, without display name and angle brackets. Only a bare address can equal an address that the
+/// program takes from a mail's To field.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
     let is_complete = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();

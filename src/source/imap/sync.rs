@@ -25,8 +25,8 @@ const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 /// The most mails that a mailbox may list. Each UID in the list takes four bytes of memory.
 const MAX_LISTED: usize = 10_000_000;
-/// If a server lists more mails than this without delivering them, and delivers nothing else, the server is faulty, not a mail.
-/// In this case, no mail gets a row without bytes in the table `mails`.
+/// A server that lists more mails than this without delivering them, and delivers nothing else, is faulty. So none of these mails
+/// gets a row without bytes in the table `mails`.
 const MAX_WITHHELD: usize = 50;
 /// In [`StartBoundary::uid`]: the server has not reported UIDNEXT, so the highest UID is taken from the first listing.
 pub(super) const UNKNOWN_UID: u32 = u32::MAX;

@@ -89,7 +89,8 @@ impl FetchCommand {
         self.candidates.push(uid);
     }
 
-    /// Returns true if this FETCH was waiting for the data in `mail`. If so, removes the mail's UID from `missing`.
+    /// Removes the UID of `mail` from `missing`, if this FETCH was waiting for the data in `mail`. Returns true if the FETCH was
+    /// waiting for this data.
     fn accept(&mut self, mail: &FetchedMail) -> bool {
         let has_content = match self.kind {
             FetchKind::Listing | FetchKind::Dates => mail.is_listing(),

@@ -282,8 +282,8 @@ impl Watcher {
         Ok(ReadingStart { position: known.position, is_stored, is_reset: false, lost })
     }
 
-    /// Loads into `history` the mails of this UIDVALIDITY that have a row without bytes in the table `mails`. Returns such mails
-    /// of an earlier UIDVALIDITY, which cannot be fetched any longer.
+    /// Loads into `history` the mails of this UIDVALIDITY that have a row without bytes in the table `mails`. If the stored rows
+    /// are of an earlier UIDVALIDITY, returns their mails, which cannot be fetched any longer.
     fn load_history(&mut self, uid_validity: u32, known: &ResumePoint) -> Vec<Undelivered> {
         if known.position.uid_validity.0 == uid_validity {
             self.history.begin(uid_validity, known.undelivered.clone());

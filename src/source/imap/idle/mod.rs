@@ -22,7 +22,8 @@ mod idling;
 
 pub(super) use idling::Idling;
 
-/// How often an announced mail is requested. If the mail is still missing after that, a sync decides whether the mail exists.
+/// How often the watcher requests an announced mail. If the mail is missing after the last request, a sync decides whether the
+/// mail exists.
 const MAX_ATTEMPTS: u32 = 3;
 /// After this many IDLEs in a row that the server ended at once, the watcher polls.
 const MAX_SHORT_IDLES: u32 = 5;

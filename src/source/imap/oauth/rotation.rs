@@ -23,8 +23,8 @@ pub(super) struct RefreshTokens {
     newest: Option<SecretString>,
     /// `newest` is stored in the file. Otherwise, `newest` is newer than the refresh token in the file.
     is_stored: bool,
-    /// Refresh tokens that had expired when another refresh token worked. Such tokens are tried last, because an endpoint may
-    /// treat the second use of a refresh token as theft.
+    /// Refresh tokens that had expired when another refresh token worked. Expired refresh tokens are tried last, because an
+    /// endpoint may treat the second use of a refresh token as theft.
     ended: Vec<SecretString>,
     /// The log already shows that the endpoint replaces the refresh token.
     announced: bool,

@@ -1,9 +1,9 @@
 //! Holds received bytes until they form complete responses.
 //!
-//! async-imap's own stream allocates and zeroes two blocks for each response. These two steps took half of the time of the first
-//! sync of a large mailbox. This module uses only the parser of async-imap. `fetch_fast_path` parses the most frequent form of
-//! FETCH responses in place of imap-proto. `lenient` parses responses that imap-proto rejects. `framing` limits the size of all
-//! responses.
+//! async-imap's own stream allocates and zeroes two blocks for each response. Allocating and zeroing took half of the time of the
+//! first sync of a large mailbox. This module uses only the parser of async-imap. `fetch_fast_path` parses the most frequent form
+//! of FETCH responses in place of imap-proto. `lenient` parses responses that imap-proto rejects. `framing` limits the size of
+//! all responses.
 
 use std::mem::MaybeUninit;
 use std::pin::Pin;

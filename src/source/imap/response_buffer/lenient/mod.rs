@@ -1,10 +1,10 @@
 //! Parses responses that imap-proto rejects although they have one clear meaning.
 //!
-//! Some servers write double spaces, a second pair of parentheses, or a line break after a literal. If such a response were an
-//! error, each new connection would end at the same response, and the mailbox would never be read. So this parser has four
-//! outcomes: it parses the response, it waits for the rest of the response, it skips an untagged response that has no clear
-//! meaning, or it returns an error. A FETCH response without a clear meaning is reduced to its UID. So the mail with this UID
-//! counts as listed but not delivered, and the cursor rule of `sync` applies.
+//! Some servers write double spaces, a second pair of parentheses, or a line break after a literal. If a response in one of these
+//! forms were an error, each new connection would end at the same response, and the mailbox would never be read. So this parser
+//! has four outcomes: it parses the response, it waits for the rest of the response, it skips an untagged response that has no
+//! clear meaning, or it returns an error. A FETCH response without a clear meaning is reduced to its UID. So the mail with this
+//! UID counts as listed but not delivered, and the cursor rule of `sync` applies.
 
 mod input;
 #[cfg(test)]
