@@ -57,7 +57,7 @@ fn provider() -> Arc<CryptoProvider> {
 pub struct TlsClients(HashMap<Option<PathBuf>, Arc<ClientConfig>>);
 
 impl TlsClients {
-    /// Returns the client configuration that also trusts the `ca_file` `extra`: from the cache, or from [`client_config`].
+    /// Returns the client configuration for the `ca_file` `extra` from the cache, or creates it with [`client_config`].
     ///
     /// # Errors
     /// [`Error`].

@@ -1,4 +1,4 @@
-//! Counts what needs review, measures the database file, and makes backups.
+//! Counts the mails, events and deliveries that need review, measures the database file, and makes backups.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ use crate::model::DeliveryState;
 /// No transaction of this program takes as long as this.
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(2);
 
-/// Counts of what needs review.
+/// The numbers of mails, events and deliveries that need review.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Quarantined mails whose bytes are stored, so that they can be released.
@@ -40,7 +40,7 @@ pub struct Backlog {
 }
 
 impl StoreReader {
-    /// Counts what needs review. `targets`, `accounts`: the configured names.
+    /// Counts the mails, events and deliveries that need review. `targets`, `accounts`: the configured names.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl StoreReader {
     pub fn checkpoint_backlog(&self) -> Result<u64> {
         let sqlite = |e| Error::from_sqlite(self.path(), e);
         let pages = match schema::checkpoint_backlog(self.connection()) {
-            // A read-only file does not allow this query.
+            // On a read-only file, SQLite refuses `PRAGMA wal_checkpoint`.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => 0,
             pages => pages.map_err(sqlite)?,
         };
@@ -205,7 +205,8 @@ impl StoreReader {
         if step != StepResult::Done {
             return Err(Error::Locked(to.to_owned()));
         }
-        // With this mode, the copy is one file. The next program that opens the copy for writing turns on WAL mode.
+        // With `journal_mode = DELETE`, the copy is one file, without a `-wal` file. The next program that opens the copy for
+        // writing turns on WAL mode.
         copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
         let integrity: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
         if integrity == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is damaged: {integrity}"))) }

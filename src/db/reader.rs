@@ -239,8 +239,8 @@ impl StoreReader {
         self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
-    /// The numbers that triggers maintain in `counts`: how many rows of `mails` have each outcome, of `events` each status, of
-    /// `deliveries` and `confirmations` each state. A value that no row has is left out.
+    /// The numbers of rows that triggers maintain in `counts`: rows of `mails` by outcome, of `events` by status, and of
+    /// `deliveries` and `confirmations` by state. A value that no row has is left out.
     ///
     /// # Errors
     ///

@@ -21,7 +21,7 @@ pub struct ResmicBacklog {
     pub waiting: i64,
     /// Since when the oldest of these events has waited.
     pub waiting_since: Option<String>,
-    /// Events that Resmic contradicts.
+    /// Events that Resmic's API contradicts.
     pub doubtful: i64,
     /// Sessions that are completed at Resmic and whose mail is missing.
     pub missing_mails: i64,

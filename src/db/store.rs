@@ -19,7 +19,7 @@ pub struct StoreSettings {
     pub path: PathBuf,
     /// The targets that get events.
     pub targets: Vec<TargetRules>,
-    /// How sessions are matched by amount.
+    /// How sessions and events are matched by amount.
     pub matching: Matching,
     /// The chains on which payments are confirmed. If the list is empty, no event waits for a chain.
     pub chains: Vec<Chain>,

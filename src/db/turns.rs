@@ -16,8 +16,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
 /// The work of the loop in [`Store::work_in_turns`].
 pub trait TurnWorker {
-    /// Does one piece of work, if work is due. `None`: more work may be due now, so the next turn follows at once. `Some`: the
-    /// time of the next turn, unless a commit causes an earlier turn.
+    /// Does one piece of work, if work is due. `None`: more work may be due now, so the next turn follows immediately. `Some`:
+    /// the time of the next turn, unless a commit causes an earlier turn.
     fn turn(&mut self) -> impl Future<Output = Result<Option<Instant>>> + Send;
 
     /// Logs an error of the database. The loop then makes the next turn after a short pause.

@@ -1,9 +1,9 @@
 //! One thread owns the writing connection and commits all waiting work in one transaction.
 //!
-//! A single mail is committed at once, with one fsync; a backfill is committed in batches of hundreds. Work that fails does not
-//! affect other work in the transaction. The writer replies only after the commit. An idle writer checkpoints the WAL.
-//! A busy writer checkpoints the WAL after a reply, if the WAL is long. SQLite's automatic checkpoint is off, because it would
-//! delay the commit that fills the WAL.
+//! A single mail is committed immediately, with one fsync. A backfill is committed in batches of hundreds of mails. Work that
+//! fails does not affect other work in the transaction. The writer replies only after the commit. An idle writer checkpoints the
+//! WAL. A busy writer checkpoints the WAL after a reply, if the WAL is long. SQLite's automatic checkpoint is off, because it
+//! would delay the commit that fills the WAL.
 
 use std::path::Path;
 use std::sync::Arc;

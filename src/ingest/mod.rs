@@ -26,7 +26,7 @@ use crate::trust::dns::Resolver;
 pub use deferred::DeferredMails;
 pub use warm_up::warm_up;
 
-/// The most batches that are examined at once.
+/// The most batches that are examined at the same time.
 const MAX_BATCHES: usize = 4;
 /// The most mails in one commit, if no batch has more than 64.
 const MAX_COMMIT: usize = 1_000;

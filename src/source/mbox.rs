@@ -80,7 +80,7 @@ fn is_quoted(line: &[u8]) -> bool {
     quotes > 0 && line.get(quotes..).is_some_and(|rest| rest.starts_with(b"From "))
 }
 
-/// The most bytes of a line that are read at once.
+/// The most bytes of a line that one read returns.
 const MAX_PIECE: u64 = 64 * 1024;
 
 /// A mail whose lines are still being read.

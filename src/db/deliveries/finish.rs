@@ -13,8 +13,8 @@ pub(super) const FOLLOWERS_WAIT: &str = "
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +next_attempt_at < ?3";
 
-/// Sets `next_attempt_at` to `?3` for the pending deliveries to target `?1` of session `?4` that come after delivery `?2` and
-/// were never attempted, because delivery `?2` was delivered or given up.
+/// Sets `next_attempt_at` to `?3` for the later pending deliveries to target `?1` of session `?4` that were never attempted,
+/// because delivery `?2` was delivered or given up.
 pub(super) const FOLLOWERS_GO: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)

@@ -44,8 +44,8 @@ pub(super) const OVERDUE: &str =
     due_deliveries!("d.last_error IS NOT NULL AND d.first_attempt_at <= ?2", "d.first_attempt_at");
 
 impl Outage {
-    /// The start of the outage: `lasted` before `now`. `lasted` includes neither changes of the clock nor the time in which
-    /// the machine was suspended.
+    /// The start of the outage, which is `lasted` earlier than `now`. `lasted` includes neither changes of the clock nor the time
+    /// in which the machine was suspended.
     pub(super) fn since(&self, now: Timestamp) -> Timestamp {
         now.checked_sub(self.lasted).unwrap_or(Timestamp::MIN)
     }

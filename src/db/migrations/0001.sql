@@ -149,7 +149,7 @@ CREATE TABLE streams (
   problems     TEXT,                           -- why the daemon cannot publish; one problem on each line
   notes        TEXT,                           -- settings that should be changed; one note on each line
   needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
-  there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries found their message in the stream already
+  there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries had their message in the stream before an attempt
   refilled     INTEGER NOT NULL DEFAULT 0      -- how many messages the stream had lost and got again
 ) STRICT;
 

@@ -163,7 +163,7 @@ impl Connection {
         self.write(name, format!("{line}\r\n").as_bytes()).await
     }
 
-    /// Writes all bytes at once, so that they leave in one packet.
+    /// Writes all bytes with one call, so that the kernel can send them in one packet.
     async fn write(&mut self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let write = async {
             self.transport.write_all(bytes).await?;

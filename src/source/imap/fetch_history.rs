@@ -134,7 +134,7 @@ impl FetchHistory {
     /// Counts a failed FETCH of the mail `uid`. Returns true if enough FETCHes have failed to give the mail a row without bytes
     /// in the table `mails`.
     pub(super) fn strike(&mut self, uid: u32, error: &Error) -> bool {
-        // A timeout counts as two failures, because the watcher has already waited half a minute.
+        // A timeout counts as two failures, because the watcher has waited half a minute for the answer.
         let weight = if matches!(error, Error::Timeout { .. }) { 2 } else { 1 };
         let strikes = self.strikes.entry(uid).or_default();
         *strikes = strikes.saturating_add(weight);

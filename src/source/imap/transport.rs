@@ -39,7 +39,8 @@ pub(super) struct Transport {
     bytes_left: usize,
     framing: Framing,
     last_byte_at: Instant,
-    /// Collects the written bytes between [`Self::cork`] and [`Self::uncork`], so that several commands leave in one packet.
+    /// Collects the written bytes between [`Self::cork`] and [`Self::uncork`], so that the kernel can send several commands in
+    /// one packet.
     corked: Option<Vec<u8>>,
 }
 
@@ -127,8 +128,8 @@ impl Transport {
         }
     }
 
-    /// Makes the kernel send TCP acknowledgements at once (TCP_QUICKACK). Linux resets this option, so each read sets it again.
-    /// Cyrus waits for the acknowledgement of the `EXISTS` before it sends more. A delayed acknowledgement takes 40 ms.
+    /// Makes the kernel send TCP acknowledgements without delay (TCP_QUICKACK). Linux resets this option, so each read sets it
+    /// again. Cyrus waits for the acknowledgement of the `EXISTS` before it sends more. A delayed acknowledgement takes 40 ms.
     fn acknowledge(&self) {
         #[cfg(target_os = "linux")]
         let _ = SockRef::from(self.tcp()).set_tcp_quickack(true);

@@ -102,9 +102,10 @@ struct ReadingStart {
 /// Counts recent failures, which determine the pause before the next connection.
 #[derive(Debug, Default)]
 struct FailureCounts {
-    /// The number of failed connections in a row. A complete sync, or a connection that moved the cursor, sets it to 0.
+    /// The number of connections in a row that failed for another reason than wrong credentials. A complete sync, or a
+    /// connection that moved the cursor, sets this number to 0.
     attempts: u32,
-    /// Refused logins since the last complete sync.
+    /// The number of connections that failed because of wrong credentials, since the last complete sync.
     logins: u32,
     /// Connections that ended soon after their sync. The pauses grow for a server that always ends connections so soon.
     brief: u32,
@@ -137,7 +138,7 @@ impl FailureCounts {
         timing.retry.pause(failures).max(error.retry_after().unwrap_or_default().min(LONGEST_PAUSE))
     }
 
-    /// Resets `attempts`: the cursor has moved, although the connection ended before its sync was complete.
+    /// Resets `attempts`, because the cursor has moved, although the connection ended before its sync was complete.
     fn record_progress(&mut self) {
         self.attempts = 0;
     }

@@ -25,7 +25,7 @@ pub(super) use idling::Idling;
 /// How often the watcher requests an announced mail. If the mail is missing after the last request, a sync decides whether the
 /// mail exists.
 const MAX_ATTEMPTS: u32 = 3;
-/// After this many IDLEs in a row that the server ended at once, the watcher polls.
+/// After this many IDLEs in a row that the server ended immediately, the watcher polls.
 const MAX_SHORT_IDLES: u32 = 5;
 /// After this many mails that a server did not push although it accepted NOTIFY, the watcher fetches each announced mail.
 const MAX_MISSED_PUSHES: u32 = 2;
@@ -108,7 +108,7 @@ impl SelectedMailbox {
                 Err(Error::Refused { .. }) => return idling.done().await?.poll().await,
                 reason => reason?,
             };
-            // Some servers end an IDLE after a while. But a server that ends each IDLE at once would cause a busy loop.
+            // Some servers end an IDLE after a while. But a server that ends each IDLE immediately would cause a busy loop.
             let is_short = reason == WakeReason::Ended && started.elapsed() < timing.refetch;
             short_idles = if is_short { short_idles + 1 } else { 0 };
             if short_idles >= MAX_SHORT_IDLES {

@@ -89,7 +89,7 @@ pub(super) async fn connect(
         }
         tokens.drop_refused(&token).await;
         // If the refused token was new, another new token would be refused, too. A cached token may have been revoked, so a new
-        // token is tried at once.
+        // token is tried immediately.
         if !token.was_cached {
             return login_result;
         }

@@ -142,7 +142,7 @@ fn is_text(head: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Checks the bytes at once, and byte by byte. Returns the result, which must be the same.
+    /// Checks all bytes in one call, and once more byte by byte. Both checks must have the same result, which is returned.
     fn allows(bytes: &[u8], most: usize) -> bool {
         let (mut whole, mut parts) = (Framing::default(), Framing::default());
         let together = whole.allows(bytes, most);
