@@ -20,8 +20,8 @@ impl Backoff {
         self.base.saturating_mul(2_u32.saturating_pow(failures)).min(self.cap)
     }
 
-    /// A random pause between half of [`Backoff::ceiling`] and the whole ceiling. So a thousand clients that failed together
-    /// return at different times, and each waits for at least half of the ceiling.
+    /// A random pause between half of [`Backoff::ceiling`] and the whole ceiling. So a thousand clients that failed at the same
+    /// time retry at different times, and each waits for at least half of the ceiling.
     #[must_use]
     pub fn pause(&self, failures: u32) -> Duration {
         let ceiling = self.ceiling(failures);

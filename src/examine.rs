@@ -46,14 +46,14 @@ impl Rules {
         self.examine_with(mail, authenticity).0
     }
 
-    /// The first half of an examination: authenticates a mail. This half needs DNS.
+    /// The first half of an examination: authenticates a mail. The authentication needs DNS.
     pub async fn authenticate(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Authenticity {
         let clock = Clock { now, received: mail.received_at };
         trust::authenticate(&mail.bytes, &self.recipients, &self.trust, resolver, clock).await
     }
 
-    /// The second half of an examination: parses a mail as if all of its header were signed. This half does not depend on the
-    /// first half.
+    /// The second half of an examination: parses a mail as if all of its header were signed. The parsing does not need the result
+    /// of [`Rules::authenticate`].
     #[must_use]
     pub fn parse(&self, mail: &RawMail) -> ParsedMail {
         self.parse_with(mail, SignedFields { subject: true })
@@ -110,8 +110,7 @@ impl Rules {
             }
             // The mail is not about a payment, so its sender does not matter.
             (Parsed::NotAPayment(reason), _) => Judgement::Ignored(reason.clone()),
-            // A mail without text may contain only a picture, or may be encrypted. Such a mail needs review only if it is from
-            // Resmic.
+            // A mail without text, for example an encrypted mail or a picture, needs review only if it is from Resmic.
             (Parsed::Empty, Authenticity::Rejected(_)) => {
                 Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT))
             }
@@ -156,8 +155,8 @@ fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
         let raw = message.header_raw(name)?;
         Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())
     };
-    // Two Date fields are ignored: programs disagree which of them counts, and perhaps only one of them is signed. The parser
-    // also treats `Da te` as a Date.
+    // If a mail has two Date fields, both are ignored, because programs disagree about which one to show, and perhaps only one of
+    // them is signed. The parser also treats `Da te` as a Date.
     let dates = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("date")).count();
     let sent_at = message.header_raw("Date").filter(|_| dates == 1).and_then(header_date);
     let envelope = Envelope {

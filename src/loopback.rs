@@ -11,7 +11,7 @@ pub fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-/// Whether this host is `localhost` or a loopback address. DNS is not used: other names may resolve to any address.
+/// Whether this host is `localhost` or a loopback address. DNS is not used, because other names may resolve to any address.
 #[must_use]
 pub fn is_loopback_host(host: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(is_loopback)

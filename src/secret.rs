@@ -67,7 +67,7 @@ pub struct SecretError(String);
 /// Removes a secret from the message of a server that received the secret.
 ///
 /// A message that ends with `…` was truncated, perhaps in the middle of the secret. So the beginning of the secret is also
-/// removed from the end of such a message, if at least four bytes of the secret are there.
+/// removed from the end of a truncated message, if at least four bytes of the secret are there.
 pub(crate) fn redact(message: String, secret: &str) -> String {
     let message = message.replace(secret, "(secret)");
     let Some(truncated) = message.strip_suffix('…') else { return message };
@@ -182,7 +182,7 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
             ))
         });
     }
-    // If an operator runs this program in a shell, systemd has not set the variable. In this case, the secret is read from the
+    // If an operator runs this program in a shell, systemd has not set `$CREDENTIALS_DIRECTORY`, so the secret is read from the
     // unit's files.
     find_credential(Path::new("/"), name).ok_or_else(|| {
         SecretError(format!(

@@ -29,8 +29,8 @@ impl SendingPermit {
         self.until.as_ref().is_none_or(|until| BootInstant::now() < *until.borrow())
     }
 
-    /// Waits until the end of the permission is set again. An end that was set since the previous call of this function counts,
-    /// too. If the permission never ends, this function never returns.
+    /// Waits until the end of the permission is set again. If the end was set since the previous call of this function, the
+    /// function returns at once. If the permission never ends, this function never returns.
     pub async fn changed(&mut self) {
         let changed = match &mut self.until {
             Some(until) => until.changed().await,

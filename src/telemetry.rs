@@ -77,7 +77,7 @@ pub struct Logging(reload::Handle<Targets, Registry>);
 impl Logging {
     /// Sets the log level.
     pub fn set(&self, log: LogLevel) {
-        // This fails only if there is no subscriber, and without a subscriber nothing is logged.
+        // The reload fails only if there is no subscriber. Without a subscriber, nothing is logged.
         let _ = self.0.reload(filter(log));
     }
 }

@@ -116,7 +116,8 @@ async fn run_loops(
         // that id.
         let _ = tokio::time::timeout(drain, report_last_mail(&store, agent)).await;
     }
-    // Closing waits for every clone of the store, and a loop has such a clone. So the store is not closed while a loop runs.
+    // Closing the store waits until every clone is dropped, and each loop may have a clone. So the store is not closed while a
+    // loop runs.
     if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
         tracing::debug!("the database did not close in time; no committed data is lost");
     }
@@ -316,8 +317,8 @@ fn watch_account(
 }
 
 /// Runs the watcher of a mailbox with its ingest, which stores the mails. The ingest ends after the watcher, when all reports of
-/// the watcher are committed. An error of the ingest ends both at once. Without this rule, the watcher would notice the error
-/// only with its next report, perhaps an hour later.
+/// the watcher are committed. An error of the ingest ends the watcher, too. Otherwise, the watcher would notice the error only
+/// with its next report, perhaps an hour later.
 async fn watch_and_ingest(
     watching: impl Future<Output = ()>,
     ingesting: impl Future<Output = db::Result<()>>,

@@ -157,7 +157,8 @@ impl Prepared {
 
 /// Creates the accounts of the configuration, with their secrets and their [`Rules`].
 async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
-    // Each mail server has a separate limit (`CONNECTS`). So a server that does not answer does not block the others.
+    // Each mail server has a separate limit (`CONNECTS`). So a server that does not answer does not delay the connects to other
+    // servers.
     let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::TlsClients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {

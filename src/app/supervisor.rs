@@ -15,9 +15,11 @@ use crate::model::iso;
 use crate::standby::LeaseView;
 use crate::systemd;
 
-/// The pause between two checks while nothing changes. The pause is long, because each check wakes several threads.
+/// The pause before the supervisor's next check of the daemon's health, if nothing changes. The pause is long, because each check
+/// wakes several threads.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The pause between two checks after a change of the health, or while commits make deliveries due.
+/// The pause before the supervisor's next check, if the health has changed, or if a commit may have made deliveries due
+/// ([`Store::watch_outbox`]).
 const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the writer may leave pings without an answer, in addition to the pause between two pings. SQLite's wait for a lock
 /// and a batch of a thousand mails take less time.
@@ -95,8 +97,9 @@ impl Supervisor {
         }
     }
 
-    /// Returns the health of the daemon in one line, and whether the outbox moves: no due delivery lacks an attempt for too long.
-    /// An outbox that waits for disk space or a lock counts as moving, because a restart would not help.
+    /// Returns the health of the daemon in one line, and whether the outbox moves. The outbox stands still if a delivery has been
+    /// due for [`OUTBOX_TIMEOUT`] without an attempt. An outbox that waits for disk space or a lock counts as moving, because a
+    /// restart would not help.
     async fn check(&self) -> db::Result<(String, bool)> {
         let lease = self.lease.as_ref().map(|lease| lease.borrow().clone());
         let (reader, health) =

@@ -19,7 +19,7 @@ use crate::{extract, forward, payments, secret, telemetry, trust};
 /// The paths that are tried if no configuration is named. The first that exists is used.
 const DEFAULT_PATHS: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
 
-/// The folders of a package's configuration and of its unit's state.
+/// The configuration folder and the state folder of the packaged unit.
 const ETC: &str = "/etc/resmic-mailhook";
 const STATE: &str = "/var/lib/resmic-mailhook";
 

@@ -1,4 +1,5 @@
-//! The contents of a mail from which the fields are parsed: the subject, the visible text and the list of Resmic's payment mail.
+//! The contents of a mail from which the fields are parsed: the subject, the visible text, and the list in Resmic's payment mail
+//! (the items from `Received:` on).
 
 use mail_parser::Message;
 
@@ -13,9 +14,9 @@ pub(crate) struct MailContent {
     pub(crate) subject: Option<String>,
     /// The visible text of each text part that a mail program shows.
     pub(crate) views: Vec<View>,
-    /// How much of the list of Resmic's payment mail is in the HTML, visible or hidden.
+    /// Whether the HTML contains the list in Resmic's payment mail, or a part of it, visible or hidden.
     pub(crate) template: TemplateList,
-    /// The values in the list of Resmic's payment mail, visible or hidden, each with its field.
+    /// The text after each label of the list in Resmic's payment mail, visible or hidden, with the field of the label.
     pub(crate) template_items: Vec<(PaymentField, String)>,
 }
 

@@ -1,5 +1,5 @@
 //! The values that the parser found in a mail, with their places. `parse --explain` prints these values. The reason of a
-//! quarantined mail can also name such a place.
+//! quarantined mail can also name the place of a value.
 
 use std::fmt;
 

@@ -150,7 +150,7 @@ fn classify_other_mail(
     meanings: &[(TitleMeaning, &String)],
 ) -> Option<Parsed> {
     let not_a_payment = |message: String| Some(Parsed::NotAPayment(Reason::new(ReasonCode::NotAPayment, message)));
-    // If the HTML contains the complete list of Resmic's payment mail, visible, hidden or commented out, the caller must check
+    // If the HTML contains the complete list in Resmic's payment mail, visible, hidden or commented out, the caller must check
     // the mail like a payment.
     if content.template == TemplateList::Complete
         || meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
@@ -188,7 +188,7 @@ fn has_transaction_hash(line: &ViewLine) -> bool {
     fn words(text: &str) -> impl Iterator<Item = &str> {
         text.split(|c: char| !c.is_ascii_alphanumeric())
     }
-    // Links also contain long words that are not hashes. So a word of a link counts only if it begins with `0x`.
+    // Links also contain long words that are not hashes. So a word of a link is checked only if it begins with `0x`.
     let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
     line.cells.iter().flat_map(|cell| words(cell)).any(values::is_transaction_hash)
         || linked.any(values::is_transaction_hash)

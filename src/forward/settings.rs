@@ -155,7 +155,7 @@ const MAX_PREFIX: usize = 200;
 const HANDLER_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(10));
 const STREAM_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(5));
 
-/// Whether a text can be one token of a subject. Such a text has no character that NATS or a shell would interpret.
+/// Whether a text can be one token of a subject. A token has no character that NATS or a shell would interpret.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }

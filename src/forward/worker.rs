@@ -97,8 +97,8 @@ struct RunningAttempt {
     claimed: Claimed,
     /// Whether the request is being written, or was written.
     sent: Arc<AtomicBool>,
-    /// Whether the breaker counts the result. The breaker does not count attempts at a stream: a connection to a stream is lost
-    /// as a whole, and a message that is too large for the stream says nothing about the others.
+    /// Whether the [`Breaker`] gets the result of the attempt. The breaker does not get the results of publishes to a stream: a
+    /// lost connection already ends all attempts, and the refusal of a message that is too large does not concern other messages.
     counts_for_breaker: bool,
 }
 
@@ -217,7 +217,8 @@ impl DeliveryWorker {
                     Ok((_, finished)) => finished,
                     Err(_) => after_panic(&self.target, &running.claimed, running.sent.load(Ordering::Relaxed)),
                 };
-                // The breaker ignores an attempt whose `give_up_after` starts again, because this host had no permission to send.
+                // If this host had no permission to send, the attempt says nothing about the handler, so the breaker does not get
+                // its result.
                 if running.counts_for_breaker && !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
                     self.breaker.note_result(finished.result, Instant::now());
                 }

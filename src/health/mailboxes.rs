@@ -68,8 +68,8 @@ pub(super) fn mailboxes(
 }
 
 /// Pairs each configured mailbox with its row of the table `mailboxes`. For a special-use attribute, the row has the mailbox's
-/// real name, which is not in the configuration. So such a mailbox gets the newest of the account's remaining rows. All other
-/// rows belong to mailboxes that were watched earlier.
+/// real name, which is not in the configuration. So a special-use mailbox gets the newest of the account's remaining rows. The
+/// rows that are left belong to mailboxes that were watched earlier.
 fn pair(expected: &[WatchedMailbox], mut rows: Vec<MailboxRow>) -> Vec<(&WatchedMailbox, Option<MailboxRow>)> {
     rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
     let mut named: Vec<_> =
@@ -103,7 +103,7 @@ fn problem(watched: &WatchedMailbox, row: &MailboxRow, running: bool, now: Times
         return Some(format!("{name}: {error}"));
     }
     let seen: Timestamp = row.last_seen_at.as_deref()?.parse().ok()?;
-    // The watcher looks once an hour for a special-use mailbox that the server does not have.
+    // If the server has no mailbox with the special-use attribute, the watcher asks the server again only once an hour.
     let is_absent = row.mailbox.starts_with('\\');
     let limit = if is_absent { Duration::from_secs(2 * 3600) } else { watched.renew } + SLACK;
     let age = Duration::try_from(now.duration_since(seen)).unwrap_or_default();

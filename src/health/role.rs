@@ -42,8 +42,8 @@ impl Role {
 }
 
 impl Health {
-    /// The health of a host that is not active. Such a host watches no mailboxes and has no open database. `own` is compared with
-    /// the values of the lease's holder.
+    /// The health of a host that is not active, and therefore watches no mailboxes and has no open database. `own` is compared
+    /// with the values of the lease's holder.
     #[must_use]
     pub fn of_standby(lease: &LeaseView, own: &OwnProgram, now: BootInstant) -> Self {
         let mut health = Health::unknown(String::new());
@@ -85,8 +85,8 @@ impl Health {
     }
 }
 
-/// Describes how this host differs from the holder of the lease. With such a difference, this host would make other decisions
-/// after a takeover.
+/// Describes how this host differs from the holder of the lease. With another version or configuration, this host would make
+/// other decisions after a takeover.
 fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let Some(holder) = &lease.holder else { return Vec::new() };
     let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));

@@ -40,7 +40,7 @@ pub struct AccountHealth {
 pub struct ParsingHealth {
     /// How many of the newest proven notifications were checked, at most ten.
     pub checked: i64,
-    /// How many of these notifications could not be parsed.
+    /// How many of the checked notifications could not be parsed.
     pub unparsed: i64,
 }
 
@@ -105,7 +105,7 @@ fn in_words(age: Duration) -> String {
     }
 }
 
-/// Adds a problem if at least three and more than half of the newest notifications could not be parsed. In that case, Resmic has
+/// Adds a problem if at least three and more than half of the newest notifications could not be parsed, because Resmic has
 /// probably changed the layout of its mails.
 pub(super) fn parsing(recent: RecentParses, attention: &mut Vec<String>) -> ParsingHealth {
     let RecentParses { checked, unparsed } = recent;

@@ -2,7 +2,7 @@
 //!
 //! async-nats connects again by itself after a connection was lost, and then sends the messages that it had not sent before. But
 //! a [`NatsConnection`] that is lost stays lost. The caller drops the lost connection, calls [`NatsServers::connect`], and knows
-//! that nothing was sent in between.
+//! that nothing was sent before the new connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -235,7 +235,7 @@ fn is_about_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// Looks up the host of an unencrypted server, and returns the loopback addresses of this host as URLs.
+/// Looks up the host of an unencrypted server, and returns the host's loopback addresses as URLs.
 async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
     let found = lookup_host((url.host.as_str(), url.port)).await;
     let found = found.map_err(|e| NatsError::Unreachable(format!("cannot look up {:?}: {e}", url.host)))?;

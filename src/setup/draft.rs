@@ -82,7 +82,7 @@ impl ProviderApp {
         }
     }
 
-    /// A desktop application at Google. Such applications have a client secret.
+    /// A desktop application at Google, which has a client secret.
     #[must_use]
     pub fn google(client_id: &str) -> Self {
         ProviderApp {

@@ -48,7 +48,7 @@ impl NewFiles {
     /// Keeps the files and folders, which then also survive a power cut.
     ///
     /// # Errors
-    /// An error of the system. In that case, all new files and folders are removed.
+    /// An error of the system, after which all new files and folders are removed.
     pub fn keep(mut self) -> io::Result<()> {
         for folder in self.files.iter().chain(&self.folders).map(|path| folder_of(path)) {
             File::open(folder)?.sync_all()?;

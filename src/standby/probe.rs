@@ -85,8 +85,8 @@ fn holder(entry: &Entry) -> LeaseHolder {
 /// seconds for the next holder.
 ///
 /// # Errors
-/// The daemon of `host` does not have the lease or does not release it in time, the content of the key is unknown, or the server
-/// does not answer.
+/// The daemon of `host` does not have the lease or does not release it in time, the content of the key cannot be parsed, or the
+/// server does not answer.
 pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, String> {
     let mut connection = open_connection(Arc::new(place)).await?;
     let deadline = Instant::now() + RELEASE_TIMEOUT;
@@ -135,7 +135,7 @@ async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Res
         let request = LeaseValue { release: true, ..value };
         match connection.bucket.write(entry.revision, &request).await {
             (WriteResult::Stored(_), _) => return Ok(process),
-            // The daemon has renewed the lease meanwhile, so the loop reads the key again.
+            // The daemon has renewed the lease since the last read of the key, so the loop reads the key again.
             (WriteResult::Conflict, _) if Instant::now() < deadline => {}
             (_, problem) => {
                 return Err(

@@ -167,10 +167,10 @@ mod tests {
     fn fields_of_real_servers_are_parsed() {
         let github = [("pass".to_owned(), Some("github.com".to_owned()))];
         for field in [
-            // Exchange Online and outlook.com write such fields. outlook.com puts the receiving domain between the statements.
+            // Fields as Exchange Online and outlook.com write them. outlook.com puts the receiving domain between the statements.
             " spf=pass (sender IP is 192.0.2.25)\r\n smtp.mailfrom=github.com; dkim=pass (signature was verified)\r\n header.d=github.com;dmarc=pass action=none header.from=github.com;compauth=pass reason=100\r\n",
             " spf=pass (sender IP is 192.0.2.25)\r\n smtp.mailfrom=github.com; hotmail.com; dkim=pass (signature was\r\n verified) header.d=github.com;hotmail.com; dmarc=pass action=none\r\n header.from=github.com;\r\n",
-            // Gmail, Rspamd and OpenDKIM write such fields.
+            // Fields as Gmail, Rspamd and OpenDKIM write them.
             " mx.google.com;\r\n       dkim=pass header.i=@github.com header.s=pf2023 header.b=a/b+c;\r\n       spf=pass (google.com: domain of a@github.com designates 192.0.2.25 as permitted sender) smtp.mailfrom=a@github.com;\r\n       dmarc=pass (p=REJECT sp=REJECT dis=NONE) header.from=github.com",
             " mx.shop.example;\r\n\tdkim=pass header.d=github.com header.s=pf2023 header.b=\"a/b+c\";\r\n\tdmarc=pass (policy=reject) header.from=github.com",
             " mx.shop.example/0C5B13F980; dkim=pass (2048-bit key; unprotected) header.d=github.com header.i=@github.com header.a=rsa-sha256 header.s=pf2023 header.b=abcd;\r\n\tdkim-atps=neutral",

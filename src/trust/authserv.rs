@@ -21,14 +21,15 @@ pub(super) fn is_valid(id: &str) -> bool {
 
 /// Returns the topmost consecutive Authentication-Results fields of the servers in `ids`.
 ///
-/// Header fields with other names in between are ignored. Authentication-Results fields of other servers above these fields are
-/// also ignored, because they were added later. Below these fields, the first field of another server ends the search.
+/// Header fields with other names between the returned fields are ignored. Authentication-Results fields of other servers above
+/// the returned fields are also ignored, because they were added later. Below the returned fields, the first
+/// Authentication-Results field of another server ends the search.
 ///
 /// Microsoft's fields name no server. If `ids` contains [`MICROSOFT`] and Microsoft's servers received the mail, a topmost field
 /// without a server's name is the only result.
 ///
 /// # Errors
-/// The reason, if there is no such field, or if one of these fields cannot be parsed.
+/// The reason, if the mail has no field of these servers, or if one of the fields to return cannot be parsed.
 pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<AuthResultsField>, String> {
     let values: Vec<_> = header.all("authentication-results").map(String::from_utf8_lossy).collect();
     if ids.iter().any(|id| id == MICROSOFT)
@@ -41,7 +42,8 @@ pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Auth
     let is_own = |value: &str| server(value).is_some_and(|server| ids.iter().any(|id| matches(id, &server)));
     let run = values.iter().skip_while(|value| !is_own(value)).take_while(|value| is_own(value));
     let fields: Option<Vec<_>> = run.map(|value| AuthResultsField::parse(value)).collect();
-    // The sender may have caused the syntax error, to hide the field's result. So the other fields are not used either.
+    // The sender may have caused the syntax error, to hide the field's result. So the fields without a syntax error are not used
+    // either.
     let fields = fields.ok_or("an Authentication-Results field of its server cannot be parsed")?;
     if fields.is_empty() {
         Err(format!("it has no Authentication-Results of {}", ids.join(" or ")))

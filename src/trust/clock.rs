@@ -40,8 +40,8 @@ impl Clock {
     /// fetch a mail days after its receipt.
     ///
     /// `now` replaces an implausible INTERNALDATE. A date in the future shows that the clocks of the server and of this machine
-    /// disagree. A date before the signature is not the receipt time: a client may append a mail with any date, and some servers
-    /// send 1970.
+    /// disagree. A date before the signature is not the receipt time, because a client may append a mail with any date, and some
+    /// servers send 1970.
     fn receipt_time(&self, signed_at: i64, expires: i64) -> i64 {
         let earliest = if signed_at > 0 {
             signed_at.saturating_sub(CLOCK_TOLERANCE)

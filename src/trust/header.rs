@@ -10,7 +10,8 @@ pub(super) struct Header<'a> {
     fields: Vec<HeaderField<'a>>,
     /// The mail has more than [`MAX_FIELDS`] fields.
     is_truncated: bool,
-    /// A line of the header is not a valid field. Some programs end the header before such a line, others after it.
+    /// A line of the header is not a valid field. Programs disagree about whether the header ends before or after an invalid
+    /// line.
     is_malformed: bool,
 }
 
@@ -39,8 +40,8 @@ const MAX_FIELDS: usize = 2_000;
 impl<'a> Header<'a> {
     /// Parses the header, up to the first empty line (RFC 5322, 2.1).
     ///
-    /// A line of white space does not end the header. mail-auth also continues after such a line, and may find the signed To
-    /// below the line.
+    /// A line of white space does not end the header. mail-auth also continues after a line of white space, and may find the
+    /// signed To below that line.
     pub(super) fn parse(mail: &'a [u8]) -> Self {
         let mut fields: Vec<HeaderField<'a>> = Vec::new();
         let mut rest = mail;
@@ -153,7 +154,7 @@ fn hides_characters(value: &[u8]) -> bool {
     value.contains(&b'\x0c') || has_lone_cr(value)
 }
 
-/// Whether a text has a CR without an LF. Mail servers must not transmit such a CR (RFC 5321, 2.3.8).
+/// Whether a text has a CR without an LF, which mail servers must not transmit (RFC 5321, 2.3.8).
 pub(super) fn has_lone_cr(text: &[u8]) -> bool {
     memchr::memchr_iter(b'\r', text).any(|at| text.get(at + 1) != Some(&b'\n'))
 }

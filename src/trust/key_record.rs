@@ -7,7 +7,7 @@ use mail_auth::common::parse::TxtRecordParser;
 use mail_auth::common::resolver::UnwrapTxtRecord;
 use mail_auth::common::verify::DomainKey;
 
-/// The value of mail-auth's flag for `t=y`, whose constant is private. A test with such a key in DNS fails if the value changes.
+/// The value of mail-auth's flag for `t=y`, whose constant is private. A test with a `t=y` key in DNS fails if the value changes.
 const TESTING: u64 = 0x10;
 
 /// Flags that this module adds to the flags of mail-auth. The flags of mail-auth do not distinguish a list without `email` or
@@ -32,8 +32,8 @@ impl KeyRecord {
     }
 }
 
-/// Whether this module parsed a key record; true for records that are not keys. mail-auth also parses keys itself, and such keys
-/// lack the flags of this module.
+/// Whether this module parsed a key record; true for records that are not keys. mail-auth also parses keys itself, and the keys
+/// that it has parsed lack the flags of this module.
 pub(super) fn is_checked(record: &Txt) -> bool {
     !matches!(record, Txt::DomainKey(key) if !key.has_flag(CHECKED))
 }

@@ -1,5 +1,5 @@
-//! Decides whether a mail is Resmic's. Such a mail has an allowed From, a valid proof, and one of the account's addresses in its
-//! To.
+//! Decides whether a mail is Resmic's. A mail of Resmic has an allowed From, a valid proof, and one of the account's addresses in
+//! its To.
 //!
 //! The result depends on the bytes of the mail, on DNS, on the settings and on the clock. The caller passes the bytes as they
 //! were received. A byte order mark before the first field is ignored. For a mail that is not Resmic's, the result is
@@ -146,8 +146,8 @@ fn normalize_address(address: &str) -> String {
     }
 }
 
-/// Whether one of the From fields has an address of an allowed domain. In a shared mailbox, only mails with such a From are
-/// fetched. From may be forged, so a candidate is not proven.
+/// Whether one of the From fields has an address of an allowed domain. In a shared mailbox, only mails with an allowed domain in
+/// From are fetched. From may be forged, so a candidate is not proven.
 #[must_use]
 pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
     // Most mails of a shared mailbox do not contain the domain at all, so their header need not be parsed.

@@ -105,15 +105,14 @@ impl NameServers {
     }
 
     fn from_system(system: SystemConfig, options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
-        // The version is taken before the file is read. If the file is written in between, the next query sees another version
-        // and reads the file again.
+        // The version of /etc/resolv.conf is read before the content. If the file is written between these two reads, the next
+        // query sees another version and reads the file again.
         let version = system.version();
         let current = LoadedConfig { version, query_ways: query_ways((system.read)()?, options)? };
         Ok(NameServers { system: Some(system), options, current: Mutex::new(current) })
     }
 
-    /// Makes the lookup in one way after the other, until a server answers. If no server answers in any way, returns the error of
-    /// the first way.
+    /// Tries one way to query after the other, until a server answers. If no server answers, returns the error of the first way.
     pub(super) async fn query<T, F>(&self, lookup: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
     where
         F: Future<Output = mail_auth::Result<T>>,
@@ -144,8 +143,8 @@ impl NameServers {
         query_ways.resolver(query_ways.last_working.load(Ordering::Relaxed)).unwrap_or(query_ways.usual)
     }
 
-    /// Returns the ways to query the current servers. While the machine changes networks, /etc/resolv.conf may have no servers.
-    /// In that case, the previous servers are queried.
+    /// Returns the ways to query the current servers. If /etc/resolv.conf has no servers, for example while the machine changes
+    /// networks, the previous servers are queried.
     fn query_ways(&self) -> QueryWays {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(system) = &self.system else { return current.query_ways.clone() };

@@ -31,7 +31,7 @@ use crate::standby::{
 use crate::systemd;
 use crate::telemetry::{PushLatency, RequestCounters};
 
-/// The pauses after failed takeovers, in which this host leaves the lease to others. Another host may take over meanwhile.
+/// The pauses after failed takeovers. In these pauses, this host leaves the lease to others, so that another host may take over.
 const TAKEOVER_RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
 /// How long open requests (`GRACE`) and all loops (`DRAIN`) may take to end before the lease is released. The next host waits for
 /// the release.
@@ -137,7 +137,7 @@ impl Standby {
     /// lease, for a reload or for [`Standby::leave`].
     ///
     /// # Errors
-    /// A loop has failed, and the lease is released; or the agent has ended.
+    /// A loop has failed, and this host has released the lease. Or the agent has ended.
     pub async fn run(
         &mut self,
         prepared: Prepared,

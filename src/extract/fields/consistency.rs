@@ -167,7 +167,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// Reports a conflict if a mail contains a session id and the list of Resmic's payment mail, or a part of this list. The list
+    /// Reports a conflict if a mail contains a session id and the list in Resmic's payment mail, or a part of this list. The list
     /// has no item for a session id. A payer may have added a list item with the id of another session, to settle an expensive
     /// order with a cheap payment. If Resmic adds a session id to its mails, a merchant can add the label to `[extract.labels]`.
     pub(crate) fn check_session_in_template(&mut self, table: &LabelTable, published: bool) {
@@ -182,7 +182,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// Checks that each item in the list of Resmic's payment mail, visible or hidden, equals the value of its field. An item that
+    /// Checks that each item of the list in Resmic's payment mail, visible or hidden, equals the value of its field. An item that
     /// cannot be parsed is not compared, and a field without a value is not compared either.
     pub(crate) fn check_template_items(&mut self, items: &[(PaymentField, String)], fields: &AgreedFields) {
         for (field, item) in items {
@@ -286,7 +286,8 @@ impl<'a> ConsistencyCheck<'a> {
     }
 }
 
-/// Whether a list item differs from the field's value. False if the item cannot be parsed, or the field has no value.
+/// Whether `item`, a value in the list in Resmic's payment mail, differs from the agreed value of its field. False if the item
+/// cannot be parsed, or if the field has no value.
 fn differs<T>(item: Result<T, String>, value: Option<&T>, same: impl Fn(&T, &T) -> bool) -> bool {
     item.ok().zip(value).is_some_and(|(item, value)| !same(&item, value))
 }
@@ -311,7 +312,7 @@ fn unwrap_explorer_link(text: &str) -> String {
     values::parse_explorer_link(text).map_or_else(|| text.to_owned(), |(_, hash)| hash)
 }
 
-/// Whether a value is from a header line of a quoted mail. Such lines have the same labels as a payment: `From: a@b`,
+/// Whether a value is from a header line of a quoted mail. Header lines can have the same labels as a payment: `From: a@b`,
 /// `Received: from x by y`.
 fn is_mail_header(found: &FoundValue) -> bool {
     let value = found.value.as_str();

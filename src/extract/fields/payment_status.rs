@@ -1,5 +1,5 @@
-//! Combines everything in a mail that states the payment's status: a status field, the list of Resmic's payment mail, the
-//! subject and the headings.
+//! Combines everything in a mail that states the payment's status: a status field, the list in Resmic's payment mail, the subject
+//! and the headings.
 
 use super::consistency::AgreedFields;
 use super::topic::{TitleMeaning, contradicts_payment, title_contradicts_payment};
@@ -16,11 +16,11 @@ pub(crate) struct StatusStatements<'a> {
     pub(crate) meanings: &'a [(TitleMeaning, &'a String)],
     /// All titles: the subject, if it is signed, and the headings.
     pub(crate) titles: &'a [String],
-    /// The line number of `Received:`, the first item in the list of Resmic's payment mail; see `visible_list_line`.
+    /// The line number of `Received:`, the first item of the list in Resmic's payment mail; see `visible_list_line`.
     pub(crate) list_line: Option<usize>,
 }
 
-/// Returns the line number of `Received:`, the first item in the list of Resmic's payment mail. `None` if the list is not
+/// Returns the line number of `Received:`, the first item of the list in Resmic's payment mail. `None` if the list is not
 /// complete, or if this item is not visible.
 pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) -> Option<usize> {
     let is_first = |f: &&FoundValue| {
@@ -34,7 +34,7 @@ pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) ->
 }
 
 impl StatusStatements<'_> {
-    /// Returns the titles that may contain the payment's amount: those that mention a payment. If only the list of Resmic's
+    /// Returns the titles that may contain the payment's amount: those that mention a payment. If only the list in Resmic's
     /// payment mail states the status, all titles are returned.
     pub(crate) fn payment_titles(&self) -> Vec<&String> {
         if self.list_line.is_some() && self.only_list_states_status() {
@@ -43,7 +43,7 @@ impl StatusStatements<'_> {
         self.meanings.iter().map(|(_, title)| *title).collect()
     }
 
-    /// Returns the status on which the status field, the list and the titles agree. If only the list of Resmic's payment mail
+    /// Returns the status on which the status field, the list and the titles agree. If only the list in Resmic's payment mail
     /// states the status, no title and no text above the list may contradict this status.
     pub(crate) fn agreed_status(&self, views: &[View]) -> Result<Status, Reason> {
         let status = self.stated_status()?;
@@ -56,7 +56,7 @@ impl StatusStatements<'_> {
     /// Returns the status on which the status field, the list and the titles agree. The text above the list is not checked.
     fn stated_status(&self) -> Result<Status, Reason> {
         let field = self.fields.status.map(|status| (status, "the status field".to_owned()));
-        // Resmic sends a mail with this list for completed payments only.
+        // Resmic sends the list that begins with `Received:` for completed payments only.
         let list = self.list_line.map(|_| (Status::Completed, "the label \"Received:\"".to_owned()));
         let mut agreed: Option<(Status, String)> = None;
         let titles = self.meanings.iter().map(|(meaning, title)| match meaning {
@@ -89,7 +89,7 @@ impl StatusStatements<'_> {
             && !self.meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
     }
 
-    /// Checks that no title, and no text above the list of Resmic's payment mail, contradicts a completed payment.
+    /// Checks that no title, and no text above the list in Resmic's payment mail, contradicts a completed payment.
     fn check_no_objection(&self, views: &[View], list_line: usize) -> Result<(), Reason> {
         let html = views.iter().filter(|view| view.content_type == HTML);
         let above = html.flat_map(|view| view.lines.iter().take(list_line.saturating_sub(1)));

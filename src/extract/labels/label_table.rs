@@ -248,7 +248,7 @@ pub(crate) fn fold_label(text: &str) -> String {
     fold_up_to(text, usize::MAX).unwrap_or_default()
 }
 
-/// Folds a label. Returns `None` if the folded label would have more than `longest` bytes.
+/// Folds a label. Returns `None` if another letter or digit follows when the folded label already has `longest` bytes.
 fn fold_up_to(text: &str, longest: usize) -> Option<String> {
     let mut label = String::with_capacity(text.len().min(longest));
     for c in text.chars().filter(|c| c.is_alphanumeric()) {

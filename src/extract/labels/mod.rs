@@ -1,8 +1,8 @@
 //! Finds labels with their values in the views of a mail.
 //!
-//! `label_table` has the spellings of labels. `label_values` finds values in lines and rows. `object_values` finds
-//! values in the objects that `object` parses. `line_wrap` finds values that continue on the next line, and `link_text`
-//! removes link text after a value. `resmic_template` searches the HTML for the list of Resmic's payment mail.
+//! `label_table` has the spellings of labels. `label_values` finds values in lines and rows. `object_values` finds values in the
+//! objects that `object` parses. `line_wrap` finds values that continue on the next line, and `link_text` removes link text after
+//! a value. `resmic_template` searches the HTML for the list in Resmic's payment mail.
 
 mod label_table;
 mod label_values;

@@ -1,5 +1,5 @@
-//! Searches a mail's HTML for the list of Resmic's payment mail, visible or hidden. Resmic has published the code that writes
-//! its payment mail. The HTML of this mail contains a list with one item for each field: `<li>Received: $20</li>`.
+//! Searches a mail's HTML for the list in Resmic's payment mail, visible or hidden. Resmic has published the code that writes its
+//! payment mail. The HTML of this mail contains a list with one item for each field: `<li>Received: $20</li>`.
 //!
 //! Resmic does not escape names and tokens in the HTML of its payment mail. The creator of a token can therefore hide the list
 //! and show another list, but cannot remove the original list from the HTML.
@@ -9,7 +9,7 @@ use memchr::memmem;
 use crate::extract::field::PaymentField;
 use crate::extract::views::{is_block, normalize_space};
 
-/// The labels in the list of Resmic's payment mail. Resmic's other mails do not contain the first label, `Received:`.
+/// The labels of the list in Resmic's payment mail. Resmic's other mails do not contain the first label, `Received:`.
 const LABELS: [(&str, PaymentField); 6] = [
     ("Received:", PaymentField::Amount),
     ("Date:", PaymentField::Time),
@@ -22,7 +22,7 @@ const LABELS: [(&str, PaymentField); 6] = [
 /// The most bytes of HTML in one list item after its label. The text of a longer item is not used.
 const MAX_ITEM: usize = 400;
 
-/// How much of the list of Resmic's payment mail is in a mail's HTML. The labels of the list are [`LABELS`].
+/// Whether a mail's HTML contains the list in Resmic's payment mail, or a part of it. The labels of the list are [`LABELS`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TemplateList {
     /// No list item of the HTML begins with the first label, `Received:`.
@@ -35,7 +35,7 @@ pub(crate) enum TemplateList {
     Complete,
 }
 
-/// Searches HTML for the list of Resmic's payment mail, also in hidden, quoted and commented-out text.
+/// Searches HTML for the list in Resmic's payment mail, also in hidden, quoted and commented-out text.
 pub(crate) fn find_template_list(html: &str) -> TemplateList {
     let has = |label: &str| label_positions(html, label).any(|at| starts_list_item(html, at));
     let [(received, _), rest @ ..] = LABELS;
@@ -98,8 +98,8 @@ const MAX_WRAPPERS: usize = 8;
 const MAX_WRAPPER_BYTES: usize = 2_000;
 
 /// Returns the text of a list item up to the item's end. `None` if elements split the text, because a part of the text may be
-/// hidden. The list of Resmic's payment mail has no such elements. The result is also `None` if the item has no end within
-/// [`MAX_ITEM`] bytes.
+/// hidden. In Resmic's payment mail, no element splits the text of a list item. The result is also `None` if the item has no end
+/// within [`MAX_ITEM`] bytes.
 fn item_text(html: &str) -> Option<String> {
     let mut rest = html.get(..html.floor_char_boundary(MAX_ITEM)).unwrap_or(html);
     let mut out = String::new();

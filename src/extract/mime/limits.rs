@@ -10,7 +10,7 @@ const MAX_HEADER_LINES: usize = 1_000;
 const MAX_PARTS: usize = 200;
 /// The deepest nesting of a mail's MIME parts.
 const MAX_DEPTH: usize = 20;
-/// The most text in all parts of a mail together, in bytes. Attachments that are valid UTF-8 count, too.
+/// The most text in all parts of a mail together, in bytes. This sum includes attachments that are valid UTF-8.
 const MAX_TEXT: usize = 4 << 20;
 
 fn too_large(message: String) -> Reason {

@@ -50,7 +50,7 @@ pub(crate) fn check_structure(message: &Message<'_>) -> Result<(), Reason> {
         return Err(malformed("it has no From, Date, Subject, To or Message-ID"));
     }
     limits::check_message(message)?;
-    // Programs disagree about which of two fields with the same name counts (RFC 2045, 3).
+    // If a part has two fields with the same name, programs disagree about which one to use (RFC 2045, 3).
     for name in ["Content-Type", "Content-Transfer-Encoding"] {
         let count = |part: &MessagePart<'_>| part.headers.iter().filter(|h| h.name() == name).count();
         if message.parts.iter().any(|part| count(part) > 1) {

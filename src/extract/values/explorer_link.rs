@@ -1,4 +1,4 @@
-//! Links to block explorers. Such a link confirms the chain and the transaction, but never the amount.
+//! Links to block explorers. A link to a block explorer confirms the chain and the transaction, but never the amount.
 
 use super::identifiers::is_transaction_hash;
 

@@ -18,7 +18,7 @@ fn hex_digits(text: &str) -> Option<&str> {
     text.strip_prefix("0x").filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Whether all digits are zero. Such a number is neither a transaction hash nor an address.
+/// Whether all digits are zero. The number zero is neither a transaction hash nor an address.
 fn is_zero(digits: &str) -> bool {
     digits.bytes().all(|b| b == b'0')
 }

@@ -15,8 +15,8 @@ pub(crate) struct Appearance {
     pub(crate) has_font_size: Option<bool>,
     /// The layout, if a `display` declaration sets it.
     pub(crate) display: Option<Display>,
-    /// Whether the element has space or a border around it, or is raised or lowered. The text of such an element does not
-    /// touch the text of its neighbours.
+    /// Whether the element has space or a border around it, or is raised or lowered, so that its text does not touch the text of
+    /// its neighbours.
     pub(crate) apart: bool,
     /// Whether the children of the element are laid out side by side.
     pub(crate) is_row: bool,
@@ -107,9 +107,9 @@ struct CombinedHiding {
 }
 
 impl Appearance {
-    /// Parses CSS declarations: `name: value; …`. A declaration that removes text counts even if a later one overrides it,
-    /// because a mail with both declarations may mislead its reader. For `visibility` and the font size, the last
-    /// declaration counts.
+    /// Parses CSS declarations: `name: value; …`. A declaration that removes text is applied even if a later one overrides it,
+    /// because a mail with both declarations may mislead its reader. For `visibility` and the font size, only the last
+    /// declaration is applied.
     pub(crate) fn parse(declarations: &str) -> Appearance {
         let mut appearance = Appearance::default();
         // An escape in a style is an attempt to evade this parser, so the element is removed.
@@ -183,7 +183,7 @@ impl Appearance {
     }
 
     /// Returns the effect of a rule that may or may not apply to an element, because its selector has conditions that are not
-    /// checked. The colours of such a rule are unknown, and its `display`, `apart` and `odd` are ignored.
+    /// checked. The colours in the result are unknown, and the rule's `display`, `apart` and `odd` are ignored.
     pub(crate) fn for_some_elements(self) -> Appearance {
         let unknown = |colour: Option<Colour>| colour.map(|_| Colour::Unknown);
         let (colour, background) = (unknown(self.colour), unknown(self.background));

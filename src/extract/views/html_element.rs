@@ -115,7 +115,8 @@ const ALTERED: [&str; 14] = [
 /// Elements that change the font size.
 const RESIZING: [&str; 2] = ["big", "small"];
 
-/// Formatting elements. A browser opens such an element again after a misnested end tag (HTML's "adoption agency algorithm").
+/// Formatting elements. A browser opens a formatting element again after a misnested end tag (HTML's "adoption agency
+/// algorithm").
 pub(crate) const FORMATTING: [&str; 13] =
     ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "u"];
 

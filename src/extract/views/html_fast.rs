@@ -1,8 +1,8 @@
 //! A fast parser for the HTML of most mails: texts, tags with attributes, comments, style sheets.
 //!
 //! The parser returns `None` at the first sign of rare or invalid HTML. html5ever then parses the text again from its start. HTML
-//! without such a sign is called plain. For plain HTML this parser gives the same result as html5ever in less time; a test
-//! compares the two.
+//! without any rare or invalid construct is called plain. For plain HTML, this parser gives the same result as html5ever in less
+//! time. A test compares the results of the two parsers.
 
 use std::borrow::Cow;
 
@@ -131,7 +131,7 @@ impl<'a> FastParser<'a> {
                 break;
             }
             let attribute = self.parse_attribute()?;
-            // The first of two attributes with the same name counts.
+            // Of two attributes with the same name, HTML uses the first.
             if !self.attributes.iter().any(|known| known.name == attribute.name) {
                 self.attributes.push(attribute);
             }

@@ -23,8 +23,8 @@ const MAX_LEAD: usize = 80;
 pub(crate) struct HtmlLines<'s, 'a> {
     sheet: &'s StyleSheet,
     open: Vec<OpenElement<'a>>,
-    /// The names of formatting elements (`<b>`) that are hidden or `odd`, and that a misnested end tag closed. A browser opens
-    /// such an element again, so the text up to the end tag of the element counts as hidden.
+    /// The names of formatting elements (`<b>`) that are hidden or `odd`, and that a misnested end tag closed. A browser opens a
+    /// formatting element again after a misnested end tag, so the text up to the element's own end tag counts as hidden.
     lingering: Vec<Cow<'a, str>>,
     /// The output buffers: one for the page, and one for each open table cell.
     buffers: Vec<LineBuffer>,

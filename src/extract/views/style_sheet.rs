@@ -39,8 +39,8 @@ impl StyleSheet {
 
     fn add_rule(&mut self, selectors: &str, appearance: Appearance) {
         for selector in selectors.split(',') {
-            // Only the last name of a selector counts: `.b` in `div .a > p.b`. A rule may therefore hide too much text. Then a
-            // value is missing, but no value is wrong.
+            // Only the last name of a selector is compared with an element: `.b` in `div .a > p.b`. A rule may therefore hide too
+            // much text, so that a value is missing, but no value is wrong.
             let last = selector.trim().rsplit([' ', '>', '+', '~']).next().unwrap_or_default();
             let start = last.rfind(['.', '#']).unwrap_or(0);
             let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();

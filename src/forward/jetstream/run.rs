@@ -75,8 +75,8 @@ impl ConnectionKeeper {
         if let Err(problem) = prepared {
             return Ok(Some(problem));
         }
-        // After a failure, the stream is recorded as connected only when it has answered, or when there is nothing to publish.
-        // Without this rule, the recorded state of the stream would change with each failed attempt.
+        // After a failure, the database gets the state "connected" only when the stream has answered, or when there is nothing to
+        // publish. Otherwise, the stream's state in the database would change with each failed attempt.
         let (log, must_prove) = (self.log.clone(), self.reported.is_some());
         let recording = async {
             if must_prove {

@@ -104,7 +104,7 @@ pub async fn verify(
     Some(compared.await)
 }
 
-/// Connects to the stream for the comparison. A stream that is not fit can be compared, but not refilled.
+/// Connects to the stream for the comparison. If `refill` is true, a stream whose configuration forbids its use is an error.
 async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamConnection, String> {
     let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
     let problems = stream.problems(&inspection);
@@ -130,7 +130,7 @@ async fn put_again(
 ) -> Result<FindingKind, String> {
     let sequence = match connection.put(target, &delivered.event).await {
         PublishAnswer::Stored(sequence) => sequence,
-        // The daemon has published the event meanwhile.
+        // The daemon has published the event after this command found it missing.
         PublishAnswer::SubjectTaken => match connection.stored(&delivered.event).await {
             Ok(Some(found)) => found.sequence,
             Ok(None) => return Err(connection.about("the event is refused as a repetition, and is not in the stream")),

@@ -1,7 +1,7 @@
 //! Parses JetStream's answer to a publish. Pure.
 //!
 //! Any program that subscribes to the subject can answer first, and servers sometimes acknowledge a message that they have not
-//! stored. So an answer counts only if it names a sequence number and the expected stream.
+//! stored. So an answer proves that the message is stored only if it names a sequence number and the expected stream.
 
 use serde_json::Value;
 

@@ -199,7 +199,7 @@ impl StreamInfo {
     }
 
     /// Returns the problem, if the stream's list of subjects does not cover the subjects of the target. A subject in the list
-    /// that is more general than the target's prefix does not count.
+    /// that is more general than the target's prefix is not accepted.
     fn uncovered(&self, required: &RequiredStream) -> Option<String> {
         let RequiredStream { prefix, statuses, .. } = required;
         let has = |subject: String| self.config.subjects.contains(&subject);
@@ -223,8 +223,8 @@ fn explain_setting(setting: &str, found: &str, expected: &str, why: &str) -> Str
 }
 
 impl RequiredStream<'_> {
-    /// The command of the NATS CLI that creates a fitting stream. Names and subjects contain no character that a shell would
-    /// interpret; the settings check that.
+    /// The command of the NATS CLI that creates a fitting stream. The settings accept no name and no subject with a character
+    /// that a shell would interpret.
     #[must_use]
     pub fn command(&self, is_cluster: bool) -> String {
         let replicas = if is_cluster { 3 } else { 1 };

@@ -147,8 +147,8 @@ impl NatsConnection {
         })
     }
 
-    /// Adds the last error that the server reported to `message`. If a permission is missing, the server reports such an error
-    /// and does not answer the request.
+    /// Adds the last error that the server reported to `message`. If a permission is missing, the server does not answer the
+    /// request, and only reports an error on the connection.
     fn with_last_error(&self, message: String) -> String {
         match self.last_error() {
             Some(error) => format!("{message}; the server reported: {error}"),

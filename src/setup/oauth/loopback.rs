@@ -1,6 +1,6 @@
 //! The authorization code grant with a redirect to this machine (RFC 8252, 7.3), PKCE (RFC 7636) and `state`.
 //!
-//! A browser on another machine cannot reach this machine. In that case, the person pastes the URL of the redirect.
+//! A browser on another machine cannot reach this machine, so a person with such a browser pastes the URL of the redirect.
 
 use std::convert::Infallible;
 use std::sync::Arc;

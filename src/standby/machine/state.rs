@@ -45,7 +45,7 @@ pub(in crate::standby) enum EntryContent {
     Deleted,
     /// A lease value that this version can parse.
     Value(LeaseValue),
-    /// A content that this version cannot parse. Such a content counts as the lease of another host.
+    /// A content that this version cannot parse, which counts as the lease of another host.
     Unreadable,
 }
 
@@ -101,8 +101,8 @@ pub(super) struct Standby {
     pub(super) live_seen: BootInstant,
     /// When the lease in the value that was seen at `live_seen` ends at the latest; zero if no other host has the lease.
     pub(super) live_until: BootInstant,
-    /// Until this time there was no connection, or the process did not run. So this host may have missed writes of the key before
-    /// this time.
+    /// Until this time, this host had no connection to a NATS server, or the process did not run. So this host may have missed
+    /// writes of the key before this time.
     pub(super) blind_until: BootInstant,
     /// Why this host could not take over, if it has released the lease for this reason.
     pub(super) failure: Option<String>,
@@ -146,8 +146,8 @@ pub(super) struct Holder {
 pub(super) enum HolderStage {
     TakingOver,
     Active,
-    /// This host has stopped its work, and writes the release. Then this host leaves the lease to others until the pause is over,
-    /// or until another host becomes active.
+    /// This host has stopped its work, and writes the release. After the release, this host leaves the lease to others until
+    /// `pause` is over, or until another host becomes active.
     Releasing {
         pause: Duration,
         failure: Option<String>,

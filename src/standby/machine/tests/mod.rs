@@ -85,7 +85,7 @@ fn the_holder_counts_from_the_send_time() {
     assert_eq!(machine.sends_until(), at(13_333).plus(Duration::from_nanos(333_333)));
     assert_eq!(machine.next_step(at(1)), Step::Wait(at(5_000)));
     let Step::Write { expected: 2, value } = machine.next_step(at(5_000)) else { panic!("no renewal") };
-    // The server answers this renewal after three seconds. The new lease counts from the time of the request.
+    // The server answers this renewal after three seconds. The renewed lease begins at the time of the request.
     machine.on_write(at(8_000), at(5_000), &value, WriteResult::Stored(3));
     assert_eq!(machine.view().ends, Some(at(25_000)));
     assert_eq!(machine.next_step(at(8_000)), Step::Wait(at(10_000)));
@@ -167,7 +167,7 @@ fn a_standby_takes_over_after_the_lease() {
     let mut machine = machine("b");
     machine.on_read(at(0), entry(5, value("a", LeaseStage::Active, 1)));
     assert_eq!(machine.next_step(at(0)), Step::Wait(at(20_000)));
-    // The standby takes the renewal from the announcement, and does not read the key.
+    // The standby learns of the renewal from the announcement, and does not read the key.
     machine.on_announcement(at(5_000), Some(value("a", LeaseStage::Active, 2)));
     assert_eq!(machine.next_step(at(5_001)), Step::Wait(at(25_000)));
     // The NATS server has removed the key early, because its clock was set.
@@ -183,8 +183,8 @@ fn a_stored_announcement_keeps_its_time() {
     machine.on_read(at(0), entry(5, value("a", LeaseStage::Active, 1)));
     machine.on_announcement(at(5_000), Some(value("a", LeaseStage::Active, 2)));
     machine.on_read(at(25_000), entry(6, value("a", LeaseStage::Active, 2)));
-    // The clock of the NATS server was set back, so the key has not expired. The host takes the lease all the same, because it
-    // knows the revision of the old value.
+    // The clock of the NATS server was set back, so the key has not expired. The standby takes the lease anyway, because the
+    // standby knows the revision of the old value.
     let Step::Write { expected: 6, .. } = machine.next_step(at(25_500)) else { panic!("no takeover") };
     // After a later write of the holder, the standby waits for the whole lease again.
     machine.on_read(at(25_500), entry(7, value("a", LeaseStage::Active, 3)));

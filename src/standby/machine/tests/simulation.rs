@@ -280,7 +280,7 @@ impl World {
         self.hosts[n].request = Some(request);
     }
 
-    /// Checks that at most one host may send now, and counts this time for that host.
+    /// Checks that at most one host may send now, and adds one `TICK` to that host's time in `active`.
     fn check(&mut self) {
         let sends: Vec<_> = (0..3).filter(|n| self.hosts[*n].machine.sends_until() > at(self.now)).collect();
         let tail = self.trace.len().saturating_sub(60);
