@@ -71,7 +71,7 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     run_loops(prepared, store, duty, latency, shutdown, std::future::pending()).await.map(drop)
 }
 
-/// The conditions under which the loops run.
+/// The permission, the agent, the heartbeats and the time limit with which the loops run.
 struct Duty {
     sending: Sending,
     /// The agent of the lease; `None` without `[standby]`.

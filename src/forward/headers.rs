@@ -1,4 +1,4 @@
-//! The headers that an event has besides its body, for targets of every kind.
+//! The headers with which an event is delivered, for targets of every kind.
 
 use jiff::Timestamp;
 

@@ -50,7 +50,7 @@ pub async fn run_permitted(
     shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
     // No worker starts before the deliveries are held as the current configuration requires. Otherwise, a worker could send an
-    // event that must now be held, for example because a `[[chain]]` was added since the last start.
+    // event that must now be held, for example because a `[[chain]]` was added after the previous start.
     apply_holds(&store, shutdown.clone()).await?;
     let mut workers = JoinSet::new();
     // Without a target there is no worker. This task keeps the loop running until `shutdown`, because the end of the loop would

@@ -71,10 +71,10 @@ pub struct ForwardSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Confirm {
-    /// The event is held until it is confirmed.
+    /// The event is held until its chain has confirmed it.
     #[default]
     Require,
-    /// The event is delivered at once. A header reports that the event is not confirmed.
+    /// The event is delivered at once. The header `X-Mailhook-Chain` reports that the event is not confirmed.
     Tell,
 }
 

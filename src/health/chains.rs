@@ -16,7 +16,7 @@ pub struct ChainHealth {
     pub nodes: Vec<String>,
     /// The age of the newest block at `asked_at`, in seconds.
     pub head_age_s: Option<i64>,
-    /// The last error of a node.
+    /// The error of a node in the most recent calls; `None` if no node failed.
     pub last_error: Option<String>,
     /// The number of the newest block.
     #[serde(skip)]

@@ -18,7 +18,7 @@ pub struct ResmicHealth {
     pub last_error: Option<String>,
     /// How many events wait until Resmic reports their session as `Completed`.
     pub waiting: i64,
-    /// How many events Resmic contradicts.
+    /// How many events an answer of Resmic's API contradicts (the state `doubtful` in the table `clearances`).
     pub doubtful: i64,
     /// How many sessions are completed at Resmic while their mail is missing.
     pub missing_mails: i64,

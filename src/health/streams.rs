@@ -27,7 +27,7 @@ pub struct StreamHealth {
     pub problems: Vec<String>,
     /// Advice about settings of the stream that should be changed.
     pub notes: Vec<String>,
-    /// How many deliveries found that the stream had their message already.
+    /// For how many deliveries the stream already had the message.
     pub there_already: i64,
     /// How many messages the stream had lost, and the daemon has published again.
     pub refilled: i64,

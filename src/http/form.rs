@@ -13,7 +13,7 @@ use super::{Destination, MAX_RETRY_AFTER, Url};
 
 /// Time limit of [`post_form`].
 pub const FORM_TIMEOUT: Duration = Duration::from_secs(20);
-/// Maximum size of an answer's body.
+/// The maximum size of an answer's body, in bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
 /// The response to a posted form.

@@ -180,7 +180,7 @@ impl LabelSettings {
     /// Checks that each label has a letter or digit and belongs to one field.
     ///
     /// # Errors
-    /// The webhook's key of the field, and the reason.
+    /// The field's key in the webhook's JSON, and the reason why one of its labels is wrong.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         let built_in = LabelTable::new(&LabelSettings::default());
         let mut configured = HashMap::new();

@@ -123,7 +123,7 @@ impl LineScanner<'_> {
         let has_adjacent_labels = labels.windows(2).any(|pair| matches!(pair, [Some(_), Some(_)]));
         if has_adjacent_labels {
             let rows = self.scan_columns(&labels);
-            // In `Status | Received`, the second cell is a label too, but here it is the value.
+            // In the row `Status | Received`, `Received` is also a known label, but here it is the value of `Status`.
             if let ([label, value], [Some(PaymentField::Status), _], 0) =
                 (line.cells.as_slice(), labels.as_slice(), rows)
                 && values::parse_status(value).is_ok()

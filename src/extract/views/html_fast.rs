@@ -208,7 +208,7 @@ impl<'a> FastParser<'a> {
         }
         ahead.skip(";")?;
         let (first, second) = *NAMED_ENTITIES.get(self.advance(name.len() + 1))?;
-        // The map also has the beginnings of names, with the value 0.
+        // `NAMED_ENTITIES` also contains the beginnings of names, with the value 0.
         let first = char::from_u32(first).filter(|c| *c != '\0')?;
         Some((first, char::from_u32(second).filter(|c| *c != '\0')))
     }

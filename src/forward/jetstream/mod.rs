@@ -1,9 +1,9 @@
 //! A target that is a JetStream stream: each event becomes a message whose subject ends with the event's id.
 //!
-//! The server creates the message only if the subject has none. So a message can be published any number of times, and the stream
-//! has that message once. `inspect` reads the configuration of the stream and decides whether the stream is fit. `connection` is
-//! one connection to a fit stream. `run` keeps such a connection open and lets the worker deliver. `republish` publishes the last
-//! events again after each connect. `verify` compares the stream with the database.
+//! The server stores the message only if its subject has no message yet. So a message can be published any number of times, and
+//! the stream has that message once. `inspect` reads the configuration of the stream and decides whether the stream is fit.
+//! `connection` is one connection to a fit stream. `run` keeps such a connection open and lets the worker deliver. `republish`
+//! publishes the last events again after each connect. `verify` compares the stream with the database.
 
 mod connection;
 mod inspect;
@@ -86,8 +86,8 @@ impl StreamTarget {
             headers.insert(name, value);
             Ok::<(), String>(())
         };
-        // The value 0 means: create the message only if the subject has none. There is no Nats-Msg-Id header, because servers
-        // acknowledge a repetition with that header even if no quorum has stored the message.
+        // With the value 0, the server stores the message only if its subject has no message yet. There is no Nats-Msg-Id header,
+        // because servers acknowledge a repetition with that header even if no quorum has stored the message.
         add("Nats-Expected-Last-Subject-Sequence", "0")?;
         add("Nats-Expected-Stream", &self.name)?;
         for (name, value) in event_headers(&target.signer, event, Timestamp::now()) {

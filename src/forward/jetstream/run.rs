@@ -132,8 +132,8 @@ impl ConnectionKeeper {
         }
     }
 
-    /// Writes the problem that ended the last connection into the database. The problem is logged only if it differs from the
-    /// previous one.
+    /// Writes `problem`, which ended the last connection, into the database. Logs it only if it differs from the previous
+    /// problem.
     async fn report(&mut self, problem: StreamProblem) -> db::Result<()> {
         let callback = self.worker.target.name.as_str();
         if self.reported.as_ref() != Some(&problem) {

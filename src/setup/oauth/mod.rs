@@ -39,10 +39,10 @@ pub enum AuthorizationWay {
 }
 
 impl AuthorizationWay {
-    /// The configured method, or the usual method of the provider.
+    /// Returns the method that `settings` names, or the usual method of the provider that its token endpoint belongs to.
     ///
     /// # Errors
-    /// A message for the operator, if neither is known.
+    /// A message for the operator, if `settings` names no method and the provider is not known.
     pub fn from_settings(settings: &OAuthSettings) -> Result<Self, String> {
         let token_url = &settings.token_url;
         if let Some(url) = &settings.device_url {

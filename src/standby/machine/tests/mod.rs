@@ -331,7 +331,7 @@ fn an_active_host_ends_the_pause() {
     machine.release(at(100), Duration::from_secs(60), None);
     write(&mut machine, 100, WriteResult::Stored(3));
     assert_eq!(machine.next_step(at(100)), Step::Read);
-    // A takeover of another host that fails does not end the pause.
+    // If another host tries to take over and fails, the pause in which this host leaves the lease to others does not end.
     machine.on_read(at(200), entry(4, value("b", LeaseStage::TakingOver, 1)));
     machine.on_read(at(300), entry(5, value("b", LeaseStage::Released, 2)));
     assert!(matches!(machine.next_step(at(300)), Step::Wait(_)));
