@@ -42,6 +42,6 @@ pub fn watchdog_interval() -> Option<Duration> {
 }
 
 fn notify(states: &[NotifyState<'_>]) {
-    // Without systemd there is no socket. A failed notification is no reason to stop.
+    // Without systemd there is no notification socket. A failed notification is no reason to stop.
     let _ = sd_notify::notify(states);
 }

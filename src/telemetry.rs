@@ -87,7 +87,7 @@ impl Logging {
 pub fn start(settings: &TelemetrySettings) -> Logging {
     let (filter, handle) = reload::Layer::new(filter(settings.log));
     let lines = lines(settings).with_filter(filter);
-    // Tests call this repeatedly. Only the first call installs a subscriber.
+    // Tests call `start` repeatedly. Only the first call installs a subscriber.
     let _ = tracing_subscriber::registry().with(lines).try_init();
     Logging(handle)
 }
@@ -180,7 +180,7 @@ pub struct NodeRequest {
 pub struct NodeRequests(Family<NodeRequest, Counter>);
 
 impl NodeRequests {
-    /// Counts a call that has ended.
+    /// Adds a call that has ended to the counter of `chain` and `outcome`.
     pub fn count(&self, chain: &str, outcome: &'static str) {
         self.0.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
     }
@@ -237,7 +237,7 @@ impl Default for ResmicRequests {
 }
 
 impl ResmicRequests {
-    /// Counts a request that has ended.
+    /// Adds a request that has ended to the counter of `outcome`.
     pub fn count(&self, outcome: &'static str) {
         self.0.get_or_create(&ResmicRequest { outcome }).inc();
     }

@@ -11,7 +11,7 @@ pub fn host_and_port(authority: &Authority, default_port: u16) -> Result<(String
     if host.is_empty() {
         return Err("it has no host");
     }
-    // http::Uri reports an empty port, and a port above 65535, as a missing port. Here, both are errors.
+    // An empty port and a port above 65535 are errors here, although http::Uri reports them as a missing port.
     let port = match authority.as_str().strip_prefix(authority.host()) {
         Some("") => default_port,
         _ => authority.port_u16().filter(|port| *port > 0).ok_or("its port must be between 1 and 65535")?,

@@ -201,7 +201,7 @@ async fn report_last_mails(store: Store, agent: LeaseAgent, mut shutdown: watch:
         tokio::select! {
             biased;
             _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
-            // An error means that the store is closed. The supervisor reports that.
+            // An error means that the store is closed, which the supervisor reports.
             _ = outbox.changed() => {}
             () = sleep(REPORT_INTERVAL) => {}
         }

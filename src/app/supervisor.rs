@@ -97,9 +97,9 @@ impl Supervisor {
         }
     }
 
-    /// Returns the health of the daemon in one line, and whether the outbox moves. The outbox stands still if a delivery has been
-    /// due for [`OUTBOX_TIMEOUT`] without an attempt. An outbox that waits for disk space or a lock counts as moving, because a
-    /// restart would not help.
+    /// Returns the health of the daemon in one line, and whether the outbox (the due deliveries) moves. The outbox stands still
+    /// if a delivery has been due for [`OUTBOX_TIMEOUT`] without an attempt. An outbox that waits for disk space or a lock counts
+    /// as moving, because a restart would not help.
     async fn check(&self) -> db::Result<(String, bool)> {
         let lease = self.lease.as_ref().map(|lease| lease.borrow().clone());
         let (reader, health) =

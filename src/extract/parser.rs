@@ -142,7 +142,8 @@ fn unreadable(message: impl AsRef<str>) -> Parsed {
     Parsed::Unreadable(Reason::new(ReasonCode::Unreadable, message))
 }
 
-/// Classifies a mail whose values do not indicate a payment. Returns `None` if the caller must check the mail like a payment.
+/// Classifies a mail whose values do not indicate a payment. Returns `None` if the caller must check the mail as if it reported a
+/// payment.
 fn classify_other_mail(
     content: &MailContent,
     found: &[FoundValue],
@@ -151,7 +152,7 @@ fn classify_other_mail(
 ) -> Option<Parsed> {
     let not_a_payment = |message: String| Some(Parsed::NotAPayment(Reason::new(ReasonCode::NotAPayment, message)));
     // If the HTML contains the complete list in Resmic's payment mail, visible, hidden or commented out, the caller must check
-    // the mail like a payment.
+    // the mail as if it reported a payment.
     if content.template == TemplateList::Complete
         || meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
     {

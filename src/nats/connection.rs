@@ -49,7 +49,7 @@ pub(super) enum NatsLogin {
     Token(SecretString),
 }
 
-/// The NATS servers of one table, with the login and the TLS configuration. `Debug` prints the URLs only.
+/// The NATS servers of one configuration table, with the login and the TLS configuration. `Debug` prints the URLs only.
 pub struct NatsServers {
     pub(super) urls: Vec<NatsUrl>,
     pub(super) allow_remote: bool,

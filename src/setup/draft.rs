@@ -53,11 +53,11 @@ pub struct ProviderApp {
 /// How the order of a payment is determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrderMethod {
-    /// By the signed address of an order.
+    /// The signed address names the order.
     Address,
-    /// By the only registered session with the same amount.
+    /// The only registered session with the same amount names the order.
     Match,
-    /// This program does not determine the order: the handler identifies payments itself.
+    /// This program does not determine the order, because the handler identifies payments itself.
     Send,
 }
 

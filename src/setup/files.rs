@@ -227,7 +227,7 @@ mod tests {
             let newer = fs::metadata(&path).unwrap();
             assert_eq!((newer.uid(), newer.gid()), (1234, 2345));
         } else {
-            // Only root can change an owner. Here, the older file belongs to root.
+            // Without root, no owner can be changed. So the older file becomes a link to `/`, which belongs to root.
             fs::remove_file(&path).unwrap();
             std::os::unix::fs::symlink("/", &path).unwrap();
             assert_eq!(Replacement::begin(&path).unwrap_err().kind(), io::ErrorKind::PermissionDenied);

@@ -168,7 +168,7 @@ fn key_name(domain: &str, selector: &str) -> String {
 /// Sets the options that apply to configured servers and to the system's servers.
 fn set_resolver_options(options: &mut ResolverOpts) {
     options.timeout = TIMEOUT;
-    // After the timeout, hickory does not retry. `NameServers` uses the next way to query instead.
+    // After the timeout, hickory does not retry, because `NameServers` then uses the next way to query.
     options.attempts = 0;
     options.positive_max_ttl = Some(MAX_TTL);
     options.negative_max_ttl = Some(Duration::from_secs(300));

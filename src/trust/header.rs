@@ -79,8 +79,8 @@ impl<'a> Header<'a> {
 
     /// The number of fields with this name (in lower case) that a signature can include.
     ///
-    /// The number is 0 if a signature check and a mail program see one of these fields differently. For example, no name in `h=`
-    /// matches `To :`, and a CR without an LF is left out of the hash.
+    /// The number is 0 if a signature check and a mail program may see a field with this name differently. For example, no name
+    /// in `h=` matches `To :`, and a CR without an LF is left out of the hash.
     pub(super) fn count_signable(&self, name: &str) -> usize {
         let similar = self.fields.iter().filter(|f| f.looks_like(name));
         let is_as_signed =

@@ -127,7 +127,7 @@ pub struct Recipients {
 }
 
 impl Recipients {
-    /// Creates the list from these addresses. When addresses are compared, case and the tag after a `+` are ignored.
+    /// Creates the list from `addresses`. When addresses are compared, case and the tag after a `+` are ignored.
     pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
         Recipients { addresses: addresses.into_iter().map(|a| normalize_address(&a)).collect() }
     }

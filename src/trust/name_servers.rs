@@ -50,8 +50,8 @@ type LazyResolver = LazyLock<ResolverResult, Box<dyn FnOnce() -> ResolverResult 
 #[derive(Clone)]
 struct QueryWays {
     usual: Arc<MessageAuthenticator>,
-    /// UDP without EDNS, and TCP. These resolvers are created when they are needed, because each resolver of hickory holds the
-    /// system's certificate authorities, about 130 KB.
+    /// The resolvers for UDP without EDNS, and for TCP. Each resolver is created when it is needed, because a resolver of hickory
+    /// holds the system's certificate authorities, about 130 KB.
     fallbacks: Arc<[LazyResolver; 2]>,
     /// The index of the way that got the most recent answer. The next lookup begins with this way, so that only the first lookup
     /// waits for a timeout.

@@ -21,7 +21,7 @@ pub(crate) struct StatusStatements<'a> {
 }
 
 /// Returns the line number of `Received:`, the first item of the list in Resmic's payment mail. `None` if the list is not
-/// complete, or if this item is not visible.
+/// complete, or if `Received:` is not visible.
 pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) -> Option<usize> {
     let is_first = |f: &&FoundValue| {
         f.field == PaymentField::Amount && f.label == "received" && f.position == ValuePosition::Adjacent && !f.quoted

@@ -1,4 +1,4 @@
-//! Finds values that a line break cuts in two. The first part could look like a complete value.
+//! Finds values that a line break cuts in two. The part before the line break could look like a complete value.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use crate::extract::values;
 use crate::extract::views::ViewLine;
 
 /// Returns the value. If the value continues on the next line, returns the value, a space and the next line. The end of a value
-/// on two lines is unknown, so the parser must refuse the joined text. The space makes the parser refuse it.
+/// on two lines is unknown. The space makes the parser refuse the joined text.
 pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&ViewLine>) -> String {
     let next = next.map(ViewLine::joined).unwrap_or_default();
     // The next line may have the bar of a table row at its end, or the `>` of quoted text at its beginning.

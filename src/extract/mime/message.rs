@@ -45,7 +45,7 @@ pub(crate) fn parse_message(mail: &[u8]) -> Result<Message<'_>, Reason> {
 
 /// Checks that a parsed mail is within the limits, and that mail programs agree about its structure.
 pub(crate) fn check_structure(message: &Message<'_>) -> Result<(), Reason> {
-    // The parser accepts any bytes. A mail has at least one of these fields (RFC 5322, 3.6).
+    // The parser accepts any bytes. A mail has at least one of the five fields below (RFC 5322, 3.6).
     if !["From", "Date", "Subject", "To", "Message-ID"].iter().any(|name| message.header_raw(*name).is_some()) {
         return Err(malformed("it has no From, Date, Subject, To or Message-ID"));
     }

@@ -44,7 +44,8 @@ pub(crate) fn style_sheets(html: &str) -> Vec<String> {
     let mut collector = StyleCollector::default();
     match parse_fast(beginning, &mut collector) {
         Some(()) => collector.sheets,
-        // `html_fast` refuses the beginning, for example because it ends inside a comment or a tag. So the whole text is parsed.
+        // `html_fast` refuses the beginning, for example because it ends inside a comment or a tag. So `feed` parses all of the
+        // HTML.
         None => feed(html, StyleCollector::default).0.sheets,
     }
 }

@@ -139,7 +139,7 @@ impl<'a> FastParser<'a> {
                 return None;
             }
         }
-        // The content of these elements is raw text, without tags. Of these elements, only `style` and `title` are plain.
+        // The content of the elements below is raw text, without tags. This parser accepts only two of them: `style` and `title`.
         let raw = match &*name {
             "style" => Some("style"),
             "title" => Some("title"),

@@ -108,8 +108,9 @@ pub(crate) fn normalize_space(text: &str) -> String {
         out.push_str(word);
         let mut chars = after.chars();
         match chars.next() {
-            // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
-            // The left-to-right mark U+200E is removed too, because JavaScript writes it into dates. The mark reverses no text.
+            // Characters without width: zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining
+            // grapheme joiner. The left-to-right mark U+200E is removed too, because JavaScript writes it into dates. The mark
+            // reverses no text.
             Some(
                 '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}',
             ) => {}

@@ -56,7 +56,7 @@ struct ConnectionKeeper {
     log: StateLog,
     /// How many connections have failed or ended since the stream last acknowledged an event.
     failures: u32,
-    /// The problem that ended the last connection; `None` after the stream has answered again.
+    /// The problem that ended the previous connection; `None` after the stream has answered again.
     reported: Option<StreamProblem>,
 }
 
@@ -132,8 +132,8 @@ impl ConnectionKeeper {
         }
     }
 
-    /// Writes `problem`, which ended the last connection, into the database. Logs it only if it differs from the previous
-    /// problem.
+    /// Writes `problem`, which ended the previous connection, into the database. Logs `problem` only if it differs from the
+    /// problem before.
     async fn report(&mut self, problem: StreamProblem) -> db::Result<()> {
         let callback = self.worker.target.name.as_str();
         if self.reported.as_ref() != Some(&problem) {

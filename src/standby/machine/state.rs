@@ -118,7 +118,7 @@ pub(super) struct Standby {
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) entry: Entry,
-    /// When this host first saw this content.
+    /// When this host first saw the content of `entry`.
     pub(super) since: BootInstant,
     /// The content comes from an announcement and was not read from the bucket, so its revision is not known.
     pub(super) is_announced: bool,
