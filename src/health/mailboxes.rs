@@ -34,7 +34,7 @@ pub struct Mailbox {
     pub state: String,
     /// The time of the last completed round trip to the IMAP server.
     pub last_seen_at: Option<String>,
-    /// The error that the task reported together with its state, if there was one.
+    /// The error that the task reported with `state`, if there was one.
     pub last_error: Option<String>,
 }
 

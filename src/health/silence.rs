@@ -105,8 +105,8 @@ fn in_words(age: Duration) -> String {
     }
 }
 
-/// Adds a problem if at least three and more than half of the newest notifications could not be parsed, because Resmic has
-/// probably changed the layout of its mails.
+/// Adds a problem if at least three and more than half of the newest notifications could not be parsed. After so many failures,
+/// Resmic has probably changed the layout of its mails.
 pub(super) fn parsing(recent: RecentParses, attention: &mut Vec<String>) -> ParsingHealth {
     let RecentParses { checked, unparsed } = recent;
     if unparsed >= FEWEST_UNPARSED && unparsed * 2 > checked {

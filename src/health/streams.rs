@@ -7,7 +7,7 @@ use super::Expected;
 use crate::db::{self, StoreReader, StreamRow};
 use crate::model::StreamState;
 
-/// How long a stream may be unreachable before its health has a problem.
+/// How long a stream may be unreachable before the health report shows a problem.
 const UNREACHABLE: SignedDuration = SignedDuration::from_secs(30);
 
 /// A target that is a JetStream stream.

@@ -1,7 +1,7 @@
 //! Finds the status in a response that hyper rejects.
 //!
-//! hyper returns a response only if it accepts the whole header section and the framing of the body. A handler that answered `200
-//! OK` has the event even if its `Content-Length` is wrong, so this module finds its status.
+//! hyper returns a response only if it accepts the whole header section and the framing of the body. A handler that answered with
+//! the status 200 has the event even if its `Content-Length` is wrong, so this module finds the status.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

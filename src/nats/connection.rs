@@ -2,7 +2,7 @@
 //!
 //! async-nats connects again by itself after a connection was lost, and then sends the messages that it had not sent before. But
 //! a [`NatsConnection`] that is lost stays lost. The caller drops the lost connection, calls [`NatsServers::connect`], and knows
-//! that nothing was sent before the new connection.
+//! that nothing was sent between the two connections.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

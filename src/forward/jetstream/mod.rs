@@ -2,8 +2,8 @@
 //!
 //! The server stores the message only if its subject has no message yet. So a message can be published any number of times, and
 //! the stream has that message once. `inspect` reads the configuration of the stream and decides whether the stream is fit.
-//! `connection` is one connection to a fit stream. `run` keeps such a connection open and lets the worker deliver. `republish`
-//! publishes the last events again after each connect. `verify` compares the stream with the database.
+//! `connection` is one connection to a fit stream. `run` keeps a connection open and lets the worker deliver through it.
+//! `republish` publishes the last events again after each connect. `verify` compares the stream with the database.
 
 mod connection;
 mod inspect;

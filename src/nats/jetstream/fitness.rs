@@ -223,8 +223,8 @@ fn explain_setting(setting: &str, found: &str, expected: &str, why: &str) -> Str
 }
 
 impl RequiredStream<'_> {
-    /// The command of the NATS CLI that creates a stream with the required settings. The settings accept no name and no subject
-    /// with a character that a shell would interpret.
+    /// The command of the NATS CLI that creates a stream with the required configuration. A `[[forward]]` table with a name or a
+    /// subject that a shell would interpret is an error.
     #[must_use]
     pub fn command(&self, is_cluster: bool) -> String {
         let replicas = if is_cluster { 3 } else { 1 };

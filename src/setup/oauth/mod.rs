@@ -39,7 +39,7 @@ pub enum AuthorizationWay {
 }
 
 impl AuthorizationWay {
-    /// Returns the method that `settings` names, or the usual method of the provider that its token endpoint belongs to.
+    /// Returns the method that `settings` names, or the usual method of the provider to which the token endpoint belongs.
     ///
     /// # Errors
     /// A message for the operator, if `settings` names no method and the provider is not known.
