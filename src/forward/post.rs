@@ -156,7 +156,7 @@ async fn read_body(mut body: Incoming, excerpt: &mut Vec<u8>) {
     while let Some(Ok(frame)) = body.frame().await {
         let Some(data) = frame.data_ref() else { continue };
         read += data.len();
-        // The limit counts characters, and a character has up to four bytes in UTF-8.
+        // `MAX_EXCERPT` is a number of characters, and a character has up to four bytes in UTF-8.
         excerpt.extend(data.iter().take((4 * MAX_EXCERPT).saturating_sub(excerpt.len())));
         if read >= MAX_BODY {
             return;

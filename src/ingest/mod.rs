@@ -279,8 +279,8 @@ fn unparsable() -> Examined {
 }
 
 fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
-    // The outcome does not show whether a mail is a notification: each mail that was already stored is a `duplicate`. But only a
-    // notification has an event.
+    // The outcome does not show whether a mail is a notification. If a mail was already stored, its outcome here is `duplicate`,
+    // even if the mail is not a notification. But only a notification has an event.
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }
 

@@ -1,4 +1,4 @@
-//! Holds, releases and withdraws deliveries.
+//! Holds and releases deliveries, and deletes the deliveries of an event that must not be delivered.
 
 use std::collections::BTreeSet;
 

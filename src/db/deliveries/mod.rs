@@ -158,8 +158,8 @@ impl Store {
         .await
     }
 
-    /// Makes the deliveries to `target` due whose next attempt was scheduled while the clock was ahead. Returns the number of
-    /// these deliveries.
+    /// Finds the deliveries to `target` whose next attempt was scheduled while the clock was ahead, and makes these deliveries
+    /// due. Returns their number.
     ///
     /// # Errors
     ///

@@ -34,7 +34,7 @@ pub enum FindingKind {
     Missing,
     /// The stream has the event with another body, in the message with this sequence number.
     Different(u64),
-    /// The stream had lost the event, and has stored it again under this receipt.
+    /// The stream had lost the event, so the program published the event again. The text is the new receipt, `STREAM:SEQ`.
     Refilled(String),
 }
 

@@ -99,7 +99,7 @@ pub(super) struct Standby {
     pub(super) seen: Option<Seen>,
     /// When this host last saw a new value of the key.
     pub(super) live_seen: BootInstant,
-    /// When the lease in the value that was seen at `live_seen` ends at the latest; zero if no other host has the lease.
+    /// The latest possible end of the lease, by the value that was seen at `live_seen`. Zero if no other process has the lease.
     pub(super) live_until: BootInstant,
     /// Until this time, this host had no connection to a NATS server, or the process did not run. So this host may have missed
     /// writes of the key before this time.

@@ -202,8 +202,8 @@ impl Idling<'_> {
     /// `may_retry`: a missing mail can be fetched again later. If `may_retry` is false, a sync decides whether the mail exists.
     async fn fetch_new(mut self, reason: WakeReason, may_retry: bool) -> Result<(Self, Coverage)> {
         let reader = self.reader();
-        // The announcements are counted before the FETCH is sent, because the FETCH may not return mails that the server
-        // announces later.
+        // The announcements are counted before the FETCH is sent. The answer to the FETCH can lack the mails that the server
+        // announces after it has received the FETCH.
         let announced = reader.status.take_announced();
         reader.outstanding.announce(announced);
         if reader.outstanding.announced() > MAX_MAILS {
