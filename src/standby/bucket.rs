@@ -115,8 +115,9 @@ impl LeaseBucket {
         lines
     }
 
-    /// Subscribes to the writes of the key. The NATS server announces each write, also a write that it refuses. An announcement
-    /// is a hint, because the server may drop it.
+    /// Subscribes to the writes of the key. The NATS server announces each write, also a write that it refuses. In a cluster, the
+    /// announcement comes before the write is stored, so a read can still return the old value. An announcement is a hint,
+    /// because the server may drop it.
     ///
     /// # Errors
     /// [`BucketError::NoAnswer`].

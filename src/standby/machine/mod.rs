@@ -25,8 +25,8 @@ mod tests;
 
 use std::time::Duration;
 
+use state::{Awaited, Holder, HolderStage, Place, Seen, Standby};
 pub(super) use state::{Entry, EntryContent, Step, WriteResult};
-use state::{Holder, HolderStage, Place, Seen, Standby};
 pub use state::{KnownData, Member};
 
 use super::lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
@@ -293,14 +293,17 @@ impl LeaseMachine {
                     self.known.data.clone_from(&value.data);
                     seen.entry.content = EntryContent::Value(value);
                     (seen.since, seen.is_announced) = (now, true);
-                    standby.read_at = now.plus(self.lease);
+                    (standby.read_at, standby.awaited) = (now.plus(self.lease), None);
                     let entry = seen.entry.clone();
                     let live_until = self.live_until(&entry, now);
                     if let (Place::Standby(standby), Some(until)) = (&mut self.place, live_until) {
                         (standby.live_seen, standby.live_until) = (now, until);
                     }
                 }
-                _ => standby.read_at = now,
+                (_, value) => {
+                    standby.read_at = now;
+                    standby.awaited = Some(Awaited { value, until: now.plus(self.lease / 10) });
+                }
             },
             Place::Holder(holder) => {
                 let writer = value.as_ref().map(|value| value.process == self.me.process);

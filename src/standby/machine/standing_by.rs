@@ -67,7 +67,9 @@ impl LeaseMachine {
         let poll = now.plus(self.lease);
         let is_active = self.is_active_elsewhere(&entry.content);
         let Place::Standby(standby) = &mut self.place else { return };
-        standby.read_at = poll;
+        standby.awaited.take_if(|awaited| now >= awaited.until || awaited.is_in(&entry.content));
+        // The announced write may not be stored yet. The holder writes its release only once, so this host reads again soon.
+        standby.read_at = if standby.awaited.is_some() { now.plus(self.lease / 400) } else { poll };
         if is_active {
             // Another host is active, so the pause in which this host left the lease to others is over.
             standby.not_before = BootInstant::default();

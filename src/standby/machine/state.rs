@@ -110,8 +110,31 @@ pub(super) struct Standby {
     pub(super) not_before: BootInstant,
     /// When this host reads the key again, unless an announcement causes an earlier read.
     pub(super) read_at: BootInstant,
+    /// The write that was announced last, if the key has not shown this write yet.
+    pub(super) awaited: Option<Awaited>,
     /// After a failed request or a conflict, no request is sent before this time.
     pub(super) pause_until: BootInstant,
+}
+
+/// A write of the key that was announced. The servers of a cluster announce a write before they have stored it, so a read after
+/// the announcement can still return the old content.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    /// The announced value; `None` if this version cannot parse that value.
+    pub(super) value: Option<LeaseValue>,
+    /// After this time, the write counts as refused.
+    pub(super) until: BootInstant,
+}
+
+impl Awaited {
+    /// Whether `content` shows the announced write.
+    pub(super) fn is_in(&self, content: &EntryContent) -> bool {
+        match (&self.value, content) {
+            (Some(announced), EntryContent::Value(stored)) => announced == stored,
+            (None, EntryContent::Value(_)) | (Some(_), _) => false,
+            (None, _) => true,
+        }
+    }
 }
 
 /// The content of the key that this host last read from the bucket, or got in an announcement.

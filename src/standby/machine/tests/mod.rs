@@ -221,6 +221,29 @@ fn a_released_lease_is_taken_at_once() {
 }
 
 #[test]
+fn a_release_is_read_until_it_is_stored() {
+    let active = value("a", LeaseStage::Active, 1);
+    let mut machine = machine("b");
+    machine.on_read(at(0), entry(5, active.clone()));
+    let released = value("a", LeaseStage::Released, 2);
+    machine.on_announcement(at(100), Some(released.clone()));
+    // The leader of a NATS cluster answers the read before it has stored the release.
+    machine.on_read(at(101), entry(5, active.clone()));
+    assert_eq!(machine.next_step(at(101)), Step::Wait(at(151)), "no busy loop");
+    assert_eq!(machine.next_step(at(151)), Step::Read);
+    machine.on_read(at(152), entry(6, released.clone()));
+    write(&mut machine, 152, WriteResult::Stored(7));
+    // A write that the server has refused never appears.
+    let mut machine = self::machine("b");
+    machine.on_read(at(0), entry(5, active.clone()));
+    machine.on_announcement(at(100), Some(released));
+    machine.on_read(at(2_050), entry(5, active.clone()));
+    assert_eq!(machine.next_step(at(2_100)), Step::Read);
+    machine.on_read(at(2_100), entry(5, active));
+    assert_eq!(machine.next_step(at(2_100)), Step::Wait(at(20_500)));
+}
+
+#[test]
 fn a_request_to_release_stops_sending() {
     let mut machine = holder();
     let request = LeaseValue { release: true, ..value("a", LeaseStage::Active, 2) };
