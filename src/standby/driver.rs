@@ -62,7 +62,6 @@ impl Driver {
             match opened {
                 Ok(connection) => {
                     failures = 0;
-                    self.set_problem(None);
                     if !self.serve(connection).await {
                         return;
                     }
@@ -152,10 +151,17 @@ impl Driver {
     async fn read(&mut self, bucket: &LeaseBucket) -> bool {
         let read = bucket.read().await;
         let now = BootInstant::now();
-        self.set_problem(read.as_ref().err().map(ToString::to_string));
         match read {
-            Ok(entry) => self.machine.on_read(now, entry),
-            Err(_) => {
+            Ok(entry) => {
+                self.machine.on_read(now, entry);
+                // The next step of a holder is a write. Only an answer to that write shows that the lease can be renewed: a NATS
+                // server that the network has cut off can still answer reads.
+                if !self.machine.is_holder() {
+                    self.set_problem(None);
+                }
+            }
+            Err(error) => {
+                self.set_problem(Some(error.to_string()));
                 self.machine.on_read_failure(now);
                 return false;
             }
