@@ -4,10 +4,13 @@
 //! Resmic does not escape names and tokens in the HTML of its payment mail. The creator of a token can therefore hide the list
 //! and show another list, but cannot remove the original list from the HTML.
 
-use memchr::memmem;
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 
 use crate::extract::field::PaymentField;
-use crate::extract::views::{is_block, normalize_space};
+use crate::extract::views::{is_block, lower, normalize_space};
 
 /// The labels of the list in Resmic's payment mail. Resmic's other mails do not contain the first label, `Received:`.
 const LABELS: [(&str, PaymentField); 6] = [
@@ -18,6 +21,10 @@ const LABELS: [(&str, PaymentField); 6] = [
     ("From:", PaymentField::Wallet),
     ("Transaction Hash:", PaymentField::Hash),
 ];
+
+/// The finders of the labels. Building a finder takes longer than one search.
+static FINDERS: LazyLock<[(Finder<'_>, PaymentField); 6]> =
+    LazyLock::new(|| LABELS.map(|(label, field)| (Finder::new(label), field)));
 
 /// The most bytes of HTML in one list item after its label. The text of a longer item is not used.
 const MAX_ITEM: usize = 400;
@@ -37,8 +44,8 @@ pub(crate) enum TemplateList {
 
 /// Searches HTML for the list in Resmic's payment mail, also in hidden, quoted and commented-out text.
 pub(crate) fn find_template_list(html: &str) -> TemplateList {
-    let has = |label: &str| label_positions(html, label).any(|at| starts_list_item(html, at));
-    let [(received, _), rest @ ..] = LABELS;
+    let has = |label: &Finder<'_>| label_positions(html, label).any(|at| starts_list_item(html, at));
+    let [(received, _), rest @ ..] = &*FINDERS;
     if !has(received) {
         TemplateList::Absent
     } else if rest.iter().all(|(label, field)| *field == PaymentField::Time || has(label)) {
@@ -51,22 +58,22 @@ pub(crate) fn find_template_list(html: &str) -> TemplateList {
 /// Returns the text after each label of [`LABELS`], also outside of list items, for example in a table. The result is empty
 /// if no element's text begins with the first label, `Received:`.
 pub(crate) fn template_items(html: &str) -> Vec<(PaymentField, String)> {
-    let [(received, _), ..] = LABELS;
+    let [(received, _), ..] = &*FINDERS;
     if label_positions(html, received).next().is_none() {
         return Vec::new();
     }
-    LABELS.iter().flat_map(|(label, field)| label_values(html, label).map(|value| (*field, value))).collect()
+    FINDERS.iter().flat_map(|(label, field)| label_values(html, label).map(|value| (*field, value))).collect()
 }
 
 /// Returns the text after `label` at each position where this label begins the text of an element.
-fn label_values<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = String> + 'a {
-    label_positions(html, label).filter_map(|at| item_text(html.get(at + label.len()..).unwrap_or_default()))
+fn label_values<'a>(html: &'a str, label: &'a Finder<'_>) -> impl Iterator<Item = String> + 'a {
+    label_positions(html, label).filter_map(|at| item_text(html.get(at + label.needle().len()..).unwrap_or_default()))
 }
 
 /// Returns the positions at which `label` begins the text of an element, because a tag precedes it.
-fn label_positions<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = usize> + 'a {
+fn label_positions<'a>(html: &'a str, label: &'a Finder<'_>) -> impl Iterator<Item = usize> + 'a {
     let begins_text = |at: &usize| html.get(..*at).is_some_and(|before| before.trim_end().ends_with('>'));
-    memmem::find_iter(html.as_bytes(), label.as_bytes()).filter(begins_text)
+    label.find_iter(html.as_bytes()).filter(begins_text)
 }
 
 /// Whether a list item begins with the text at this position. The text may be inside inline elements, such as `<b>`.
@@ -77,17 +84,23 @@ fn starts_list_item(html: &str, at: usize) -> bool {
         let Some((outside, tag)) = before.trim_end().strip_suffix('>').and_then(|b| b.rsplit_once('<')) else {
             return false;
         };
-        let name = tag.trim_start_matches('/').split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-        let name = name.to_ascii_lowercase();
+        let name = tag_name(tag);
         if name == "li" {
             return !tag.starts_with('/');
         }
-        if is_block(&name) || matches!(name.as_str(), "td" | "th") {
+        if is_block(&name) || matches!(&*name, "td" | "th") {
             return false;
         }
         before = outside;
     }
     false
+}
+
+/// The name of a tag, in lower case. `tag` begins after `<`.
+fn tag_name(tag: &str) -> Cow<'_, str> {
+    let tag = tag.trim_start_matches('/');
+    let end = tag.bytes().position(|b| !b.is_ascii_alphanumeric()).unwrap_or(tag.len());
+    lower(tag.get(..end).unwrap_or_default())
 }
 
 /// The most inline elements, such as `<b>`, that may be around a label in its list item.
@@ -108,8 +121,7 @@ fn item_text(html: &str) -> Option<String> {
             return None;
         }
         out.push_str(before.trim());
-        let name = tag.trim_start_matches('/').split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-        if is_block(&name.to_ascii_lowercase()) {
+        if is_block(&tag_name(tag)) {
             return Some(normalize_space(&out));
         }
         rest = tag.split_once('>').map_or("", |(_, rest)| rest);

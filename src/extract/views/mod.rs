@@ -15,6 +15,7 @@ mod quote;
 mod style_sheet;
 mod view;
 
+pub(crate) use css_visibility::lower;
 pub use html::html_view;
 pub(crate) use html_element::is_block;
 pub(crate) use plain_text::plain_text_view;
