@@ -51,6 +51,8 @@ pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
 /// Compares all values that a mail has for each field, and stores the most important problem.
 pub(crate) struct ConsistencyCheck<'a> {
     found: &'a [FoundValue],
+    /// The values that became the values of their fields.
+    used: Vec<&'a FoundValue>,
     notes: &'a mut Vec<ValueNote>,
     /// The first problem that was found. A conflict replaces a problem with another reason code.
     pub(crate) problem: Option<Reason>,
@@ -58,7 +60,7 @@ pub(crate) struct ConsistencyCheck<'a> {
 
 impl<'a> ConsistencyCheck<'a> {
     pub(crate) fn new(found: &'a [FoundValue], notes: &'a mut Vec<ValueNote>) -> Self {
-        ConsistencyCheck { found, notes, problem: None }
+        ConsistencyCheck { found, used: Vec::new(), notes, problem: None }
     }
 
     /// Returns the first value of each field. If another value differs or cannot be parsed, `problem` has the reason.
@@ -131,6 +133,7 @@ impl<'a> ConsistencyCheck<'a> {
             match &agreed {
                 None => {
                     self.note(found, "used");
+                    self.used.push(found);
                     agreed = Some((value, found));
                 }
                 Some((known, _)) if same(known, &value) => self.note(found, "agrees"),
@@ -186,6 +189,10 @@ impl<'a> ConsistencyCheck<'a> {
     /// cannot be parsed is not compared, and a field without a value is not compared either.
     pub(crate) fn check_template_items(&mut self, items: &[(PaymentField, String)], fields: &AgreedFields) {
         for (field, item) in items {
+            // An item with the text of the used value agrees with it, so it need not be parsed again.
+            if self.used.iter().any(|found| found.field == *field && found.value == *item) {
+                continue;
+            }
             let differs = match field {
                 PaymentField::Amount => differs(values::parse_amount(item), fields.amount.as_ref(), is_same_amount),
                 PaymentField::Blockchain => {
