@@ -42,8 +42,11 @@ pub(crate) fn check_bytes(mail: &[u8]) -> Result<(), Reason> {
 }
 
 /// Whether a text begins with a word, in upper or lower case.
-fn begins_with(text: &[u8], word: &[u8]) -> bool {
-    text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
+#[inline]
+pub(super) fn begins_with(text: &[u8], word: &[u8]) -> bool {
+    // Most texts differ in the first byte.
+    let has_first_byte = text.first().zip(word.first()).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b));
+    has_first_byte && text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
 }
 
 /// Checks the number, the nesting and the text of a parsed mail's parts.

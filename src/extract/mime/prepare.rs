@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use super::limits::begins_with;
+
 /// The UTF-8 byte order mark that some editors write at the start of a file.
 pub(crate) const BOM: &str = "\u{feff}";
 
@@ -23,7 +25,8 @@ pub(crate) fn prepare_bytes(mail: &[u8]) -> Cow<'_, [u8]> {
     for mark in memmem::find_iter(mail, BOM).filter(|at| begins_body(mail, *at)) {
         blank(&mut prepared, mark..mark + BOM.len());
     }
-    for start in memchr::memchr_iter(b'\n', mail).map(|at| at + 1).chain([0]) {
+    let is_field = |start: &usize| mail.get(*start..).is_some_and(|text| begins_with(text, FIELD));
+    for start in memchr::memchr_iter(b'\n', mail).map(|at| at + 1).chain([0]).filter(is_field) {
         for comment in encoding_comments(mail, start) {
             blank(&mut prepared, comment);
         }
@@ -44,11 +47,10 @@ fn begins_body(mail: &[u8], at: usize) -> bool {
     mail.get(..at).is_some_and(|before| before.ends_with(b"\n\n") || before.ends_with(b"\n\r\n"))
 }
 
-/// The positions of the comments in the field that begins at `start`. The result is empty if a comment does not end, or if
-/// the field is not a `Content-Transfer-Encoding` with one of the [`ENCODINGS`].
+/// The positions of the comments in the [`FIELD`] that begins at `start`. The result is empty if a comment does not end, or if
+/// the encoding is not one of the [`ENCODINGS`].
 fn encoding_comments(mail: &[u8], start: usize) -> Vec<Range<usize>> {
-    let is_field = |text: &&[u8]| text.get(..FIELD.len()).is_some_and(|name| name.eq_ignore_ascii_case(FIELD));
-    let Some(field) = mail.get(start..).filter(is_field) else { return Vec::new() };
+    let field = mail.get(start..).unwrap_or_default();
     let (mut comments, mut depth, mut comment_start, mut escaped) = (Vec::new(), 0_usize, 0, false);
     let mut word = String::new();
     let mut bytes = field.iter().enumerate().skip(FIELD.len()).peekable();
