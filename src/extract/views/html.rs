@@ -54,13 +54,19 @@ pub(crate) fn style_sheets(html: &str) -> Vec<String> {
 /// HTML need not be searched for style sheets.
 fn up_to_last_style_sheet(html: &str) -> Option<&str> {
     let text = html.as_bytes();
-    let starts_at = |at: &usize, tag: &[u8]| text.get(*at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));
-    let last_tag = |tag: &[u8]| memchr::memrchr_iter(b'<', text).find(|at| starts_at(at, tag));
-    let opened = last_tag(b"<style")?;
+    let starts_at = |at: usize, tag: &[u8]| text.get(at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));
     // A style sheet without an end tag continues to the end.
-    let end =
-        last_tag(b"</style").filter(|closed| *closed > opened).map_or(html.len(), |closed| closed + b"</style>".len());
-    Some(html.get(..end).unwrap_or(html))
+    let mut end = None;
+    for at in memchr::memrchr_iter(b'<', text) {
+        match text.get(at + 1) {
+            Some(b's' | b'S') if starts_at(at, b"<style") => {
+                return html.get(..end.unwrap_or(html.len())).or(Some(html));
+            }
+            Some(b'/') if end.is_none() && starts_at(at, b"</style") => end = Some(at + b"</style>".len()),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Parses HTML into a new sink: with `html_fast` if `html_fast` accepts the HTML, otherwise with html5ever. Also returns whether
