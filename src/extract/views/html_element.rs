@@ -49,12 +49,12 @@ impl<'a> OpenElement<'a> {
         // A link is blue unless a style changes its colour, so it does not inherit the colour of the text.
         let text_colour = if name == "a" { Colour::Unknown } else { outer.map_or(Colour::BLACK, |o| o.colour) };
         OpenElement {
-            removed: outer.is_some_and(|o| o.removed) || appearance.removed || HIDDEN.contains(&&*name),
+            removed: outer.is_some_and(|o| o.removed) || appearance.removed || has_hidden_content(&name),
             invisible: appearance.visibility.map_or(outer.is_some_and(|o| o.invisible), |seen| !seen),
             without_font_size: appearance
                 .has_font_size
                 .map_or(outer.is_some_and(|o| o.without_font_size), |has_font_size| !has_font_size),
-            odd: outer.is_some_and(|o| o.odd) || appearance.odd || ALTERED.contains(&&*name),
+            odd: outer.is_some_and(|o| o.odd) || appearance.odd || is_altered(&name),
             quoted: outer.is_some_and(|o| o.quoted) || position.is_quote,
             colour: appearance.colour.unwrap_or(text_colour),
             background: appearance.background.unwrap_or(outer.map_or(Colour::WHITE, |o| o.background)),
@@ -62,7 +62,7 @@ impl<'a> OpenElement<'a> {
             is_row: appearance.is_row,
             starts_line: flow != Flow::Block && position.at_start,
             is_edge: matches!(&*name, "p" | "table" | "td" | "th" | "li" | "div" | "button"),
-            resized: appearance.has_font_size.is_some() || RESIZING.contains(&&*name),
+            resized: appearance.has_font_size.is_some() || matches!(&*name, "big" | "small"),
             name,
         }
     }
@@ -91,7 +91,7 @@ impl Flow {
             Some(Display::Block) => Flow::Block,
             Some(Display::Apart) => Flow::Apart,
             None if is_block(name) => Flow::Block,
-            None if appearance.apart || EDGED.contains(&name) => Flow::Apart,
+            None if appearance.apart || is_edged(name) => Flow::Apart,
             // The children of a flex or grid box are visibly separated.
             Some(Display::Inline) | None if outer.is_some_and(|o| o.is_row) => Flow::Apart,
             Some(Display::Inline) | None => Flow::Inline,
@@ -99,30 +99,65 @@ impl Flow {
     }
 }
 
-/// Inline elements that are visibly separated from their neighbours.
-const EDGED: [&str; 6] = ["img", "input", "button", "meter", "progress", "q"];
+// The compiler turns `matches!` into a search by the length of the name. `contains` would compare each name of a list.
 
-/// Elements whose content is not visible as text.
-const HIDDEN: [&str; 11] =
-    ["style", "script", "title", "template", "iframe", "audio", "video", "canvas", "noembed", "noframes", "datalist"];
+/// Whether an inline element is visibly separated from its neighbours.
+fn is_edged(name: &str) -> bool {
+    matches!(name, "img" | "input" | "button" | "meter" | "progress" | "q")
+}
 
-/// Elements whose content is visible to some readers only, or is struck out, raised, lowered, reversed or drawn.
-const ALTERED: [&str; 14] = [
-    "noscript", "textarea", "select", "svg", "math", "object", "applet", "s", "strike", "del", "sup", "sub", "rt",
-    "bdo",
-];
+/// Whether the content of an element is not visible as text.
+fn has_hidden_content(name: &str) -> bool {
+    matches!(
+        name,
+        "style"
+            | "script"
+            | "title"
+            | "template"
+            | "iframe"
+            | "audio"
+            | "video"
+            | "canvas"
+            | "noembed"
+            | "noframes"
+            | "datalist"
+    )
+}
 
-/// Elements that change the font size.
-const RESIZING: [&str; 2] = ["big", "small"];
+/// Whether the content of an element is visible to some readers only, or is struck out, raised, lowered, reversed or drawn.
+fn is_altered(name: &str) -> bool {
+    matches!(
+        name,
+        "noscript"
+            | "textarea"
+            | "select"
+            | "svg"
+            | "math"
+            | "object"
+            | "applet"
+            | "s"
+            | "strike"
+            | "del"
+            | "sup"
+            | "sub"
+            | "rt"
+            | "bdo"
+    )
+}
 
-/// Formatting elements. A browser opens a formatting element again after a misnested end tag (HTML's "adoption agency
-/// algorithm").
-pub(crate) const FORMATTING: [&str; 13] =
-    ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "u"];
+/// Whether this is a formatting element. A browser opens a formatting element again after a misnested end tag (HTML's "adoption
+/// agency algorithm").
+pub(crate) fn is_formatting(name: &str) -> bool {
+    matches!(
+        name,
+        "a" | "b" | "big" | "code" | "em" | "font" | "i" | "nobr" | "s" | "small" | "strike" | "strong" | "u"
+    )
+}
 
-/// Elements without content.
-pub(crate) const VOID_ELEMENTS: [&str; 11] =
-    ["area", "base", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"];
+/// Whether an element has no content.
+pub(crate) fn is_void(name: &str) -> bool {
+    matches!(name, "area" | "base" | "col" | "embed" | "hr" | "img" | "input" | "link" | "meta" | "source" | "wbr")
+}
 
 /// Whether an element with this name starts a new line, unless a style changes that.
 pub(crate) fn is_block(name: &str) -> bool {

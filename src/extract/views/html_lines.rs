@@ -3,9 +3,7 @@
 use std::borrow::Cow;
 
 use super::css_visibility::Appearance;
-use super::html_element::{
-    ElementPosition, FORMATTING, Flow, OpenElement, VOID_ELEMENTS, attribute, is_block, is_quote,
-};
+use super::html_element::{ElementPosition, Flow, OpenElement, attribute, is_block, is_formatting, is_quote, is_void};
 use super::html_fast::{Attribute, HtmlSink};
 use super::style_sheet::StyleSheet;
 use super::view::{
@@ -101,7 +99,7 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
             Flow::Apart => self.push_space(),
             Flow::Inline => {}
         }
-        if name == "br" || VOID_ELEMENTS.contains(&name) {
+        if name == "br" || is_void(name) {
             return;
         }
         let is_cell = matches!(name, "td" | "th");
@@ -139,8 +137,7 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
         while self.open.len() > place {
             let innermost = self.open.len() - 1 > place;
             let Some(closed) = self.open.pop() else { return };
-            let lingers =
-                innermost && (closed.hides() || closed.odd) && !hidden_outside && FORMATTING.contains(&&*closed.name);
+            let lingers = innermost && (closed.hides() || closed.odd) && !hidden_outside && is_formatting(&closed.name);
             self.close_element(&closed);
             if lingers && self.lingering.len() < MAX_DEPTH {
                 self.lingering.push(closed.name);
