@@ -5,11 +5,19 @@ use std::collections::BTreeMap;
 use super::css_visibility::{Appearance, Colour, lower, without_comments};
 use super::html_fast::Attribute;
 
-/// The effects of a mail's style sheets on elements, by tag, class and id.
-///
-/// Most mails have few rules. A B-tree searches few entries linearly, which is faster than a hash map.
+/// The effects of the mail's style sheets, by tag, class and id.
 #[derive(Debug, Default)]
-pub(crate) struct StyleSheet(BTreeMap<String, Appearance>);
+pub(crate) struct StyleSheet {
+    /// The effect of the selector `*`.
+    every: Appearance,
+    /// The effects by tag, also of `*`.
+    tags: Rules,
+    classes: Rules,
+    ids: Rules,
+}
+
+/// The effects by name. Most mails have few rules. A B-tree searches few entries linearly, which is faster than a hash map.
+type Rules = BTreeMap<String, Appearance>;
 
 /// The most tags, classes and ids for which rules are stored. Further rules are ignored.
 const MAX_RULES: usize = 2_000;
@@ -46,37 +54,44 @@ impl StyleSheet {
             let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();
             let is_simple = selector.trim() == last && !last.contains([':', '[']);
             let appearance = if is_simple { appearance } else { appearance.for_some_elements() };
-            if !name.is_empty() && self.0.len() < MAX_RULES {
-                let combined = self.0.entry(name.to_ascii_lowercase()).or_default();
-                *combined = combined.combine(appearance);
+            if name.is_empty() || self.tags.len() + self.classes.len() + self.ids.len() >= MAX_RULES {
+                continue;
             }
+            let (rules, name) = if let Some(class) = name.strip_prefix('.') {
+                (&mut self.classes, class)
+            } else if let Some(id) = name.strip_prefix('#') {
+                (&mut self.ids, id)
+            } else {
+                (&mut self.tags, name)
+            };
+            let combined = rules.entry(name.to_ascii_lowercase()).or_default();
+            *combined = combined.combine(appearance);
         }
+        self.every = self.tags.get("*").copied().unwrap_or_default();
     }
 
     /// Returns how the tag, the attributes and the matching rules of an element affect its visibility and layout.
     pub(crate) fn appearance(&self, tag: &str, attributes: &[Attribute<'_>]) -> Appearance {
-        let mut appearance = Appearance::default();
-        let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();
-        if !self.0.is_empty() {
-            appearance = appearance.combine(rule("*")).combine(rule(tag));
+        let mut appearance = self.every;
+        let rule = |rules: &Rules, name: &str| rules.get(name).copied().unwrap_or_default();
+        if !self.tags.is_empty() {
+            appearance = appearance.combine(rule(&self.tags, tag));
         }
         let mut inline = Appearance::default();
-        for attribute in attributes {
-            match &*attribute.name {
-                "class" if !self.0.is_empty() => {
-                    for class in attribute.value.split_ascii_whitespace() {
-                        appearance = appearance.combine(rule(&format!(".{class}")));
+        for Attribute { name, value } in attributes {
+            match &**name {
+                "class" if !self.classes.is_empty() => {
+                    for class in value.split_ascii_whitespace() {
+                        appearance = appearance.combine(rule(&self.classes, &lower(class)));
                     }
                 }
-                "id" if !self.0.is_empty() => appearance = appearance.combine(rule(&format!("#{}", attribute.value))),
-                "style" => inline = Appearance::parse(&attribute.value),
+                "id" => appearance = appearance.combine(rule(&self.ids, &lower(value))),
+                "style" => inline = Appearance::parse(value),
                 "hidden" => appearance.removed = true,
-                "bgcolor" => appearance.background = Some(Colour::parse(&attribute.value.to_ascii_lowercase())),
+                "bgcolor" => appearance.background = Some(Colour::parse(&lower(value))),
                 "background" => appearance.background = Some(Colour::Unknown),
                 "size" if tag == "font" => appearance.has_font_size = Some(true),
-                "color" if tag == "font" => {
-                    appearance.colour = Some(Colour::parse(&attribute.value.to_ascii_lowercase()))
-                }
+                "color" if tag == "font" => appearance.colour = Some(Colour::parse(&lower(value))),
                 _ => {}
             }
         }
@@ -116,8 +131,8 @@ mod tests {
         sheet.add_rules(
             "/* x */ .pre, #top{display:none} @media (max-width:9px){ .wide{display:none} } td .x{visibility:hidden}",
         );
-        assert!(sheet.0.get(".pre").unwrap().removed && sheet.0.get("#top").unwrap().removed);
-        assert!(!sheet.0.contains_key(".wide"));
-        assert_eq!(sheet.0.get(".x").unwrap().visibility, Some(false));
+        assert!(sheet.classes.get("pre").unwrap().removed && sheet.ids.get("top").unwrap().removed);
+        assert!(!sheet.classes.contains_key("wide"));
+        assert_eq!(sheet.classes.get("x").unwrap().visibility, Some(false));
     }
 }
