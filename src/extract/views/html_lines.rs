@@ -20,6 +20,8 @@ const MAX_LEAD: usize = 80;
 /// Builds the lines of a view from the tags and texts of HTML.
 pub(crate) struct HtmlLines<'s, 'a> {
     sheet: &'s StyleSheet,
+    /// The last `style` attribute, with its effect. Mails repeat the same style on many elements.
+    last_style: Option<(Cow<'a, str>, Appearance)>,
     open: Vec<OpenElement<'a>>,
     /// The names of formatting elements (`<b>`) that are hidden or `odd`, and that a misnested end tag closed. A browser opens a
     /// formatting element again after a misnested end tag, so the text up to the element's own end tag counts as hidden.
@@ -91,7 +93,7 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
 
     fn on_start_tag(&mut self, tag: Cow<'a, str>, attributes: &[Attribute<'a>]) {
         let name = &*tag;
-        let appearance = self.sheet.appearance(name, attributes);
+        let appearance = self.sheet.appearance(name, attributes).combine(self.inline_style(attributes));
         self.close_implied(name);
         let flow = Flow::of_child(self.open.last(), name, appearance);
         match flow {
@@ -150,6 +152,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
     pub(crate) fn new(sheet: &'s StyleSheet) -> Self {
         HtmlLines {
             sheet,
+            last_style: None,
             open: Vec::new(),
             lingering: Vec::new(),
             buffers: vec![LineBuffer::default()],
@@ -157,6 +160,17 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
             open_pre: 0,
             line_count: 0,
             problem: None,
+        }
+    }
+
+    /// The effect of an element's `style` attribute.
+    fn inline_style(&mut self, attributes: &[Attribute<'a>]) -> Appearance {
+        let Some(style) = attributes.iter().find(|a| a.name == "style").map(|a| &a.value) else {
+            return Appearance::default();
+        };
+        match &self.last_style {
+            Some((last, appearance)) if last == style => *appearance,
+            _ => self.last_style.insert((style.clone(), Appearance::parse(style))).1,
         }
     }
 

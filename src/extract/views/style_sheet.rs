@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::css_visibility::{Appearance, Colour, lower, without_comments};
 use super::html_fast::Attribute;
 
-/// The effects of the mail's style sheets, by tag, class and id.
+/// The effects of a mail's style sheets on elements, by tag, class and id.
 #[derive(Debug, Default)]
 pub(crate) struct StyleSheet {
     /// The effect of the selector `*`.
@@ -70,14 +70,13 @@ impl StyleSheet {
         self.every = self.tags.get("*").copied().unwrap_or_default();
     }
 
-    /// Returns how the tag, the attributes and the matching rules of an element affect its visibility and layout.
+    /// Returns how the tag, the attributes except `style`, and the matching rules of an element affect its visibility and layout.
     pub(crate) fn appearance(&self, tag: &str, attributes: &[Attribute<'_>]) -> Appearance {
         let mut appearance = self.every;
         let rule = |rules: &Rules, name: &str| rules.get(name).copied().unwrap_or_default();
         if !self.tags.is_empty() {
             appearance = appearance.combine(rule(&self.tags, tag));
         }
-        let mut inline = Appearance::default();
         for Attribute { name, value } in attributes {
             match &**name {
                 "class" if !self.classes.is_empty() => {
@@ -86,7 +85,6 @@ impl StyleSheet {
                     }
                 }
                 "id" => appearance = appearance.combine(rule(&self.ids, &lower(value))),
-                "style" => inline = Appearance::parse(value),
                 "hidden" => appearance.removed = true,
                 "bgcolor" => appearance.background = Some(Colour::parse(&lower(value))),
                 "background" => appearance.background = Some(Colour::Unknown),
@@ -95,7 +93,7 @@ impl StyleSheet {
                 _ => {}
             }
         }
-        appearance.combine(inline)
+        appearance
     }
 }
 
