@@ -131,9 +131,8 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
             self.lingering.remove(place);
         }
         // An end tag inside a cell cannot close elements outside of its table.
-        let innermost_table = self.open.iter().rposition(|o| o.name == "table").unwrap_or(0);
-        let barrier = if name == "table" { 0 } else { innermost_table };
-        let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
+        let innermost = self.open.iter().rposition(|o| o.name == name || o.name == "table");
+        let Some(place) = innermost.filter(|p| self.open.get(*p).is_some_and(|o| o.name == name)) else { return };
         let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
         let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
         while self.open.len() > place {
@@ -150,12 +149,16 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
 
 impl<'s, 'a> HtmlLines<'s, 'a> {
     pub(crate) fn new(sheet: &'s StyleSheet) -> Self {
+        let mut page = LineBuffer::default();
+        // Enough for most mails.
+        page.view.lines.reserve(32);
+        page.text.reserve(200);
         HtmlLines {
             sheet,
             last_style: None,
-            open: Vec::new(),
+            open: Vec::with_capacity(16),
             lingering: Vec::new(),
-            buffers: vec![LineBuffer::default()],
+            buffers: vec![page],
             rows: Vec::new(),
             open_pre: 0,
             line_count: 0,
@@ -328,9 +331,15 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
     fn break_line(&mut self, next: LineKind) {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(buffer) = self.buffers.last_mut() else { return };
+        // There is usually only white space between two tags. `push_line` does not add such a line, so its memory is reused.
+        let is_empty = buffer.line.links.is_empty() && !buffer.has_text;
+        if is_empty && self.line_count <= MAX_LINES && buffer.view.lines.len() < MAX_LINES {
+            (buffer.line.quoted, buffer.line.kind) = (quoted, next);
+            buffer.text.clear();
+            return;
+        }
         let mut line = std::mem::replace(&mut buffer.line, ViewLine { quoted, kind: next, ..ViewLine::default() });
-        // There is usually only white space between two tags. Such white space is no text, so `push_line` adds no line.
-        if !line.links.is_empty() || buffer.has_text {
+        if !is_empty {
             line.cells = vec![normalize_space(&buffer.text)];
             self.line_count += 1;
         }
