@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr;
+
 /// The effect of a declaration block on visibility and layout.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Appearance {
@@ -113,7 +115,7 @@ impl Appearance {
     pub(crate) fn parse(declarations: &str) -> Appearance {
         let mut appearance = Appearance::default();
         // An escape in a style is an attempt to evade this parser, so the element is removed.
-        if declarations.contains('\\') {
+        if memchr(b'\\', declarations.as_bytes()).is_some() {
             return Appearance { removed: true, ..appearance };
         }
         let css = without_comments(declarations);
@@ -212,7 +214,7 @@ pub(crate) fn lower(text: &str) -> Cow<'_, str> {
 }
 
 pub(crate) fn without_comments(text: &str) -> Cow<'_, str> {
-    if !text.contains('/') {
+    if memchr(b'/', text.as_bytes()).is_none() {
         return text.into();
     }
     let mut out = String::with_capacity(text.len());

@@ -184,7 +184,7 @@ impl<'a> FastParser<'a> {
             }
             _ => self.advance_while(|b| !is_space(b) && *b != b'>'),
         };
-        if value.contains('\r') { None } else { Some(Attribute { name, value: decode_entities(value)? }) }
+        Some(Attribute { name, value: decode_value(value)? })
     }
 
     /// Decodes `&amp;`, `&#36;`, `&#x24;`, and an `&` that starts no entity.
@@ -218,16 +218,21 @@ fn is_space(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\x0c' | b'\r')
 }
 
-fn decode_entities(value: &str) -> Option<Cow<'_, str>> {
+/// Decodes the entities in the value of an attribute. A value with a CR is not plain, because HTML changes CR LF to LF.
+fn decode_value(value: &str) -> Option<Cow<'_, str>> {
+    let next_special = |rest: &str| memchr2(b'&', b'\r', rest.as_bytes());
+    if next_special(value).is_none() {
+        return Some(value.into());
+    }
     let mut parser = FastParser::new(value);
     let mut out = String::new();
-    while let Some(at) = memchr(b'&', parser.rest.as_bytes()) {
+    while let Some(at) = next_special(parser.rest) {
         out.push_str(parser.advance(at));
+        if parser.rest.starts_with('\r') {
+            return None;
+        }
         let (c, second) = parser.parse_entity(true)?;
         out.extend([Some(c), second].into_iter().flatten());
-    }
-    if parser.rest.len() == value.len() {
-        return Some(value.into());
     }
     out.push_str(parser.rest);
     Some(out.into())

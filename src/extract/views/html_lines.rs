@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr_iter;
+
 use super::css_visibility::Appearance;
 use super::html_element::{ElementPosition, Flow, OpenElement, attribute, is_block, is_formatting, is_quote, is_void};
 use super::html_fast::{Attribute, HtmlSink};
@@ -50,16 +52,25 @@ struct LineBuffer {
 }
 
 impl LineBuffer {
-    /// Appends text to the line. A space separates digits of different font sizes, because small digits can be cents.
-    fn append(&mut self, part: &str) {
+    /// Appends text to the line, between `ODD_MARK`s if it is odd. A space separates digits of different font sizes, because small
+    /// digits can be cents.
+    fn append(&mut self, part: &str, odd: bool) {
         if part.is_empty() {
             return;
+        }
+        let has_text = (odd || !self.has_text) && !part.trim_start().is_empty();
+        self.has_text |= has_text;
+        if odd && has_text {
+            self.text.push(ODD_MARK);
         }
         let digit = |c: char| c.is_ascii_digit();
         if std::mem::take(&mut self.size_changed) && self.text.ends_with(digit) && part.starts_with(digit) {
             self.text.push(' ');
         }
         self.text.push_str(part);
+        if odd && has_text {
+            self.text.push(ODD_MARK);
+        }
     }
 }
 
@@ -69,23 +80,14 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
             return Some(());
         }
         let odd = self.open.last().is_some_and(|o| o.odd);
-        for line in text.split_inclusive('\n') {
-            let buffer = self.buffers.last_mut()?;
-            let ended = line.strip_suffix('\n');
-            let part = ended.map_or(line, |part| part.strip_suffix('\r').unwrap_or(part));
-            let has_text = !part.trim_start().is_empty();
-            buffer.has_text |= has_text;
-            if odd && has_text {
-                buffer.text.push(ODD_MARK);
-                buffer.append(part);
-                buffer.text.push(ODD_MARK);
-            } else {
-                buffer.append(part);
-            }
-            if ended.is_some() {
-                self.end_line();
-            }
+        let mut start = 0;
+        for end in memchr_iter(b'\n', text.as_bytes()) {
+            let line = text.get(start..end)?;
+            self.buffers.last_mut()?.append(line.strip_suffix('\r').unwrap_or(line), odd);
+            self.end_line();
+            start = end + 1;
         }
+        self.buffers.last_mut()?.append(text.get(start..)?, odd);
         // Each piece of text in an `odd` element gets two `ODD_MARK`s, so the result depends on how the text is split. html5ever
         // splits text in more places than html_fast, for example at line ends. After `None`, html5ever parses all of the HTML.
         if odd { None } else { Some(()) }
