@@ -209,6 +209,7 @@ impl Appearance {
 }
 
 /// Returns the text in lower case, without a copy if the text has no capitals.
+#[inline]
 pub(crate) fn lower(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
 }

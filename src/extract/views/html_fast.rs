@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use html5ever::data::NAMED_ENTITIES;
 use memchr::{memchr, memchr_iter, memchr2, memmem};
 
+use super::css_visibility::lower;
+
 /// Receives the texts and tags of HTML, in their order.
 pub(crate) trait HtmlSink<'a> {
     /// Receives text with decoded entities. One text may arrive in several pieces. Returns `None` if the sink's result
@@ -79,21 +81,25 @@ impl<'a> FastParser<'a> {
     }
 
     /// Consumes this number of bytes. Callers pass positions between two characters only.
+    #[inline]
     fn advance(&mut self, bytes: usize) -> &'a str {
         let (taken, rest) = self.rest.split_at_checked(bytes).unwrap_or((self.rest, ""));
         self.rest = rest;
         taken
     }
 
+    #[inline]
     fn advance_while(&mut self, test: impl Fn(&u8) -> bool) -> &'a str {
         self.advance(self.rest.bytes().position(|b| !test(&b)).unwrap_or(self.rest.len()))
     }
 
+    #[inline]
     fn skip(&mut self, text: &str) -> Option<()> {
         self.rest = self.rest.strip_prefix(text)?;
         Some(())
     }
 
+    #[inline]
     fn skip_space(&mut self) {
         self.advance_while(is_space);
     }
@@ -101,11 +107,7 @@ impl<'a> FastParser<'a> {
     /// Parses the name of a tag or an attribute, in lower case. `None` if it does not begin with an ASCII letter.
     fn parse_name(&mut self) -> Option<Cow<'a, str>> {
         let name = self.advance_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b':' | b'.'));
-        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
-            return None;
-        }
-        let upper = name.bytes().any(|b| b.is_ascii_uppercase());
-        Some(if upper { name.to_ascii_lowercase().into() } else { name.into() })
+        if name.starts_with(|c: char| c.is_ascii_alphabetic()) { Some(lower(name)) } else { None }
     }
 
     /// Skips `<!-- … -->` and `<!DOCTYPE …>`.

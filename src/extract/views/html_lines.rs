@@ -179,6 +179,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         }
     }
 
+    #[inline]
     fn is_hidden(&self) -> bool {
         !self.lingering.is_empty() || self.open.last().is_some_and(OpenElement::hides)
     }
