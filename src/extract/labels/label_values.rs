@@ -301,6 +301,9 @@ fn without_trailing_colon(text: &str) -> &str {
 /// Removes quotation marks around a value, and the marks of plain text for bold text and code: `*`, `_`, `` ` ``.
 fn without_markup(text: &str) -> &str {
     let mut text = text.trim();
+    if !text.starts_with(['*', '`', '_', '"', '\'', '“']) {
+        return text;
+    }
     // The split of `*Amount:* $20` at the colon leaves the label's closing star in the value.
     text = text.trim_start_matches("** ").trim_start_matches("* ").trim();
     for (open, close) in [("**", "**"), ("*", "*"), ("`", "`"), ("_", "_"), ("\"", "\""), ("'", "'"), ("“", "”")] {
