@@ -363,8 +363,13 @@ fn is_shortened(field: PaymentField, value: &str) -> bool {
     matches!(field, PaymentField::Hash | PaymentField::Wallet) && shortened_ends(value).is_some()
 }
 
+/// The first byte of `…` in UTF-8.
+const FIRST_BYTE_OF_ELLIPSIS: u8 = 0xe2;
+
 /// The parts of a shortened value before and after its dots.
 fn shortened_ends(value: &str) -> Option<(&str, &str)> {
+    // Most values contain neither a dot nor the first byte of `…`, so they need no further search.
+    memchr::memchr2(b'.', FIRST_BYTE_OF_ELLIPSIS, value.as_bytes())?;
     let (start, end) = value.split_once('…').or_else(|| value.split_once("..."))?;
     let is_part = |text: &str| text.len() >= 3 && text.chars().all(|c| c.is_ascii_alphanumeric());
     if is_part(start) && is_part(end) { Some((start, end)) } else { None }

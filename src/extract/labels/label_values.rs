@@ -104,7 +104,8 @@ impl LineScanner<'_> {
             if let Some((chain, hash)) = values::parse_explorer_link(link) {
                 // In plain text a link can continue on the next line.
                 let is_at_end = self.view.content_type == PLAIN_TEXT && self.line.joined().ends_with(link.as_str());
-                let hash = if is_at_end { self.with_continuation(PaymentField::Hash, &hash, 0) } else { hash };
+                let hash =
+                    if is_at_end { self.with_continuation(PaymentField::Hash, &hash, 0) } else { hash.as_str().into() };
                 self.add_value((PaymentField::Blockchain, ""), chain, ValuePosition::Link, "a link to an explorer");
                 self.add_value((PaymentField::Hash, ""), &hash, ValuePosition::Link, "a link to an explorer");
             }
@@ -197,7 +198,7 @@ impl LineScanner<'_> {
         for (n, value) in values.into_iter().enumerate() {
             // The text below a definition is the next definition, so only the last definition can continue on the next
             // line.
-            let value = if n + 1 == last { self.with_continuation(field, &value, last) } else { value };
+            let value = if n + 1 == last { self.with_continuation(field, &value, last) } else { value.as_str().into() };
             if value.len() < 500 && self.field_of_label(&value).is_none() && !self.is_pair(&value) {
                 self.add_value((field, text), &value, ValuePosition::Below, "below its label");
             }
@@ -233,14 +234,13 @@ impl LineScanner<'_> {
     }
 
     /// Returns the value. If the value continues on the line `below[distance]`, returns the value joined with that line.
-    fn with_continuation(&self, field: PaymentField, value: &str, distance: usize) -> String {
+    fn with_continuation<'v>(&self, field: PaymentField, value: &'v str, distance: usize) -> Cow<'v, str> {
         let next = only_text_line(self.below.get(distance));
-        if let PaymentField::Hash | PaymentField::Wallet = field {
-            let identifier = strip_link_text(value);
-            let joined = join_continuation(field, &identifier, next);
-            return if joined == identifier { value.to_owned() } else { joined };
-        }
-        join_continuation(field, value, next)
+        let joined = match field {
+            PaymentField::Hash | PaymentField::Wallet => join_continuation(field, &strip_link_text(value), next),
+            _ => join_continuation(field, value, next),
+        };
+        joined.map_or(value.into(), Cow::from)
     }
 
     /// Parses a label that only its font sets apart from the value: `<b>Amount</b> $20`.

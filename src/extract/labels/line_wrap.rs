@@ -7,14 +7,14 @@ use crate::extract::field::PaymentField;
 use crate::extract::values;
 use crate::extract::views::ViewLine;
 
-/// Returns the value. If the value continues on the next line, returns the value, a space and the next line. The end of a value
-/// on two lines is unknown. The space makes the parser refuse the joined text.
-pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&ViewLine>) -> String {
+/// If the value continues on the next line, returns the value, a space and the next line. The end of a value on two lines is
+/// unknown. The space makes the parser refuse the joined text.
+pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&ViewLine>) -> Option<String> {
     let next = next.map(ViewLine::joined).unwrap_or_default();
     // The next line may have the bar of a table row at its end, or the `>` of quoted text at its beginning.
     let next = next.trim_matches([' ', '|', '>']);
     let next = match field {
-        PaymentField::Hash | PaymentField::Wallet => strip_link_text(next).into(),
+        PaymentField::Hash | PaymentField::Wallet => strip_link_text(next),
         _ => Cow::Borrowed(next),
     };
     let next = &*next;
@@ -27,7 +27,7 @@ pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&
         PaymentField::Wallet => identifier_continues(value, next),
         _ => false,
     };
-    if continues && !value.is_empty() { format!("{value} {next}") } else { value.to_owned() }
+    if continues && !value.is_empty() { Some(format!("{value} {next}")) } else { None }
 }
 
 /// Returns the line `below`, if only one of its cells has text. The line may be quoted.
@@ -78,7 +78,7 @@ mod tests {
     fn a_value_continues_on_the_next_line() {
         let is_cut = |field, value: &str, next: &str| {
             let next = ViewLine { cells: vec![String::new(), next.to_owned()], ..ViewLine::default() };
-            join_continuation(field, value, Some(&next)) != value
+            join_continuation(field, value, Some(&next)).is_some()
         };
         let solana = bs58::encode([200_u8; 64]).into_string();
         let (most, last) = solana.split_at(solana.len() - 1);

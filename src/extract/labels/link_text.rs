@@ -1,6 +1,7 @@
 //! Removes link text after a hash or an address: `(view)`, `[View on Etherscan]`, or the link itself. Programs that
 //! convert HTML to plain text print such link text after the value.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -77,19 +78,20 @@ pub(crate) fn split_link_text(text: &str) -> Option<(String, Vec<String>)> {
         return None;
     }
     let text = FOOTNOTE.as_ref()?.replace_all(text, " ");
-    let (mut values, mut links) = (Vec::new(), Vec::new());
+    let (mut value, mut links) = (None, Vec::new());
     for word in text.split(|c: char| c.is_whitespace() || is_bracket(c)).filter(|word| !word.is_empty()) {
         if word.starts_with("https://") || word.starts_with("http://") {
             links.push(word.to_owned());
-        } else if !is_link_word(word) {
-            values.push(word);
+        } else if !is_link_word(word) && value.replace(word).is_some() {
+            // Two words that are not link text.
+            return None;
         }
     }
-    match (values.as_slice(), links.as_slice()) {
-        ([value], _) => Some(((*value).to_owned(), links)),
+    match (value, links.as_slice()) {
+        (Some(value), _) => Some((value.to_owned(), links)),
         // `View <https://etherscan.io/tx/0xab>`: the link is the value.
-        ([], [link]) => Some((link.clone(), Vec::new())),
-        _ => None,
+        (None, [link]) => Some((link.clone(), Vec::new())),
+        (None, _) => None,
     }
 }
 
@@ -100,8 +102,8 @@ pub(crate) fn is_only_link_text(text: &str) -> bool {
 }
 
 /// Returns the value in `text` without link text and links around it, or the whole text if [`split_link_text`] returns `None`.
-pub(crate) fn strip_link_text(text: &str) -> String {
-    split_link_text(text).map_or_else(|| text.to_owned(), |(value, _)| value)
+pub(crate) fn strip_link_text(text: &str) -> Cow<'_, str> {
+    split_link_text(text).map_or(text.into(), |(value, _)| value.into())
 }
 
 /// Returns the values in a link that follows a value of `field`. A link to a known explorer has a chain and a transaction hash;

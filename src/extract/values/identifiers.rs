@@ -1,5 +1,7 @@
 //! Parses session ids, transaction hashes and wallet addresses by their form and checksum.
 
+use std::borrow::Cow;
+
 use tiny_keccak::{Hasher, Keccak};
 
 use super::chain_and_token::ChainFamily;
@@ -32,8 +34,9 @@ pub(crate) fn base58_length(text: &str) -> Option<usize> {
 /// Parses a transaction hash in the form of this chain family. A hexadecimal hash is returned in lower case.
 pub(crate) fn parse_hash(text: &str, family: ChainFamily) -> Result<String, String> {
     let text = text.trim();
-    let evm = hex_digits(text).is_some_and(|d| d.len() == 64 && !is_zero(d));
-    let starknet = hex_digits(text).is_some_and(|d| d.len() <= 64 && !is_zero(d));
+    let hex = hex_digits(text).filter(|digits| !is_zero(digits));
+    let evm = hex.is_some_and(|d| d.len() == 64);
+    let starknet = hex.is_some_and(|d| d.len() <= 64);
     let solana = || base58_length(text) == Some(64);
     let fits = match family {
         ChainFamily::Evm => evm,
@@ -42,7 +45,7 @@ pub(crate) fn parse_hash(text: &str, family: ChainFamily) -> Result<String, Stri
         ChainFamily::Unknown => evm || solana(),
     };
     match fits {
-        true if hex_digits(text).is_some() => Ok(text.to_ascii_lowercase()),
+        true if hex.is_some() => Ok(text.to_ascii_lowercase()),
         true => Ok(text.to_owned()),
         false => Err(format!("{text:?} is not a transaction hash{}", family_suffix(family))),
     }
@@ -66,15 +69,15 @@ pub(crate) fn parse_wallet(text: &str, family: ChainFamily) -> Result<String, St
     let text = text.trim();
     // Addresses on the XDC chain may begin with `xdc` in place of `0x`.
     let plain = match text.strip_prefix("xdc") {
-        Some(digits) if matches!(family, ChainFamily::Evm | ChainFamily::Unknown) => format!("0x{digits}"),
-        _ => text.to_owned(),
+        Some(digits) if matches!(family, ChainFamily::Evm | ChainFamily::Unknown) => format!("0x{digits}").into(),
+        _ => Cow::Borrowed(text),
     };
     let evm = hex_digits(&plain).filter(|d| d.len() == 40 && !is_zero(d));
-    let starknet = hex_digits(text).is_some_and(|d| d.len() <= 64 && !is_zero(d));
+    let starknet = || hex_digits(text).is_some_and(|d| d.len() <= 64 && !is_zero(d));
     let solana = || base58_length(text) == Some(32);
     let fits = match family {
         ChainFamily::Evm => evm.is_some(),
-        ChainFamily::Starknet => starknet,
+        ChainFamily::Starknet => starknet(),
         ChainFamily::Solana => solana(),
         ChainFamily::Unknown => evm.is_some() || solana(),
     };
