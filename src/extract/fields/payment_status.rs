@@ -6,7 +6,7 @@ use super::topic::{TitleMeaning, contradicts_payment, title_contradicts_payment}
 use crate::extract::explain::ValuePlace;
 use crate::extract::field::{FoundValue, PaymentField, ValuePosition};
 use crate::extract::labels::TemplateList;
-use crate::extract::views::{HTML, View, ViewLine};
+use crate::extract::views::{HTML, LineKind, View, ViewLine};
 use crate::model::{Reason, ReasonCode, Status};
 
 /// Everything in a mail that states the status of the payment.
@@ -93,7 +93,8 @@ impl StatusStatements<'_> {
     fn check_no_objection(&self, views: &[View], list_line: usize) -> Result<(), Reason> {
         let html = views.iter().filter(|view| view.content_type == HTML);
         let above = html.flat_map(|view| view.lines.iter().take(list_line.saturating_sub(1)));
-        let mut above = above.filter(|line| !line.quoted).map(ViewLine::to_text);
+        // A marked heading is one of the titles.
+        let mut above = above.filter(|line| !line.quoted && line.kind != LineKind::Heading).map(ViewLine::to_text);
         let title = self.titles.iter().find(|title| title_contradicts_payment(title)).cloned();
         match title.or_else(|| above.find(|text| contradicts_payment(text))) {
             Some(text) => {
