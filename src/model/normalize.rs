@@ -112,6 +112,10 @@ pub fn same_mailbox(a: &str, b: &str) -> bool {
 /// bidirectional overrides become spaces. At most `max` characters are kept.
 #[must_use]
 pub fn printable(text: &str, max: usize) -> String {
+    // Most texts stay unchanged.
+    if text.len() <= max && text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(text.len().min(max * 4));
     for (n, c) in text.chars().enumerate() {
         if n == max {
