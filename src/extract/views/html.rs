@@ -22,6 +22,10 @@ const MAX_TOKENIZED: usize = 256 << 10;
 const TOO_MUCH_RARE_HTML: (ReasonCode, &str) =
     (ReasonCode::TooLarge, "it has more than 256 KiB of HTML that is not plain");
 
+/// The problem of a view whose style sheets have rules for more than [`MAX_RULES`](super::style_sheet::MAX_RULES) names.
+const TOO_MANY_RULES: (ReasonCode, &str) =
+    (ReasonCode::TooLarge, "its style sheets have rules for more than 2000 tags, classes and ids");
+
 /// Renders HTML. The function is pure and takes linear time.
 #[must_use]
 pub fn html_view(html: &str) -> View {
@@ -29,10 +33,14 @@ pub fn html_view(html: &str) -> View {
     for css in style_sheets(html) {
         sheet.add_rules(&css);
     }
+    let is_incomplete = sheet.is_incomplete();
     let (lines, is_complete) = feed(html, || HtmlLines::new(&sheet));
     let mut view = lines.finish();
     if !is_complete {
         view.problem = view.problem.or(Some(TOO_MUCH_RARE_HTML));
+    }
+    if is_incomplete {
+        view.problem = view.problem.or(Some(TOO_MANY_RULES));
     }
     quote::mark_quoted(&mut view);
     view
@@ -112,6 +120,7 @@ impl<'a> HtmlSink<'a> for StyleCollector {
 
 #[cfg(test)]
 mod tests {
+    use super::super::style_sheet::MAX_RULES;
     use super::super::view::ODD_MARK;
     use super::*;
 
@@ -127,6 +136,23 @@ mod tests {
         assert_eq!(html_view(&plain).problem, None);
         assert_eq!(html_view(&odd).problem, Some(TOO_MUCH_RARE_HTML));
         assert_eq!(html_view(&odd).lines.len(), html_view(&plain).lines.len() + 1);
+    }
+
+    #[test]
+    fn a_style_sheet_has_a_limit() {
+        let sheet = |names: usize, last: &str| {
+            let rules: String = (1..names).map(|n| format!(".c{n}{{color:#fff}} ")).collect();
+            html_view(&format!(
+                "<style>{rules}{last}{{display:none}}</style><p class=c7>hidden</p><p class=late>late</p>"
+            ))
+        };
+        let shown = |view: &View| view.lines.iter().map(|line| line.cells.join(" ")).collect::<Vec<_>>();
+        let full = sheet(MAX_RULES, ".c7");
+        assert!(full.problem.is_none() && shown(&full) == ["late"], "{full:?}");
+        // A name that has a rule already can get another one.
+        let full = sheet(MAX_RULES + 1, ".c7");
+        assert!(full.problem.is_none() && shown(&full) == ["late"], "{full:?}");
+        assert_eq!(sheet(MAX_RULES + 1, ".late").problem, Some(TOO_MANY_RULES));
     }
 
     #[test]

@@ -14,13 +14,16 @@ pub(crate) struct StyleSheet {
     tags: Rules,
     classes: Rules,
     ids: Rules,
+    /// Whether a rule was left out, because there were [`MAX_RULES`] names.
+    is_incomplete: bool,
 }
 
 /// The effects by name. Most mails have few rules. A B-tree searches few entries linearly, which is faster than a hash map.
 type Rules = BTreeMap<String, Appearance>;
 
-/// The most tags, classes and ids for which rules are stored. Further rules are ignored.
-const MAX_RULES: usize = 2_000;
+/// The most tags, classes and ids for which rules are stored. If a mail has more, its text is not used, because a rule that is left
+/// out may hide text.
+pub(crate) const MAX_RULES: usize = 2_000;
 
 impl StyleSheet {
     /// Adds the rules of one `<style>` element. Rules inside `@media` and similar blocks are ignored, unless they apply to every
@@ -54,9 +57,10 @@ impl StyleSheet {
             let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();
             let is_simple = selector.trim() == last && !last.contains([':', '[']);
             let appearance = if is_simple { appearance } else { appearance.for_some_elements() };
-            if name.is_empty() || self.tags.len() + self.classes.len() + self.ids.len() >= MAX_RULES {
+            if name.is_empty() {
                 continue;
             }
+            let is_full = self.tags.len() + self.classes.len() + self.ids.len() >= MAX_RULES;
             let (rules, name) = if let Some(class) = name.strip_prefix('.') {
                 (&mut self.classes, class)
             } else if let Some(id) = name.strip_prefix('#') {
@@ -64,10 +68,20 @@ impl StyleSheet {
             } else {
                 (&mut self.tags, name)
             };
-            let combined = rules.entry(name.to_ascii_lowercase()).or_default();
+            let name = name.to_ascii_lowercase();
+            if is_full && !rules.contains_key(&name) {
+                self.is_incomplete = true;
+                continue;
+            }
+            let combined = rules.entry(name).or_default();
             *combined = combined.combine(appearance);
         }
         self.every = self.tags.get("*").copied().unwrap_or_default();
+    }
+
+    /// Whether a rule was left out.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     /// Returns how the tag, the attributes except `style`, and the matching rules of an element affect its visibility and layout.
