@@ -91,8 +91,10 @@ impl StatusStatements<'_> {
 
     /// Checks that no title, and no text above the list in Resmic's payment mail, contradicts a completed payment.
     fn check_no_objection(&self, views: &[View], list_line: usize) -> Result<(), Reason> {
-        let html = views.iter().filter(|view| view.content_type == HTML);
-        let above = html.flat_map(|view| view.lines.iter().take(list_line.saturating_sub(1)));
+        let html = || views.iter().filter(|view| view.content_type == HTML);
+        // The line number does not say to which of several HTML parts it belongs, so all their text is checked.
+        let length = if html().nth(1).is_none() { list_line.saturating_sub(1) } else { usize::MAX };
+        let above = html().flat_map(|view| view.lines.iter().take(length));
         // A marked heading is one of the titles.
         let mut above = above.filter(|line| !line.quoted && line.kind != LineKind::Heading).map(ViewLine::to_text);
         let title = self.titles.iter().find(|title| title_contradicts_payment(title)).cloned();
