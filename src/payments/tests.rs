@@ -268,7 +268,7 @@ async fn a_late_registration_resumes_the_search() {
 async fn questions_from_a_clock_ahead_are_due() {
     const AHEAD: &str = "2999-01-01T00:00:00.000Z";
     let folder = tempfile::tempdir().unwrap();
-    let store = store_with(&folder, Some(ResmicRules { require: true, ..ResmicRules::default() }));
+    let store = store_with(&folder, Some(ResmicRules { require: true }));
     let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
     let due = async || store.due_inquiry().await.unwrap().0;
     for (expires_at, is_due) in [(AHEAD, false), ("2025-03-05T03:36:00Z", true)] {
