@@ -130,7 +130,7 @@ async fn a_removed_undelivered_mail_is_not_requested() {
 }
 
 #[tokio::test]
-async fn refused_fetch_of_a_gone_mail_closes_its_row() {
+async fn refused_fetch_of_gone_mail_closes_its_row() {
     let server = server_with(2, 1, FetchFault::Nil).await;
     server.change(|state| state.refuses_empty_fetch = true);
     let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
