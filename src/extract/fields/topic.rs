@@ -205,7 +205,7 @@ mod tests {
             ("Your payment couldn’t be completed", Some(Contradicts)),
             ("Payment won't be completed", Some(Contradicts)),
             ("Payments aren´t received", Some(Contradicts)),
-            ("Payment hasnt been received", Some(Contradicts)),
+            ("Payment hasnt been received", Some(Contradicts)), // codespell:ignore hasnt
             ("We want payments: one was received", Some(States(Status::Completed))),
             ("Payment must be completed today", Some(Unclear)),
             ("Payment to be received", Some(Unclear)),
