@@ -169,8 +169,9 @@ fn stored_answer(tx: &Connection, session_id: &str) -> Result<Option<Transaction
     Ok(found.and_then(answer))
 }
 
-/// Stores Resmic's answer about the transaction of a session in `session_transactions`, and ends the search if no candidate is
-/// left. An error that concerns all sessions is no answer, and only postpones the search.
+/// Stores in `session_transactions` which transaction Resmic named for the session. Ends the search for the event's session if
+/// Resmic has answered about every session that fits. An error that concerns all sessions is no answer, and only postpones the
+/// search.
 pub(super) fn record(
     tx: &Connection,
     settings: &StoreSettings,

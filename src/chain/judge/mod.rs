@@ -318,9 +318,9 @@ impl Judge<'_> {
         self.arrived(movements, last)
     }
 
-    /// Returns the reason `no-trace` if traces are not configured, or the node lacks the method. Only a trace proves that a
-    /// temporary wallet paid the merchant in the native coin. Logs prove nothing, because an attacker can deploy a wallet that
-    /// writes false logs. The merchant's balance proves nothing, because anyone can change it.
+    /// Returns the reason `no-trace` if `trace` is not set for the chain, or if the node does not have `debug_traceTransaction`.
+    /// Only a trace proves that a temporary wallet paid the merchant in the native coin. Logs prove nothing, because an attacker
+    /// can deploy a wallet that writes false logs. The merchant's balance proves nothing, because anyone can change it.
     fn check_trace(&self, wallet: Address) -> Result<(), Reason> {
         let chain = self.question.chain;
         let missing_method = self.node.error.as_ref().filter(|error| matches!(error.kind, NodeErrorKind::NoMethod(_)));

@@ -65,7 +65,8 @@ pub(super) fn frame_key(index: usize) -> i64 {
 
 /// Adds to `found` the key and the value of each call that `is_wanted` selects, that has a value, and that was not reverted.
 ///
-/// Only a CALL moves money to its callee. A DELEGATECALL shows the value of the outer call, and a CALLCODE pays its caller.
+/// Only a CALL moves money to its callee. In a trace, a DELEGATECALL repeats the value of the outer call, and the value of a
+/// CALLCODE stays with the caller.
 pub(super) fn collect_calls(root: &Frame, is_wanted: &dyn Fn(&Frame) -> bool, found: &mut Vec<(i64, u128)>) {
     let mut waiting = vec![(root, false)];
     let mut index = 0;

@@ -29,7 +29,7 @@ impl From<usize> for ClaimLimit {
 /// An outage of a target that cannot be reached, and the deliveries that may be claimed during the outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outage {
-    /// How long the outage has lasted while the program was trying to reach the target.
+    /// How long this process has tried to reach the target in this outage. Time in which the daemon did not run is not included.
     pub lasted: Duration,
     /// The target's `give_up_after`: how long the attempts of a delivery go on.
     pub give_up_after: Duration,

@@ -334,7 +334,8 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
     fn break_line(&mut self, next: LineKind) {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(buffer) = self.buffers.last_mut() else { return };
-        // There is usually only white space between two tags. `push_line` does not add such a line, so its memory is reused.
+        // There is usually only white space between two tags, so the current line is usually empty. `push_line` would drop an
+        // empty line. So the line is reset here, and its memory is reused.
         let is_empty = buffer.line.links.is_empty() && !buffer.has_text;
         if is_empty && self.line_count <= MAX_LINES && buffer.view.lines.len() < MAX_LINES {
             (buffer.line.quoted, buffer.line.kind) = (quoted, next);

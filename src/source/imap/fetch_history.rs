@@ -97,7 +97,7 @@ impl FetchHistory {
         self.rows.len()
     }
 
-    /// Clears `fetching`, because no FETCH of the mails in `rows` has ended the connection.
+    /// Clears `fetching`. The caller has fetched the mails in `rows` again, and the connection is still open.
     pub(super) fn end_fetching(&mut self) {
         self.fetching = false;
     }

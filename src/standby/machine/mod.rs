@@ -10,9 +10,9 @@
 //!   server does not matter.
 //! - Each write names the revision that it replaces, so only one of two hosts that write at the same time succeeds.
 //! - A missing key does not prove that the lease has ended, because the clock of the NATS server may have been set. A host that
-//!   has not watched the holder waits for L and the margin after the host first sees that the key is missing. The host takes the
-//!   lease at once in two cases: no host ever had the lease, or the host knows the last write in the bucket, and that write names
-//!   the database of this host as the newest.
+//!   has not watched the holder waits for L and the margin after the host first sees that the key is missing. If the key
+//!   is missing, the host takes the lease without this wait in two cases: no host ever had the lease; or the host knows the last
+//!   write of the key, and that write names the database of this host as the newest.
 //! - A released lease can be taken at once.
 //! - If the holder's daemon is killed, the next daemon on the same host takes the lease again after a third of L without a new
 //!   write. The lock of the standby file proves that no other process of this host has the lease.

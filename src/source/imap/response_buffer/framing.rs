@@ -69,8 +69,8 @@ pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) ->
 impl Framing {
     /// Counts received bytes. Returns false if the current response exceeds a limit. `most`: the most bytes of a literal.
     ///
-    /// The bytes of a literal are not checked. After a text that only looks like the announcement of a literal (`* OK well
-    /// {12}`), all bytes are checked, because the parser parses them as a response.
+    /// The limits of a line do not include the bytes inside a literal. After a text that only looks like the announcement of a
+    /// literal (`* OK well {12}`), all bytes are checked, because the parser parses them as a response.
     pub(in crate::source::imap) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
         while !bytes.is_empty() {
             let skipped = self.literal.min(bytes.len());
