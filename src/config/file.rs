@@ -125,7 +125,7 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
     None
 }
 
-/// The part of the key's path below `value`, if `offset` is inside `value`.
+/// Returns the path from `value` to the key at `offset`; `None` if `offset` is not inside `value`.
 fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
     let span = value.span();
     let end_of_key = || (span.start <= offset && offset < span.end.max(span.start + 1)).then(String::new);

@@ -51,7 +51,7 @@ pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
 /// Compares all values that a mail has for each field, and stores the most important problem.
 pub(crate) struct ConsistencyCheck<'a> {
     found: &'a [FoundValue],
-    /// The values that became the values of their fields.
+    /// The found values that were chosen for the fields of the payment.
     used: Vec<&'a FoundValue>,
     notes: &'a mut Vec<ValueNote>,
     /// The first problem that was found. A conflict replaces a problem with another reason code.

@@ -290,7 +290,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
     }
 
     /// Adds the finished table row to the view: as one line if each cell has at most one line of text, or otherwise as the lines
-    /// of its cells. A row that is used for layout is also added as the lines of its cells.
+    /// of its cells. If the row is used for layout, it is added as the lines of its cells, too.
     fn finish_row(&mut self) {
         self.break_line(LineKind::Text);
         let (Some(cells), Some(buffer)) = (self.rows.pop(), self.buffers.last_mut()) else { return };
