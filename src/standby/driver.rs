@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::bucket::LeaseBucket;
 use super::connection::{LeaseConnection, LeasePlace, open_connection};
 use super::lease_value::{ConfigurationHashes, LeaseValue};
-use super::machine::{LeaseMachine, Step, WriteResult};
+use super::machine::{LeaseMachine, LeaseStep, WriteResult};
 use super::standby_file::{Report, StandbyFile};
 use super::view::{LeaseState, LeaseView};
 use crate::backoff::Backoff;
@@ -118,15 +118,15 @@ impl Driver {
             let step = self.machine.next_step(BootInstant::now());
             self.publish();
             match step {
-                Step::Read => {
+                LeaseStep::Read => {
                     let answered = self.read(&bucket).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
-                Step::Write { expected, value } => {
+                LeaseStep::Write { expected, value } => {
                     let answered = self.write(&bucket, expected, value).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
-                Step::Wait(until) => {
+                LeaseStep::Wait(until) => {
                     let wait = until.since(BootInstant::now()).min(LONGEST_SLEEP);
                     tokio::select! {
                         biased;

@@ -25,8 +25,8 @@ mod tests;
 
 use std::time::Duration;
 
-use state::{Awaited, Holder, HolderStage, Place, Seen, Standby};
-pub(super) use state::{Entry, EntryContent, Step, WriteResult};
+use state::{Awaited, Holder, HolderStage, Place, SeenEntry, StandbyHost};
+pub(super) use state::{Entry, EntryContent, LeaseStep, WriteResult};
 pub use state::{KnownData, Member};
 
 use super::lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
@@ -63,7 +63,7 @@ fn is_renewal(content: &EntryContent, value: &LeaseValue) -> bool {
 impl LeaseMachine {
     /// Creates the machine of a standby that has not read the key yet. `known`: the [`KnownData`] from the standby file.
     pub(super) fn new(me: Member, known: KnownData) -> Self {
-        let place = Place::Standby(Standby::default());
+        let place = Place::Standby(StandbyHost::default());
         LeaseMachine {
             me,
             lease: Duration::ZERO,
@@ -100,7 +100,7 @@ impl LeaseMachine {
     }
 
     /// Returns the next step for the driver. If the lease of this host has ended, this host first becomes a standby.
-    pub(super) fn next_step(&mut self, now: BootInstant) -> Step {
+    pub(super) fn next_step(&mut self, now: BootInstant) -> LeaseStep {
         self.tick(now);
         let slack = self.lease / 4;
         if let Place::Standby(standby) = &mut self.place
@@ -110,12 +110,12 @@ impl LeaseMachine {
         }
         let step = match &self.place {
             Place::Standby(standby) => self.standby_step(standby, now),
-            Place::Holder(holder) if holder.next_at > now => Step::Wait(holder.next_at.min(self.ends(holder))),
-            Place::Holder(holder) if holder.must_read => Step::Read,
-            Place::Holder(holder) => Step::Write { expected: holder.revision, value: self.value(&holder.stage) },
+            Place::Holder(holder) if holder.next_at > now => LeaseStep::Wait(holder.next_at.min(self.ends(holder))),
+            Place::Holder(holder) if holder.must_read => LeaseStep::Read,
+            Place::Holder(holder) => LeaseStep::Write { expected: holder.revision, value: self.value(&holder.stage) },
         };
-        self.count += u64::from(matches!(step, Step::Write { .. }));
-        self.awaited_by = if let Step::Wait(until) = step { until } else { now };
+        self.count += u64::from(matches!(step, LeaseStep::Write { .. }));
+        self.awaited_by = if let LeaseStep::Wait(until) = step { until } else { now };
         step
     }
 
@@ -161,7 +161,7 @@ impl LeaseMachine {
 
     /// Makes this host a standby, because the lease was lost or released.
     fn stand_by(&mut self, now: BootInstant) {
-        let mut standby = Standby { read_at: now, ..Standby::default() };
+        let mut standby = StandbyHost { read_at: now, ..StandbyHost::default() };
         if let Place::Holder(Holder { stage: HolderStage::Releasing { pause, failure }, .. }) = &self.place {
             (standby.not_before, standby.failure) = (now.plus(*pause), failure.clone());
         }

@@ -2,28 +2,28 @@
 
 use std::time::Duration;
 
-use super::{Entry, EntryContent, HolderStage, LeaseMachine, Place, Seen, Standby, Step};
+use super::{Entry, EntryContent, HolderStage, LeaseMachine, LeaseStep, Place, SeenEntry, StandbyHost};
 use crate::boot_clock::BootInstant;
 use crate::standby::lease_value::{LeaseStage, LeaseValue};
 
 impl LeaseMachine {
-    pub(super) fn standby_step(&self, standby: &Standby, now: BootInstant) -> Step {
+    pub(super) fn standby_step(&self, standby: &StandbyHost, now: BootInstant) -> LeaseStep {
         if standby.pause_until > now {
-            return Step::Wait(standby.pause_until);
+            return LeaseStep::Wait(standby.pause_until);
         }
-        let Some(seen) = &standby.seen else { return Step::Read };
+        let Some(seen) = &standby.seen else { return LeaseStep::Read };
         let take_at = self.take_at(standby, seen);
         if standby.read_at <= now || take_at <= now && seen.is_announced {
-            return Step::Read;
+            return LeaseStep::Read;
         }
         if take_at <= now {
-            return Step::Write { expected: seen.entry.revision, value: self.value(&HolderStage::TakingOver) };
+            return LeaseStep::Write { expected: seen.entry.revision, value: self.value(&HolderStage::TakingOver) };
         }
-        Step::Wait(take_at.min(standby.read_at))
+        LeaseStep::Wait(take_at.min(standby.read_at))
     }
 
     /// When this host may take the lease, if it sees no further write of the key.
-    fn take_at(&self, standby: &Standby, seen: &Seen) -> BootInstant {
+    fn take_at(&self, standby: &StandbyHost, seen: &SeenEntry) -> BootInstant {
         let lease = self.end_of_live(&seen.entry, seen.since);
         let at = match &seen.entry.content {
             EntryContent::Absent { .. } if standby.live_seen > standby.blind_until => standby.live_until,
@@ -82,7 +82,7 @@ impl LeaseMachine {
                 if let Some(live_until) = live_until {
                     (standby.live_seen, standby.live_until) = (now, live_until);
                 }
-                standby.seen = Some(Seen { entry, since: now, is_announced: false });
+                standby.seen = Some(SeenEntry { entry, since: now, is_announced: false });
             }
         }
     }

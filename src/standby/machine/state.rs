@@ -52,7 +52,7 @@ pub(in crate::standby) enum EntryContent {
 /// The next step of the machine, which the driver executes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
-pub(in crate::standby) enum Step {
+pub(in crate::standby) enum LeaseStep {
     /// Read the key.
     Read,
     /// Write the key, if its revision is still `expected`.
@@ -66,7 +66,7 @@ pub(in crate::standby) enum Step {
     Wait(BootInstant),
 }
 
-/// The result of a [`Step::Write`].
+/// The result of a [`LeaseStep::Write`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::standby) enum WriteResult {
     /// The value is stored under this revision.
@@ -90,13 +90,13 @@ pub struct KnownData {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(super) enum Place {
-    Standby(Standby),
+    Standby(StandbyHost),
     Holder(Holder),
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Standby {
-    pub(super) seen: Option<Seen>,
+pub(super) struct StandbyHost {
+    pub(super) seen: Option<SeenEntry>,
     /// When this host last saw a new value of the key.
     pub(super) live_seen: BootInstant,
     /// The latest possible end of the lease, by the value that was seen at `live_seen`. Zero if no other process has the lease.
@@ -139,7 +139,7 @@ impl Awaited {
 
 /// The content of the key that this host last read from the bucket, or got in an announcement.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenEntry {
     pub(super) entry: Entry,
     /// When this host first saw the content of `entry`.
     pub(super) since: BootInstant,

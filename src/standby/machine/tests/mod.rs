@@ -47,7 +47,7 @@ fn entry(revision: u64, value: LeaseValue) -> Entry {
 /// Expects a write as the machine's next step at `now`, and answers the write with `result`. Returns the written value.
 fn write(machine: &mut LeaseMachine, now: u64, result: WriteResult) -> LeaseValue {
     match machine.next_step(at(now)) {
-        Step::Write { value, .. } => {
+        LeaseStep::Write { value, .. } => {
             machine.on_write(at(now), at(now), &value, result);
             value
         }
@@ -68,9 +68,9 @@ fn holder() -> LeaseMachine {
 #[test]
 fn an_unused_bucket_is_taken_at_once() {
     let mut machine = machine("a");
-    assert_eq!(machine.next_step(at(0)), Step::Read);
+    assert_eq!(machine.next_step(at(0)), LeaseStep::Read);
     machine.on_read(at(0), absent(0));
-    let Step::Write { expected: 0, value } = machine.next_step(at(0)) else { panic!("no write") };
+    let LeaseStep::Write { expected: 0, value } = machine.next_step(at(0)) else { panic!("no write") };
     assert_eq!((value.host.as_str(), value.stage, value.lease_ms), ("a", LeaseStage::TakingOver, 20_000));
     machine.on_write(at(5), at(0), &value, WriteResult::Stored(1));
     let view = machine.view();
@@ -83,23 +83,23 @@ fn an_unused_bucket_is_taken_at_once() {
 fn the_holder_counts_from_the_send_time() {
     let mut machine = holder();
     assert_eq!(machine.sends_until(), at(13_333).plus(Duration::from_nanos(333_333)));
-    assert_eq!(machine.next_step(at(1)), Step::Wait(at(5_000)));
-    let Step::Write { expected: 2, value } = machine.next_step(at(5_000)) else { panic!("no renewal") };
+    assert_eq!(machine.next_step(at(1)), LeaseStep::Wait(at(5_000)));
+    let LeaseStep::Write { expected: 2, value } = machine.next_step(at(5_000)) else { panic!("no renewal") };
     // The server answers this renewal after three seconds. The renewed lease begins at the time of the request.
     machine.on_write(at(8_000), at(5_000), &value, WriteResult::Stored(3));
     assert_eq!(machine.view().ends, Some(at(25_000)));
-    assert_eq!(machine.next_step(at(8_000)), Step::Wait(at(10_000)));
+    assert_eq!(machine.next_step(at(8_000)), LeaseStep::Wait(at(10_000)));
 }
 
 #[test]
 fn a_new_mail_is_written_at_once() {
     let mut machine = holder();
     machine.note_last_mail(at(300), 7);
-    assert_eq!(machine.next_step(at(300)), Step::Wait(at(5_000)), "nothing has changed");
+    assert_eq!(machine.next_step(at(300)), LeaseStep::Wait(at(5_000)), "nothing has changed");
     machine.note_last_mail(at(300), 8);
     let written = write(&mut machine, 300, WriteResult::Stored(3));
     assert_eq!(written.data.unwrap().last_mail_id, 8);
-    assert_eq!(machine.next_step(at(300)), Step::Wait(at(5_300)));
+    assert_eq!(machine.next_step(at(300)), LeaseStep::Wait(at(5_300)));
 }
 
 #[test]
@@ -108,14 +108,14 @@ fn a_paused_holder_has_lost_the_lease() {
     assert!(machine.sends_until() < at(30_000));
     machine.tick(at(30_000));
     assert_eq!((machine.view().state, machine.view().holder), (LeaseState::Standby, None));
-    assert_eq!(machine.next_step(at(30_000)), Step::Read);
+    assert_eq!(machine.next_step(at(30_000)), LeaseStep::Read);
 }
 
 #[test]
 fn a_lease_taken_again_is_another_term() {
     let mut machine = holder();
     assert_eq!(machine.view().term, 1);
-    assert_eq!(machine.next_step(at(30_000)), Step::Read);
+    assert_eq!(machine.next_step(at(30_000)), LeaseStep::Read);
     machine.on_read(at(30_000), entry(4, value("b", LeaseStage::Released, 2)));
     write(&mut machine, 30_000, WriteResult::Stored(5));
     assert!(machine.view().is_held_since(2, at(30_000)) && !machine.view().is_held_since(1, at(30_000)));
@@ -130,10 +130,10 @@ fn an_uncertain_renewal_does_not_extend_the_lease() {
     let mut machine = holder();
     let lost = write(&mut machine, 5_000, WriteResult::Unknown);
     assert_eq!(machine.view().ends, Some(at(20_000)));
-    assert_eq!(machine.next_step(at(5_000)), Step::Wait(at(5_500)), "no busy loop");
-    assert_eq!(machine.next_step(at(5_500)), Step::Read);
+    assert_eq!(machine.next_step(at(5_000)), LeaseStep::Wait(at(5_500)), "no busy loop");
+    assert_eq!(machine.next_step(at(5_500)), LeaseStep::Read);
     machine.on_read(at(5_500), entry(3, lost));
-    let Step::Write { expected: 3, .. } = machine.next_step(at(5_500)) else { panic!("no renewal") };
+    let LeaseStep::Write { expected: 3, .. } = machine.next_step(at(5_500)) else { panic!("no renewal") };
     assert_eq!(machine.view().ends, Some(at(20_000)));
 }
 
@@ -141,9 +141,9 @@ fn an_uncertain_renewal_does_not_extend_the_lease() {
 fn a_forgotten_key_is_written_again() {
     let mut machine = holder();
     write(&mut machine, 5_000, WriteResult::Conflict);
-    assert_eq!(machine.next_step(at(5_050)), Step::Read);
+    assert_eq!(machine.next_step(at(5_050)), LeaseStep::Read);
     machine.on_read(at(5_050), absent(9));
-    let Step::Write { expected: 0, .. } = machine.next_step(at(5_050)) else { panic!("no write") };
+    let LeaseStep::Write { expected: 0, .. } = machine.next_step(at(5_050)) else { panic!("no write") };
     assert_eq!(machine.view().state, LeaseState::Active);
 }
 
@@ -151,7 +151,7 @@ fn a_forgotten_key_is_written_again() {
 fn another_holder_ends_the_lease() {
     let mut machine = holder();
     machine.on_announcement(at(3_000), Some(value("b", LeaseStage::TakingOver, 1)));
-    assert_eq!(machine.next_step(at(3_000)), Step::Read);
+    assert_eq!(machine.next_step(at(3_000)), LeaseStep::Read);
     machine.on_read(at(3_000), entry(3, value("b", LeaseStage::TakingOver, 1)));
     let view = machine.view();
     assert_eq!((view.state, view.holder.unwrap().host.as_str()), (LeaseState::Standby, "b"));
@@ -159,22 +159,22 @@ fn another_holder_ends_the_lease() {
     // The holder ignores announcements of the writes that it sent.
     let mut machine = holder();
     machine.on_announcement(at(3_000), Some(value("a", LeaseStage::Active, 9)));
-    assert_eq!(machine.next_step(at(3_000)), Step::Wait(at(5_000)));
+    assert_eq!(machine.next_step(at(3_000)), LeaseStep::Wait(at(5_000)));
 }
 
 #[test]
 fn a_standby_takes_over_after_the_lease() {
     let mut machine = machine("b");
     machine.on_read(at(0), entry(5, value("a", LeaseStage::Active, 1)));
-    assert_eq!(machine.next_step(at(0)), Step::Wait(at(20_000)));
+    assert_eq!(machine.next_step(at(0)), LeaseStep::Wait(at(20_000)));
     // The standby learns of the renewal from the announcement, and does not read the key.
     machine.on_announcement(at(5_000), Some(value("a", LeaseStage::Active, 2)));
-    assert_eq!(machine.next_step(at(5_001)), Step::Wait(at(25_000)));
+    assert_eq!(machine.next_step(at(5_001)), LeaseStep::Wait(at(25_000)));
     // The NATS server has removed the key early, because its clock was set.
-    assert_eq!(machine.next_step(at(25_000)), Step::Read);
+    assert_eq!(machine.next_step(at(25_000)), LeaseStep::Read);
     machine.on_read(at(25_000), absent(6));
-    assert_eq!(machine.next_step(at(25_000)), Step::Wait(at(25_500)));
-    let Step::Write { expected: 0, .. } = machine.next_step(at(25_500)) else { panic!("no takeover") };
+    assert_eq!(machine.next_step(at(25_000)), LeaseStep::Wait(at(25_500)));
+    let LeaseStep::Write { expected: 0, .. } = machine.next_step(at(25_500)) else { panic!("no takeover") };
 }
 
 #[test]
@@ -185,10 +185,10 @@ fn a_stored_announcement_keeps_its_time() {
     machine.on_read(at(25_000), entry(6, value("a", LeaseStage::Active, 2)));
     // The clock of the NATS server was set back, so the key has not expired. The standby takes the lease anyway, because the
     // standby knows the revision of the old value.
-    let Step::Write { expected: 6, .. } = machine.next_step(at(25_500)) else { panic!("no takeover") };
+    let LeaseStep::Write { expected: 6, .. } = machine.next_step(at(25_500)) else { panic!("no takeover") };
     // After a later write of the holder, the standby waits for the whole lease again.
     machine.on_read(at(25_500), entry(7, value("a", LeaseStage::Active, 3)));
-    assert_eq!(machine.next_step(at(25_500)), Step::Wait(at(45_500)));
+    assert_eq!(machine.next_step(at(25_500)), LeaseStep::Wait(at(45_500)));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_longer_lease_of_the_holder_counts() {
 fn unknown_contents_count_as_a_holder() {
     let mut machine = machine("b");
     machine.on_read(at(0), Entry { revision: 5, content: EntryContent::Unreadable });
-    assert_eq!(machine.next_step(at(0)), Step::Wait(at(20_000)));
+    assert_eq!(machine.next_step(at(0)), LeaseStep::Wait(at(20_000)));
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_released_lease_is_taken_at_once() {
     let data = Some(DataOwner { host: "a".into(), home: "home-a".into(), last_mail_id: 12 });
     let released = LeaseValue { data: data.clone(), ..value("a", LeaseStage::Released, 2) };
     machine.on_announcement(at(100), Some(released.clone()));
-    assert_eq!(machine.next_step(at(100)), Step::Read);
+    assert_eq!(machine.next_step(at(100)), LeaseStep::Read);
     machine.on_read(at(101), entry(6, released));
     write(&mut machine, 101, WriteResult::Stored(7));
     assert_eq!(machine.view().takeover, Some(Takeover { data, is_newest_here: false, never_held: false }));
@@ -229,8 +229,8 @@ fn a_release_is_read_until_it_is_stored() {
     machine.on_announcement(at(100), Some(released.clone()));
     // The leader of a NATS cluster answers the read before it has stored the release.
     machine.on_read(at(101), entry(5, active.clone()));
-    assert_eq!(machine.next_step(at(101)), Step::Wait(at(151)), "no busy loop");
-    assert_eq!(machine.next_step(at(151)), Step::Read);
+    assert_eq!(machine.next_step(at(101)), LeaseStep::Wait(at(151)), "no busy loop");
+    assert_eq!(machine.next_step(at(151)), LeaseStep::Read);
     machine.on_read(at(152), entry(6, released.clone()));
     write(&mut machine, 152, WriteResult::Stored(7));
     // A write that the server has refused never appears.
@@ -238,9 +238,9 @@ fn a_release_is_read_until_it_is_stored() {
     machine.on_read(at(0), entry(5, active.clone()));
     machine.on_announcement(at(100), Some(released));
     machine.on_read(at(2_050), entry(5, active.clone()));
-    assert_eq!(machine.next_step(at(2_100)), Step::Read);
+    assert_eq!(machine.next_step(at(2_100)), LeaseStep::Read);
     machine.on_read(at(2_100), entry(5, active));
-    assert_eq!(machine.next_step(at(2_100)), Step::Wait(at(20_500)));
+    assert_eq!(machine.next_step(at(2_100)), LeaseStep::Wait(at(20_500)));
 }
 
 #[test]
@@ -258,13 +258,13 @@ fn a_request_to_release_stops_sending() {
     assert_eq!((released.stage, released.data.map(|data| data.last_mail_id)), (LeaseStage::Released, Some(9)));
     assert!(!machine.is_holder());
     machine.on_read(at(1_600), entry(5, value("a", LeaseStage::Released, 5)));
-    assert_eq!(machine.next_step(at(1_600)), Step::Wait(at(21_600)), "it only looks");
+    assert_eq!(machine.next_step(at(1_600)), LeaseStep::Wait(at(21_600)), "it only looks");
     for (now, until) in [(21_600, 41_600), (41_600, 61_500)] {
-        assert_eq!(machine.next_step(at(now)), Step::Read);
+        assert_eq!(machine.next_step(at(now)), LeaseStep::Read);
         machine.on_read(at(now), absent(5));
-        assert_eq!(machine.next_step(at(now)), Step::Wait(at(until)));
+        assert_eq!(machine.next_step(at(now)), LeaseStep::Wait(at(until)));
     }
-    let Step::Write { .. } = machine.next_step(at(61_500)) else { panic!("no takeover") };
+    let LeaseStep::Write { .. } = machine.next_step(at(61_500)) else { panic!("no takeover") };
 }
 
 #[test]
@@ -272,12 +272,12 @@ fn a_deleted_key_is_a_request_to_release() {
     let mut holding = holder();
     holding.on_read(at(1_000), Entry { revision: 3, content: EntryContent::Deleted });
     assert!(holding.view().is_asked_to_release);
-    let Step::Write { expected: 3, .. } = holding.next_step(at(1_000)) else {
+    let LeaseStep::Write { expected: 3, .. } = holding.next_step(at(1_000)) else {
         panic!("the key stays until it has stopped")
     };
     let mut standby = machine("b");
     standby.on_read(at(1_000), Entry { revision: 3, content: EntryContent::Deleted });
-    assert_eq!(standby.next_step(at(1_000)), Step::Wait(at(21_000)), "the holder may not know it yet");
+    assert_eq!(standby.next_step(at(1_000)), LeaseStep::Wait(at(21_000)), "the holder may not know it yet");
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn a_killed_daemon_takes_its_own_lease_again() {
     let data = Some(DataOwner { host: "a".into(), home: "home-a".into(), last_mail_id: 12 });
     let before = LeaseValue { data, ..value("a", LeaseStage::Active, 1) };
     machine.on_read(at(0), entry(5, before.clone()));
-    let Step::Wait(until) = machine.next_step(at(0)) else { panic!("it must look for a renewal first") };
+    let LeaseStep::Wait(until) = machine.next_step(at(0)) else { panic!("it must look for a renewal first") };
     assert_eq!(until, at(6_666).plus(Duration::from_nanos(666_666)));
     let mut lonely = machine;
     write(&mut lonely, 6_667, WriteResult::Stored(6));
@@ -300,14 +300,14 @@ fn a_killed_daemon_takes_its_own_lease_again() {
     twin.connected(at(0));
     twin.on_read(at(0), entry(5, before.clone()));
     twin.on_announcement(at(5_000), Some(LeaseValue { count: 2, ..before }));
-    assert!(matches!(twin.next_step(at(6_667)), Step::Wait(_)));
+    assert!(matches!(twin.next_step(at(6_667)), LeaseStep::Wait(_)));
     // A process on the same host with another state folder waits for the end of the lease.
     let other = Member { home: "other".into(), ..member("a", "a2") };
     let mut other = LeaseMachine::new(other, KnownData::default());
     other.set_lease(LEASE);
     other.connected(at(0));
     other.on_read(at(0), entry(5, value("a", LeaseStage::Active, 1)));
-    assert_eq!(other.next_step(at(0)), Step::Wait(at(20_000)));
+    assert_eq!(other.next_step(at(0)), LeaseStep::Wait(at(20_000)));
 }
 
 #[test]
@@ -320,9 +320,9 @@ fn the_last_database_is_known_after_a_restart() {
         machine.connected(at(0));
         machine.on_read(at(0), absent(last_revision));
         if wait > 0 {
-            assert_eq!(machine.next_step(at(0)), Step::Wait(at(20_000)));
+            assert_eq!(machine.next_step(at(0)), LeaseStep::Wait(at(20_000)));
             machine.on_read(at(20_000), absent(last_revision));
-            assert_eq!(machine.next_step(at(20_000)), Step::Wait(at(20_500)));
+            assert_eq!(machine.next_step(at(20_000)), LeaseStep::Wait(at(20_500)));
         }
         write(&mut machine, wait, WriteResult::Stored(7));
         let takeover = machine.view().takeover.unwrap();
@@ -343,7 +343,7 @@ fn a_failed_takeover_keeps_the_known_data() {
     let view = machine.view();
     assert_eq!((view.state, view.failure.as_deref()), (LeaseState::Waiting, Some("no copy")));
     machine.on_read(at(200), entry(7, released));
-    assert_eq!(machine.next_step(at(200)), Step::Wait(at(4_100)));
+    assert_eq!(machine.next_step(at(200)), LeaseStep::Wait(at(4_100)));
     write(&mut machine, 4_100, WriteResult::Stored(8));
     assert_eq!(machine.view().takeover.unwrap().data, data);
 }
@@ -353,12 +353,12 @@ fn an_active_host_ends_the_pause() {
     let mut machine = holder();
     machine.release(at(100), Duration::from_secs(60), None);
     write(&mut machine, 100, WriteResult::Stored(3));
-    assert_eq!(machine.next_step(at(100)), Step::Read);
+    assert_eq!(machine.next_step(at(100)), LeaseStep::Read);
     // If another host tries to take over and fails, the pause in which this host leaves the lease to others does not end.
     machine.on_read(at(200), entry(4, value("b", LeaseStage::TakingOver, 1)));
     machine.on_read(at(300), entry(5, value("b", LeaseStage::Released, 2)));
-    assert!(matches!(machine.next_step(at(300)), Step::Wait(_)));
+    assert!(matches!(machine.next_step(at(300)), LeaseStep::Wait(_)));
     machine.on_read(at(400), entry(6, value("b", LeaseStage::Active, 3)));
     machine.on_read(at(500), entry(7, value("b", LeaseStage::Released, 4)));
-    let Step::Write { expected: 7, .. } = machine.next_step(at(500)) else { panic!("no takeover") };
+    let LeaseStep::Write { expected: 7, .. } = machine.next_step(at(500)) else { panic!("no takeover") };
 }

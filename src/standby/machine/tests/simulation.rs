@@ -55,7 +55,7 @@ impl SimulatedNats {
 
 /// A read or write of the key that the simulated server has not answered yet.
 struct Request {
-    step: Step,
+    step: LeaseStep,
     sent: u64,
     arrives: Option<u64>,
     answers: u64,
@@ -201,7 +201,7 @@ impl World {
             if request.arrives.is_some_and(|arrives| arrives <= now) {
                 request.arrives = None;
                 match &request.step {
-                    Step::Write { expected, value } => {
+                    LeaseStep::Write { expected, value } => {
                         let result = self.nats.write(now, *expected, value);
                         let LeaseValue { process, stage, .. } = value;
                         self.trace.push(format!(
@@ -222,7 +222,7 @@ impl World {
         }
         if let Some(request) = host.request.take() {
             match (request.step, request.entry) {
-                (Step::Write { value, .. }, _) => {
+                (LeaseStep::Write { value, .. }, _) => {
                     host.machine.on_write(at(now), at(request.sent), &value, request.result);
                 }
                 (_, Some(entry)) => {
@@ -247,13 +247,13 @@ impl World {
             }
         }
         match host.machine.next_step(at(now)) {
-            Step::Wait(_) => {}
+            LeaseStep::Wait(_) => {}
             step => self.send(n, step),
         }
         announced
     }
 
-    fn send(&mut self, n: usize, step: Step) {
+    fn send(&mut self, n: usize, step: LeaseStep) {
         let (now, dice) = (self.now, &mut self.dice);
         let mut request = Request {
             step,
@@ -268,7 +268,7 @@ impl World {
             request.arrives = dice.one_in(2).then_some(now + TICK);
             request.answers = now + 2_000;
             request.result = WriteResult::Unknown;
-            if let (None, Step::Write { expected, value }) = (request.arrives, &request.step)
+            if let (None, LeaseStep::Write { expected, value }) = (request.arrives, &request.step)
                 && dice.one_in(2)
             {
                 self.late.push((now + 2_000 + dice.below(30_000), *expected, value.clone()));
