@@ -66,7 +66,7 @@ pub struct Seen {
 }
 
 /// Looks a payment up at a node. If a call fails, the look ends, and [`Observation::error`] has the error of the call.
-pub async fn look(node: &Node, question: &Question<'_>) -> Observation {
+pub async fn look_at_node(node: &Node, question: &Question<'_>) -> Observation {
     let seen = Observation { host: node.host().to_owned(), ..Observation::default() };
     let mut look = Look { node, question, seen };
     look.walk().await;

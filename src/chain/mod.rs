@@ -26,7 +26,7 @@ pub use claim::{Claim, Question};
 pub use configured::{Chain, Coin};
 pub use hex::{Address, Hash, Quantity};
 pub use judge::{ConfirmedArrival, IsClaimed, Revisited, judge, revisit};
-pub use look::{Observation, Seen, Step, look};
+pub use look::{Observation, Seen, Step, look_at_node};
 pub use node_error::{NodeError, NodeErrorKind};
 pub use rpc::Node;
 pub use settings::{ChainSettings, Finality, NodeSource, TokenSettings};

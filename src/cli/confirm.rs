@@ -40,7 +40,7 @@ struct StepLine {
 }
 
 /// Checks an event at the nodes of its chain immediately, and prints the result.
-pub(super) async fn look(config: &Config, event_id: &str, explain: bool, json: bool) -> anyhow::Result<()> {
+pub(super) async fn look_at_event(config: &Config, event_id: &str, explain: bool, json: bool) -> anyhow::Result<()> {
     let event_id = event_id.trim().to_ascii_lowercase();
     let event = StoreReader::open(&config.database())?.event(&event_id)?;
     event.with_context(|| format!("no event {event_id:?}; `resmic-mailhook events` lists them"))?;

@@ -127,7 +127,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
             confirm::vouch(&config, &event_id, json).await.map(done)
         }
         Command::Confirm { event_id, explain, json, .. } => {
-            confirm::look(&config, &event_id, explain, json).await.map(done)
+            confirm::look_at_event(&config, &event_id, explain, json).await.map(done)
         }
         Command::Mails { outcome, limit, json, command: None } => mails::list(&config, outcome, limit, json).map(done),
         Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),

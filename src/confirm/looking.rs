@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::WatchedChain;
 use crate::chain::{
     Chain, Claim, Confirmation, ConfirmationReason, Hash, Node, NodeError, NodeErrorKind, Observation, Question, Step,
-    judge, look,
+    judge, look_at_node,
 };
 use crate::db::{self, Store};
 use crate::payments::{DueLook, FinishedLook, RecordedLook};
@@ -53,7 +53,7 @@ async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
         let error = NodeError { host: host.clone(), method: "look", kind: NodeErrorKind::Unreachable(message()) };
         Observation { host, error: Some(error), ..Observation::default() }
     };
-    timeout(LONGEST_LOOK, look(node, question)).await.unwrap_or_else(late)
+    timeout(LONGEST_LOOK, look_at_node(node, question)).await.unwrap_or_else(late)
 }
 
 /// Reads from the database which arrivals in the nodes' answers already confirm other events.

@@ -123,12 +123,12 @@ impl ConfirmationWorker {
         if due.state == ConfirmationState::Confirmed {
             self.revisit(due).await?
         } else {
-            self.look(due).await?
+            self.look_at_event(due).await?
         }
         Ok(None)
     }
 
-    async fn look(&mut self, due: DueLook) -> db::Result<()> {
+    async fn look_at_event(&mut self, due: DueLook) -> db::Result<()> {
         let WatchedChain { chain, nodes } = &self.watched;
         let seen = match question(&due.claim, chain) {
             Ok(question) => look_at(nodes, &question).await,

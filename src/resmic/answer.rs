@@ -110,7 +110,7 @@ pub struct StatusAnswer {
     pub updated_at: Option<Timestamp>,
     /// The address of a wallet. Resmic's documentation and source code disagree about the owner of this wallet, so no decision
     /// may depend on the address.
-    #[serde(default, deserialize_with = "text")]
+    #[serde(default, deserialize_with = "optional_text")]
     pub wallet_address: Option<String>,
     /// Whether the payer used a coupon.
     #[serde(default)]
@@ -123,16 +123,16 @@ pub struct TransactionDetails {
     /// The id of the session. The parser has checked that the request was about the same session.
     pub session_id: SessionId,
     /// The hash of the payment's transaction, as Resmic sent it.
-    #[serde(default, deserialize_with = "text")]
+    #[serde(default, deserialize_with = "optional_text")]
     pub transaction_hash: Option<String>,
     /// The name of the payment's chain, as Resmic sent it.
-    #[serde(default, deserialize_with = "text")]
+    #[serde(default, deserialize_with = "optional_text")]
     pub blockchain: Option<String>,
     /// The name of the paid token, as Resmic sent it.
-    #[serde(default, deserialize_with = "text")]
+    #[serde(default, deserialize_with = "optional_text")]
     pub token: Option<String>,
     /// The address of the payer's wallet, as Resmic sent it.
-    #[serde(default, deserialize_with = "text")]
+    #[serde(default, deserialize_with = "optional_text")]
     pub from_wallet_address: Option<String>,
     /// The amount of the payment in US dollars: plain decimal digits, as Resmic sent them.
     #[serde(default, deserialize_with = "amount")]
@@ -230,7 +230,7 @@ fn same_session(requested: SessionId, answered: SessionId) -> Result<(), AnswerE
 
 /// Parses a text that may become a value of an event. An empty text becomes `None`. A text with more than `LONGEST_TEXT` bytes,
 /// with unprintable characters or with spaces at its ends is an error.
-fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+fn optional_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(from)?.filter(|text| !text.is_empty());
     match &text {
         Some(t) if t.len() > LONGEST_TEXT => Err(de::Error::custom("a text is too long")),
@@ -243,14 +243,14 @@ fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
 
 /// Parses an ISO 8601 time, which must have an offset from UTC.
 fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    let moment =
-        text(from)?.map(|text| text.parse().map_err(|_| de::Error::custom("expected an ISO 8601 time in UTC")));
+    let moment = optional_text(from)?
+        .map(|text| text.parse().map_err(|_| de::Error::custom("expected an ISO 8601 time in UTC")));
     moment.transpose()
 }
 
 /// Parses an amount in plain decimal digits, as PostgreSQL prints a DECIMAL. Zero is refused, because a payment is never zero.
 fn amount<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let amount = text(from)?;
+    let amount = optional_text(from)?;
     match &amount {
         Some(digits) if !is_amount(digits) => Err(de::Error::custom("amount: expected plain decimal digits")),
         _ => Ok(amount),

@@ -119,7 +119,7 @@ impl Driver {
             self.publish();
             match step {
                 LeaseStep::Read => {
-                    let answered = self.read(&bucket).await;
+                    let answered = self.read_lease(&bucket).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 LeaseStep::Write { expected, value } => {
@@ -148,7 +148,7 @@ impl Driver {
     }
 
     /// Reads the key of the lease, and passes its content to the machine. Returns false if the NATS server gives no valid answer.
-    async fn read(&mut self, bucket: &LeaseBucket) -> bool {
+    async fn read_lease(&mut self, bucket: &LeaseBucket) -> bool {
         let read = bucket.read().await;
         let now = BootInstant::now();
         match read {

@@ -1,8 +1,8 @@
 //! Judges the answers of the nodes. Pure: no clock, no network, no database.
 //!
-//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof confirms an
-//! event: a transaction in a final block must show the arrival, in its logs, its value or its trace. Without a transaction that
-//! shows the arrival, the event waits or needs review. No answer makes an event fail.
+//! The judge uses no conclusion of [`look_at_node`](super::look_at_node); it checks all answers itself. Only a positive proof
+//! confirms an event: a transaction in a final block must show the arrival, in its logs, its value or its trace. Without a
+//! transaction that shows the arrival, the event waits or needs review. No answer makes an event fail.
 
 mod movement;
 

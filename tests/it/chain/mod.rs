@@ -9,7 +9,8 @@ use std::sync::LazyLock;
 
 use jiff::{SignedDuration, Timestamp};
 use resmic_mailhook::chain::{
-    Chain, ChainSettings, Claim, Confirmation, ConfirmationState, Hash, Node, Observation, Question, judge, look,
+    Chain, ChainSettings, Claim, Confirmation, ConfirmationState, Hash, Node, Observation, Question, judge,
+    look_at_node,
 };
 use secrecy::SecretString;
 use testkit::anvil::{Anvil, calldata};
@@ -153,7 +154,7 @@ async fn look_at(chain: &Chain, claim: &Claim, nodes: &[Node]) -> Vec<Observatio
     let question = Question::new(claim, &chains).unwrap();
     let mut seen = Vec::new();
     for node in nodes {
-        seen.push(look(node, &question).await);
+        seen.push(look_at_node(node, &question).await);
     }
     seen
 }

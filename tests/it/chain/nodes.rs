@@ -63,7 +63,7 @@ async fn a_reorganisation_after_the_depth_loses_the_arrival() {
     let chains = [finalized];
     let question = Question::new(&claim, &chains).unwrap();
     let revisit_now = async || {
-        let seen = [look(&setup.node(), &question).await];
+        let seen = [look_at_node(&setup.node(), &question).await];
         let confirmed = ConfirmedArrival { transaction: arrival.transaction, block: arrival.block.number };
         revisit(&question, &seen, &confirmed, &|_, _| false)
     };
