@@ -166,6 +166,17 @@ impl NatsServer {
         self.api(&format!("STREAM.CREATE.{name}"), config).await;
     }
 
+    /// Creates a key-value bucket as `nats kv add --history=1` does, except for the values that `changes` replaces.
+    pub async fn create_bucket(&self, bucket: &str, ttl: Duration, changes: Value) {
+        let nanos = u64::try_from(ttl.as_nanos()).unwrap();
+        let mut config = json!({
+            "max_age": nanos, "duplicate_window": nanos.min(120_000_000_000), "max_msgs_per_subject": 1,
+            "allow_rollup_hdrs": true, "deny_purge": false,
+        });
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        self.create_stream(&format!("KV_{bucket}"), &[&format!("$KV.{bucket}.>")], config).await;
+    }
+
     /// How many messages a stream has.
     pub async fn count(&self, stream: &str) -> u64 {
         self.api(&format!("STREAM.INFO.{stream}"), json!({})).await["state"]["messages"].as_u64().unwrap()

@@ -91,15 +91,8 @@ pub(crate) fn nats_with_bucket(lease: Duration) -> NatsServer {
     nats
 }
 
-/// Creates the bucket as `nats kv add` does.
 fn create_bucket(nats: &NatsServer, lease: Duration, changes: Value) {
-    let nanos = u64::try_from(lease.as_nanos()).unwrap();
-    let mut config = json!({
-        "max_age": nanos, "duplicate_window": nanos.min(120_000_000_000), "max_msgs_per_subject": 1,
-        "allow_rollup_hdrs": true, "deny_purge": false,
-    });
-    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    block_on(nats.create_stream(&format!("KV_{BUCKET}"), &[&format!("$KV.{BUCKET}.>")], config));
+    block_on(nats.create_bucket(BUCKET, lease, changes));
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
