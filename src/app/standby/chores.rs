@@ -8,6 +8,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::Listener;
+#[cfg(target_os = "linux")]
+use super::unmap_code::unmap_code;
 use crate::boot_clock::BootInstant;
 use crate::health::{Health, OwnProgram};
 use crate::heartbeat::Heartbeats;
@@ -48,6 +50,11 @@ impl Chores {
             if line != reported {
                 systemd::status(&line);
                 reported = line;
+                // The role has changed, so the code of the start, or of the time as active host, is no longer needed.
+                #[cfg(target_os = "linux")]
+                if let Err(error) = unmap_code() {
+                    tracing::debug!("the code of the program stays in memory: {error}");
+                }
             }
             match heartbeats.late() {
                 late if late.is_empty() => systemd::watchdog(),

@@ -3,6 +3,8 @@
 
 mod chores;
 mod takeover;
+#[cfg(target_os = "linux")]
+mod unmap_code;
 
 use std::path::PathBuf;
 use std::pin::Pin;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use testkit::callback::{Callback, HandlerReply};
-use testkit::daemon::{ACCEPT_UNSIGNED, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, account, forward};
 
 use super::{
     ADDRESS, BUCKET, Hosts, SOON, block_on, restore, standby, start_active, start_standby, status, until, write,
@@ -37,6 +37,34 @@ fn a_killed_host_is_replaced() {
     a.says("this host is active", SOON);
     hosts.until_accepted(15);
     assert_eq!(a.end(), Some(0));
+}
+
+/// The resident code of a daemon, its program and its libraries, in KiB (`Rss` in proc_pid_smaps(5)).
+fn resident_code(daemon: &Daemon) -> u64 {
+    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", daemon.process.id())).unwrap();
+    let (mut is_code, mut sum) = (false, 0);
+    for line in maps.lines() {
+        match line.strip_prefix("Rss:") {
+            Some(size) if is_code => sum += size.trim().trim_end_matches(" kB").parse::<u64>().unwrap(),
+            Some(_) => {}
+            // The first line of a mapping begins with its addresses, the other lines with a name.
+            None if !line.split(' ').next().unwrap().ends_with(':') => is_code = line.contains(" r-xp "),
+            None => {}
+        }
+    }
+    sum
+}
+
+#[test]
+fn a_standby_unmaps_its_code() {
+    let hosts = Hosts::start(LEASE);
+    let a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    until("less code in memory", || resident_code(&b) * 2 < resident_code(&a));
+    a.kill();
+    hosts.deliver(1..=3);
+    hosts.until_accepted(3);
+    assert_eq!(b.end(), Some(0));
 }
 
 #[test]
