@@ -79,7 +79,7 @@ $(TOOLS)/lychee/bin/lychee:
 bench: ## latency and throughput, as ratios to a floor of the same run
 	cargo bench --locked
 
-bench-many: deps ## memory and CPU of a thousand mailboxes: make bench-many [MAILBOXES=1000] [SECONDS=60]
+bench-many: deps ## memory and CPU of a standby and of a thousand mailboxes: make bench-many [MAILBOXES=1000] [SECONDS=60]
 	cargo build --release --locked --bin resmic-mailhook
 	MAILHOOK_BINARY=$(CURDIR)/target/release/resmic-mailhook \
 	  cargo run --locked --quiet --package tools --bin many -- $(or $(MAILBOXES),1000) $(or $(SECONDS),60)

@@ -1,5 +1,5 @@
-//! `make bench-many`: measures one process with a thousand mailboxes over TLS: memory, descriptors, processor time, and
-//! the time until all are connected.
+//! `make bench-many`: measures a standby, and one process with a thousand mailboxes over TLS: memory, descriptors, processor time,
+//! and the time until all mailboxes are connected.
 //!
 //! `cargo run --package tools --bin many -- [MAILBOXES] [IDLE SECONDS]`; `MAILHOOK_BINARY` is the binary to measure.
 
@@ -14,11 +14,17 @@ use std::time::{Duration, Instant};
 use testkit::callback::Callback;
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::nats_server::NatsServer;
 use testkit::payments::payment;
 
 /// The memory limits in KiB for the first mailbox, and for each further mailbox over TLS.
 const ONE_KIB: u64 = 16 * 1024;
 const FURTHER_KIB: u64 = 100;
+/// The limits for a standby: KiB of memory, and wake-ups a second.
+const STANDBY_KIB: u64 = 9 * 1024;
+const STANDBY_WAKE_UPS: f64 = 1.0;
+/// The length of the lease, as in the documentation.
+const LEASE: Duration = Duration::from_secs(20);
 /// The longest wait: on a small machine, Dovecot creates the homes of a thousand users at their first logins.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Dovecot's limits for a thousand connections. Dovecot starts a process for each of them. By default, it sends a "still here"
@@ -30,11 +36,15 @@ const LIMITS: &str = "default_client_limit = 8192\ndefault_process_limit = 4096\
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|n| n.parse::<usize>().expect("a number"));
     let (many, seconds) = (arguments.next().unwrap_or(1_000), arguments.next().unwrap_or(60));
+    let (standby, wake_ups) = measure_standby(seconds as u64);
     let one = measure(1, 5);
     let all = measure(many, seconds as u64);
     let further = all.saturating_sub(one) / (many as u64 - 1).max(1);
+    println!(
+        "a standby {standby} KiB (at most {STANDBY_KIB}), {wake_ups:.1} wake-ups a second (at most {STANDBY_WAKE_UPS})"
+    );
     println!("one mailbox {one} KiB (at most {ONE_KIB}); each further one {further} KiB (at most {FURTHER_KIB})");
-    if one > ONE_KIB || further > FURTHER_KIB {
+    if standby > STANDBY_KIB || wake_ups > STANDBY_WAKE_UPS || one > ONE_KIB || further > FURTHER_KIB {
         println!("that is too much");
         std::process::exit(1);
     }
@@ -70,19 +80,46 @@ fn measure(mailboxes: usize, seconds: u64) -> u64 {
             "  (the kernel tells {without_inotify} of Dovecot's processes of no change, fs.inotify has its limits: they look twice a minute)"
         );
     }
-    let before = processor(&daemon);
-    std::thread::sleep(Duration::from_secs(seconds));
-    let (mut nanos, mut woken) = (0, 0);
-    // A thread that has ended in the meantime is not counted.
-    for (task, (ran, slept)) in processor(&daemon) {
-        let (ran_before, slept_before) = before.get(&task).copied().unwrap_or_default();
-        (nanos, woken) = (nanos + ran - ran_before, woken + slept - slept_before);
-    }
-    println!("  idle for {seconds} s: {} ms of processor, woken {woken} times", nanos / 1_000_000);
+    rest(&daemon, seconds);
     print_usage("after a mail to each", &daemon);
     let resident = status(&daemon, "VmRSS:");
     assert_eq!(daemon.end(), Some(0));
     resident
+}
+
+/// Runs an active host and a standby. Returns the resident memory of the standby in KiB, and its wake-ups a second.
+fn measure_standby(seconds: u64) -> (u64, f64) {
+    let (dovecot, callback, nats) = (Dovecot::start(), Callback::start(), NatsServer::start());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(nats.create_bucket("leases", LEASE, serde_json::json!({})));
+    let homes = ["a", "b"].map(|host| {
+        let keys = format!("nats = [\"{}\"]\nbucket = \"leases\"\nname = \"shop\"\nhost = \"{host}\"", nats.url());
+        Home::new(&format!("{}[standby]\n{keys}\n", config(&dovecot, &callback, 1)))
+    });
+    let active = homes[0].start();
+    active.says("this host is active", PATIENCE);
+    let standby = homes[1].start();
+    standby.says("standing by", PATIENCE);
+    println!("a standby");
+    let woken = rest(&standby, seconds);
+    print_usage("afterwards", &standby);
+    let resident = status(&standby, "VmRSS:");
+    assert_eq!((standby.end(), active.end()), (Some(0), Some(0)));
+    (resident, woken as f64 / seconds as f64)
+}
+
+/// Leaves the daemon at rest for this time. Prints its processor time, and returns its wake-ups.
+fn rest(daemon: &Daemon, seconds: u64) -> u64 {
+    let before = processor(daemon);
+    std::thread::sleep(Duration::from_secs(seconds));
+    let (mut nanos, mut woken) = (0, 0);
+    // A thread that has ended in the meantime is not counted.
+    for (task, (ran, slept)) in processor(daemon) {
+        let (ran_before, slept_before) = before.get(&task).copied().unwrap_or_default();
+        (nanos, woken) = (nanos + ran - ran_before, woken + slept - slept_before);
+    }
+    println!("  idle for {seconds} s: {} ms of processor, woken {woken} times", nanos / 1_000_000);
+    woken
 }
 
 fn user(n: usize) -> String {
