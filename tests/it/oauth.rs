@@ -340,6 +340,25 @@ fn a_rotation_during_shutdown_is_stored() {
 }
 
 #[test]
+fn a_rotation_during_a_handover_is_stored() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|state| (state.rotates, state.holds) = (true, true));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let nats = super::standby::nats_with_bucket(SOON);
+    let config = home.folder.path().join("config.toml");
+    let alone = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, alone + &super::standby::standby(&nats, "a", "")).unwrap();
+    let daemon = home.start();
+    endpoint.until(SOON, |state| state.given.len() == 1);
+    daemon.process.signal("-TERM");
+    daemon.says("this host releases the lease", SOON);
+    endpoint.release();
+    assert_eq!(daemon.end(), Some(0));
+    let files = token_files(&home);
+    assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), format!("{REFRESH_TOKEN}-1\n"));
+}
+
+#[test]
 fn a_newly_configured_refresh_token_is_used() {
     let (endpoint, dovecot) = start();
     endpoint.change(|state| state.rotates = true);

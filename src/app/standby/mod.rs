@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -27,6 +28,7 @@ use crate::forward::Sending;
 use crate::health::OwnProgram;
 use crate::heartbeat::Heartbeats;
 use crate::setup::random_hex;
+use crate::source::imap::Credentials;
 use crate::standby::{
     AGENT_HEARTBEAT, LeaseAgent, LeasePlace, LeaseStage, LeaseView, Member, Report, StandbyFile, StandbySettings,
 };
@@ -58,6 +60,8 @@ pub struct Standby {
     fresh: bool,
     /// How many takeovers have failed in a row.
     failures: u32,
+    /// The credentials of the accounts that this host watched last.
+    credentials: Vec<Credentials>,
 }
 
 /// Loads the NATS servers, the bucket and the key of the lease from `[standby]`.
@@ -132,7 +136,7 @@ impl Standby {
         let heartbeats = Heartbeats::default();
         let heartbeat = heartbeats.begin("watching the lease", AGENT_HEARTBEAT);
         let agent = LeaseAgent::start(place, member, file, heartbeat);
-        Ok(Standby { agent, heartbeats, lock: None, fresh, failures: 0 })
+        Ok(Standby { agent, heartbeats, lock: None, fresh, failures: 0, credentials: Vec::new() })
     }
 
     /// Stands by, and is active while this host has the lease, until `shutdown`. A host that is active at `shutdown` keeps the
@@ -167,6 +171,7 @@ impl Standby {
                 never = chores.run(listener.clone()) => match never {},
             };
             let Some((ready, term, store)) = opened? else { return Ok(()) };
+            self.credentials = ready.accounts.iter().map(|(account, _)| account.login.credentials.clone()).collect();
             let ended = self.run_active(ready, term, store, &latency, &shutdown).await;
             match ended {
                 Ok(ActiveEnd::Shutdown) => return Ok(()),
@@ -180,12 +185,14 @@ impl Standby {
         }
     }
 
-    /// Releases the lease at the end of the process, if this host has the lease. This process does not take the lease again.
+    /// Releases the lease at the end of the process, if this host has the lease. This process does not take the lease again. Then
+    /// the function waits for running token requests, which outlast the loops: the loops have only a second to end.
     pub async fn leave(&mut self) {
         self.lock = None;
         if timeout(RELEASE, self.agent.release(Duration::MAX, None)).await.is_err() {
             tracing::warn!("the lease cannot be released; another host takes over after its end");
         }
+        join_all(self.credentials.drain(..).map(|one| async move { one.wait_for_refresh().await })).await;
     }
 
     /// Releases the lease. If no NATS server can be reached, the function waits until the lease has ended, or until `shutdown`.
@@ -330,8 +337,14 @@ mod tests {
             let ends = Some(BootInstant::now().plus(Duration::from_secs(600)));
             let (view, seen) = watch::channel(LeaseView { state, ends, term: 1, ..LeaseView::default() });
             let (agent, mut commands) = LeaseAgent::with_view(seen);
-            let mut standby =
-                Standby { agent, heartbeats: Heartbeats::default(), lock: None, fresh: true, failures: 0 };
+            let mut standby = Standby {
+                agent,
+                heartbeats: Heartbeats::default(),
+                lock: None,
+                fresh: true,
+                failures: 0,
+                credentials: Vec::new(),
+            };
             let prepared = prepared(&folder).await;
             let (_shutdown, ending) = watch::channel(false);
             let running = standby.run(prepared, PushLatency::default(), ending);

@@ -37,9 +37,9 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    /// Waits for the answer to a running token request before the program ends. The answer can contain the only valid refresh
-    /// token.
-    pub(super) async fn wait_for_refresh(&self) {
+    /// Waits for the answer to a running token request before the program ends, at most three seconds. The answer can contain the
+    /// only valid refresh token.
+    pub async fn wait_for_refresh(&self) {
         if let Credentials::OAuth2(tokens) = self {
             tokens.wait_for_refresh().await;
         }

@@ -28,7 +28,7 @@ const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 /// not require it.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
 /// How long the program waits, before it ends, for the answer to a running token request. Without `[standby]`, the loops of the
-/// program have longer to end (`DRAIN` in `app`).
+/// program have longer to end (`DRAIN` in `app`). With `[standby]`, the program waits again after it has released the lease.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The settings of the table `oauth2` of an `[[account]]`.
