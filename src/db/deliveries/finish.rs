@@ -32,7 +32,7 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
             )?
             .execute(params![id, at, status])?;
             if let NextStep::Stored(receipt) = next_step {
-                in_streams::record_receipt(tx, target, *id, receipt)?;
+                in_streams::record_receipt(tx, target, *id, &at, receipt)?;
             }
             (None, at)
         }

@@ -36,45 +36,82 @@ pub struct DeliveredEvent {
     pub delivery_id: i64,
     /// The text of `deliveries.receipt`.
     pub receipt: String,
-    /// When the stream acknowledged the event, in the form of [`iso`].
+    /// When the stream acknowledged the event for the first time, in the form of [`iso`].
     pub delivered_at: String,
+    /// When the stream acknowledged the event for the last time, in the form of [`iso`].
+    pub acknowledged_at: String,
     /// The event.
     pub event: OutboundEvent,
 }
 
-/// A position in the order in which the stream of a target acknowledged events.
+/// The time by which the events of a stream are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DeliveredOrder {
+    FirstAcknowledgement,
+    LastAcknowledgement,
+}
+
+/// A position in the events that the stream of a target has acknowledged, and the time of the last event that is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredPosition {
-    delivered_at: String,
+    order: DeliveredOrder,
+    time: String,
     delivery_id: i64,
+    until: String,
 }
 
 impl DeliveredPosition {
-    /// The position before all events that were delivered at `time` or later. `None`: before all events.
+    /// The position before all events that were delivered at `time` or later, in the order of their first acknowledgements.
+    /// `None`: before all events.
     #[must_use]
     pub fn before(time: Option<Timestamp>) -> Self {
-        DeliveredPosition { delivered_at: time.map(iso).unwrap_or_default(), delivery_id: i64::MIN }
+        DeliveredPosition {
+            order: DeliveredOrder::FirstAcknowledgement,
+            time: time.map(iso).unwrap_or_default(),
+            delivery_id: i64::MIN,
+            until: iso(Timestamp::MAX),
+        }
     }
 
     /// The position after this event.
     #[must_use]
-    pub fn after(delivered: &DeliveredEvent) -> Self {
-        DeliveredPosition { delivered_at: delivered.delivered_at.clone(), delivery_id: delivered.delivery_id }
+    pub fn after(self, delivered: &DeliveredEvent) -> Self {
+        let time = match self.order {
+            DeliveredOrder::FirstAcknowledgement => &delivered.delivered_at,
+            DeliveredOrder::LastAcknowledgement => &delivered.acknowledged_at,
+        };
+        DeliveredPosition { time: time.clone(), delivery_id: delivered.delivery_id, ..self }
     }
 }
 
-/// Selects at most `?4` events that the stream of target `?1` has acknowledged after the position (`?2`, `?3`), in the order of
-/// the acknowledgements.
-pub(super) const DELIVERED: &str = concat!(
-    "SELECT d.id, d.receipt, d.delivered_at, ",
-    event_columns!(),
-    " WHERE d.target = ?1 AND d.receipt IS NOT NULL AND (d.delivered_at, d.id) > (?2, ?3)
-    ORDER BY d.delivered_at, d.id LIMIT ?4"
-);
+/// Selects at most `?5` events that the stream of target `?1` has acknowledged after the position (`?2`, `?3`) and not after
+/// `?4`, in the order of a column.
+macro_rules! delivered_events {
+    ($time:literal) => {
+        concat!(
+            "SELECT d.id, d.receipt, d.delivered_at, d.acknowledged_at, ",
+            event_columns!(),
+            " WHERE d.target = ?1 AND d.receipt IS NOT NULL AND (d.",
+            $time,
+            ", d.id) > (?2, ?3) AND d.",
+            $time,
+            " <= ?4 ORDER BY d.",
+            $time,
+            ", d.id LIMIT ?5"
+        )
+    };
+}
+
+pub(super) const DELIVERED: &str = delivered_events!("delivered_at");
+pub(super) const ACKNOWLEDGED: &str = delivered_events!("acknowledged_at");
+
+/// Selects the time of the last delivery to the stream of target `?1`.
+pub(super) const LAST_DELIVERED: &str =
+    "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
 
 /// Selects the time of the last acknowledgement by the stream of target `?1`.
-pub(super) const LAST_RECEIPT: &str =
-    "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
+pub(super) const LAST_ACKNOWLEDGED: &str =
+    "SELECT max(acknowledged_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
 
 /// Makes all pending deliveries of a target due, and restarts the `give_up_after` period of each. Deliveries that are due and
 /// were never attempted need no change.
@@ -94,23 +131,34 @@ impl Store {
         self.write(move |tx| Ok(tx.prepare_cached(RESTART_PERIODS)?.execute(params![target, current_time()])?)).await
     }
 
-    /// The position at the time `window` before the last acknowledgement by a target's stream; `None` if the stream has
-    /// acknowledged no event. If the time of the last acknowledgement is in the future, the clock was wrong, and the current time
-    /// is used in its place.
+    /// The position before the events that a target's stream acknowledged in the time `window` before the last delivery, or later,
+    /// in the order of their last acknowledgements. `None` if the stream has acknowledged no event. If the time of the last
+    /// delivery is in the future, the clock was wrong, and the current time is used in its place.
+    ///
+    /// The window ends at the last delivery, and not at the last acknowledgement. Otherwise, the acknowledgement of one lost event
+    /// would move the window past the lost events that are not stored again yet, and the end of the connection would lose them.
     ///
     /// # Errors
     ///
     /// [`crate::db::Error`].
-    pub async fn last_delivered(&self, target: &str, window: Duration) -> Result<Option<DeliveredPosition>> {
+    pub async fn last_acknowledged(&self, target: &str, window: Duration) -> Result<Option<DeliveredPosition>> {
         let target = target.to_owned();
-        let last: Option<String> =
-            self.write(move |tx| Ok(tx.prepare_cached(LAST_RECEIPT)?.query_row([target], |row| row.get(0))?)).await?;
-        let last = parse_time(last).map(|last| last.min(Timestamp::now()));
-        Ok(last.map(|last| DeliveredPosition::before(last.checked_sub(window).ok())))
+        let read = move |tx: &Connection| {
+            let time = |sql: &str| tx.prepare_cached(sql)?.query_row([&target], |row| row.get::<_, Option<String>>(0));
+            Ok((time(LAST_DELIVERED)?, time(LAST_ACKNOWLEDGED)?))
+        };
+        let (delivered, acknowledged) = self.write(read).await?;
+        let last = parse_time(delivered).map(|last| last.min(Timestamp::now()));
+        Ok(last.zip(acknowledged).map(|(last, until)| DeliveredPosition {
+            order: DeliveredOrder::LastAcknowledgement,
+            // An event that is stored again while the events are read gets a later time than `until`, and is not read twice.
+            until,
+            ..DeliveredPosition::before(last.checked_sub(window).ok())
+        }))
     }
 
-    /// Reads the events that a target's stream has acknowledged, in the order of the acknowledgements: at most `limit`, from the
-    /// position `after` on.
+    /// Reads the events that a target's stream has acknowledged, in the order of the position: at most `limit`, from the position
+    /// `after` on.
     ///
     /// # Errors
     ///
@@ -123,12 +171,17 @@ impl Store {
     ) -> Result<Vec<DeliveredEvent>> {
         let target = target.to_owned();
         let read = move |tx: &Connection| {
-            let mut statement = tx.prepare_cached(DELIVERED)?;
-            let rows = statement.query_map(params![target, after.delivered_at, after.delivery_id, limit], |row| {
+            let DeliveredPosition { order, time, delivery_id, until } = after;
+            let mut statement = tx.prepare_cached(match order {
+                DeliveredOrder::FirstAcknowledgement => DELIVERED,
+                DeliveredOrder::LastAcknowledgement => ACKNOWLEDGED,
+            })?;
+            let rows = statement.query_map(params![target, time, delivery_id, until, limit], |row| {
                 Ok(DeliveredEvent {
                     delivery_id: row.get("id")?,
                     receipt: row.get("receipt")?,
                     delivered_at: row.get("delivered_at")?,
+                    acknowledged_at: row.get("acknowledged_at")?,
                     event: read_event(row)?,
                 })
             })?;
@@ -137,7 +190,8 @@ impl Store {
         self.write(read).await
     }
 
-    /// Writes the new receipt of a message that a stream had lost and has stored again, and adds 1 to `streams.refilled`.
+    /// Writes the new receipt of a message that a stream had lost and has stored again, and adds 1 to `streams.refilled`. The
+    /// message is as new as a first one: the next power failure may lose it again.
     ///
     /// # Errors
     ///
@@ -145,7 +199,7 @@ impl Store {
     pub async fn record_refill(&self, target: &str, delivery_id: i64, receipt: StreamReceipt) -> Result<()> {
         let target = target.to_owned();
         self.write(move |tx| {
-            record_receipt(tx, &target, delivery_id, &receipt)?;
+            record_receipt(tx, &target, delivery_id, &current_time(), &receipt)?;
             let sql = "UPDATE streams SET refilled = refilled + 1 WHERE target = ?1";
             tx.prepare_cached(sql)?.execute(params![target])?;
             Ok(())
@@ -154,10 +208,17 @@ impl Store {
     }
 }
 
-/// Writes `deliveries.receipt`. Counts the delivery in `streams.there_already` if the stream had the message before the attempt.
-pub(super) fn record_receipt(tx: &Connection, target: &str, delivery_id: i64, receipt: &StreamReceipt) -> Result<()> {
-    tx.prepare_cached("UPDATE OR FAIL deliveries SET receipt = ?2 WHERE id = ?1")?
-        .execute(params![delivery_id, receipt.to_string()])?;
+/// Writes `deliveries.receipt`, and the time `at` of the acknowledgement. Counts the delivery in `streams.there_already` if the
+/// stream had the message before the attempt.
+pub(super) fn record_receipt(
+    tx: &Connection,
+    target: &str,
+    delivery_id: i64,
+    at: &str,
+    receipt: &StreamReceipt,
+) -> Result<()> {
+    tx.prepare_cached("UPDATE OR FAIL deliveries SET receipt = ?2, acknowledged_at = ?3 WHERE id = ?1")?
+        .execute(params![delivery_id, receipt.to_string(), at])?;
     if receipt.was_there {
         let sql = "UPDATE streams SET there_already = there_already + 1 WHERE target = ?1";
         tx.prepare_cached(sql)?.execute(params![target])?;

@@ -39,7 +39,9 @@ fn queries_of_a_large_outbox_use_indexes() {
         REQUEUE_TOO_FAR_AHEAD,
         REQUEUE_AFTER_CLOCK_CHANGE,
         in_streams::DELIVERED,
-        in_streams::LAST_RECEIPT,
+        in_streams::ACKNOWLEDGED,
+        in_streams::LAST_DELIVERED,
+        in_streams::LAST_ACKNOWLEDGED,
         in_streams::RESTART_PERIODS,
     ] {
         let steps = query_plan(&connection, sql);

@@ -111,11 +111,14 @@ CREATE TABLE deliveries (
                                                -- target could not be reached when the delivery was due
   receipt         TEXT,                        -- where a stream has the event: 'STREAM:SEQ', or 'there already: STREAM:SEQ'
                                                -- if the stream had it before the attempt
+  acknowledged_at TEXT,                        -- when the stream last acknowledged the event: delivered_at, or later if the
+                                               -- stream had lost the event and has stored it again
   UNIQUE (event_id, target)
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
 CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
 CREATE INDEX deliveries_in_streams ON deliveries (target, delivered_at) WHERE receipt IS NOT NULL;
+CREATE INDEX deliveries_acknowledged ON deliveries (target, acknowledged_at) WHERE receipt IS NOT NULL;
 -- An index of the pending deliveries that had a failed attempt, so that their give_up_after may have passed. A delivery that
 -- succeeds at the first attempt is never in this index.
 CREATE INDEX deliveries_failing ON deliveries (target, first_attempt_at) WHERE state = 'pending' AND last_error IS NOT NULL;

@@ -9,13 +9,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::StreamProblem;
 use super::connection::StreamConnection;
-use crate::db::{self, DeliveredEvent, DeliveredPosition, Store};
+use crate::db::{self, DeliveredEvent, Store};
 use crate::forward::target::CommonTarget;
 use crate::forward::worker::CONCURRENCY;
 use crate::nats::PublishAnswer;
 
-/// Events that were acknowledged within this time before the last acknowledgement are published again. The server is expected to
-/// have written older messages to the disk.
+/// Events that were acknowledged within this time before the last delivery, or later, are published again. The server is expected
+/// to have written older messages to the disk.
 const WINDOW: Duration = Duration::from_secs(5 * 60);
 /// How many events are read from the database at once.
 const PAGE: u32 = 500;
@@ -33,18 +33,18 @@ impl From<db::Error> for RepublishError {
     }
 }
 
-/// Publishes again the events that the stream acknowledged in the five minutes before its last acknowledgement. Events of one
+/// Publishes again the events that the stream acknowledged in the five minutes before the last delivery, or later. Events of one
 /// payment session are published one after the other.
 pub(super) async fn republish(
     connection: &StreamConnection,
     target: &CommonTarget,
     store: &Store,
 ) -> Result<(), RepublishError> {
-    let Some(mut position) = store.last_delivered(&target.name, WINDOW).await? else { return Ok(()) };
+    let Some(mut position) = store.last_acknowledged(&target.name, WINDOW).await? else { return Ok(()) };
     loop {
-        let page = store.delivered_events(&target.name, position, PAGE).await?;
+        let page = store.delivered_events(&target.name, position.clone(), PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
-        position = DeliveredPosition::after(last);
+        position = position.after(last);
         let mut running = FuturesUnordered::new();
         let mut sessions: Vec<Option<String>> = Vec::new();
         for delivered in page {

@@ -77,9 +77,10 @@ pub async fn verify(
         let mut counts = Verification::default();
         let mut position = DeliveredPosition::before(since);
         loop {
-            let page = store.delivered_events(target.name(), position, PAGE).await.map_err(|e| e.to_string())?;
+            let page =
+                store.delivered_events(target.name(), position.clone(), PAGE).await.map_err(|e| e.to_string())?;
             let Some(last) = page.last() else { return Ok(counts) };
-            position = DeliveredPosition::after(last);
+            position = position.after(last);
             let mut reading = stream::iter(page)
                 .map(|delivered| async { (connection.stored(&delivered.event).await, delivered) })
                 .buffered(CONCURRENCY);

@@ -144,7 +144,6 @@ async fn an_unreachable_server_makes_no_delivery_dead() {
     setup.stop().await;
 }
 
-/// The server loses its files, as after a power failure that came before the files were on the disk.
 #[tokio::test]
 async fn lost_messages_are_published_again_after_a_reconnect() {
     let mut server = server_with_stream().await;
@@ -155,14 +154,8 @@ async fn lost_messages_are_published_again_after_a_reconnect() {
     setup.record(events).await;
     setup.until_all("delivered").await;
     // The third event was acknowledged an hour ago, the second one four minutes earlier, and the first one ten minutes earlier.
-    let ages = "UPDATE deliveries SET delivered_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now',
-        CASE id WHEN 1 THEN '-70 minutes' WHEN 2 THEN '-64 minutes' ELSE '-60 minutes' END)";
-    setup.sql().execute(ages, []).unwrap();
-    server.stop();
-    std::fs::remove_dir_all(server.folder.path().join("jetstream")).unwrap();
-    server.restart();
-    setup.until_sql("SELECT problems FROM streams", "does not exist").await;
-    create_stream(&server, json!({})).await;
+    setup.age("CASE id WHEN 1 THEN -70 WHEN 2 THEN -64 ELSE -60 END");
+    lose_all(&mut server, &setup).await;
     setup.until_sql("SELECT refilled FROM streams", "Integer(2)").await;
     setup.until_connected().await;
     let found: Vec<_> = messages(&server).await.into_iter().map(|message| message.body).collect();

@@ -4,6 +4,7 @@ mod connection;
 mod deliver;
 mod false_answers;
 mod program;
+mod replay;
 mod unfit;
 mod verify;
 
@@ -27,6 +28,16 @@ async fn server_with_stream() -> NatsServer {
 
 async fn create_stream(server: &NatsServer, changes: Value) {
     server.create_stream(STREAM, &["shop.paid.>"], changes).await;
+}
+
+/// Lets the server lose its files, as a power failure does that comes before the files are on the disk. The forwarder must be
+/// running.
+async fn lose_all(server: &mut NatsServer, setup: &ForwarderSetup) {
+    server.stop();
+    std::fs::remove_dir_all(server.folder.path().join("jetstream")).unwrap();
+    server.restart();
+    setup.until_sql("SELECT problems FROM streams", "does not exist").await;
+    create_stream(server, json!({})).await;
 }
 
 /// A message of the stream.
@@ -89,6 +100,15 @@ impl ForwarderSetup {
             assert!(tokio::time::Instant::now() < deadline, "{query}: {has} and not {want:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Changes the time of the acknowledgements to this many minutes from now, as an expression of SQL.
+    fn age(&self, minutes: &str) {
+        let sql = format!(
+            "UPDATE deliveries SET delivered_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ({minutes}) || ' minutes');
+             UPDATE deliveries SET acknowledged_at = delivered_at"
+        );
+        self.sql().execute_batch(&sql).unwrap();
     }
 
     /// Waits until the target is connected.

@@ -1,0 +1,53 @@
+//! After a connect, the last acknowledged events are published again, in case the server has lost them.
+
+use testkit::scripted_nats::{NatsAnswer, ScriptedNats};
+
+use super::*;
+
+#[tokio::test]
+async fn events_stored_again_are_protected_again() {
+    let mut server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    setup.until_all("delivered").await;
+    setup.age("-120");
+    lose_all(&mut server, &setup).await;
+    setup.until_sql("SELECT refilled FROM streams", "Integer(1)").await;
+    setup.until_connected().await;
+    setup.record(vec![paid(Some(2), 2)]).await;
+    setup.until_all("delivered").await;
+    lose_all(&mut server, &setup).await;
+    setup.until_sql("SELECT refilled FROM streams", "Integer(3)").await;
+    setup.until_connected().await;
+    assert_eq!(server.count(STREAM).await, 2);
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn an_interrupted_replay_begins_again() {
+    let events = [failed(1, 1), paid(Some(1), 2)];
+    let second = events[1].id().unwrap().to_string();
+    // Messages 0 and 1 are the deliveries. On the next connection, the server stores the first event again, and ends the
+    // connection at the second event.
+    let server = ScriptedNats::start(move |n, message| match n {
+        0 | 2 => NatsAnswer::Store(1),
+        3 => NatsAnswer::Close,
+        _ if message.subject.ends_with(&second) => NatsAnswer::Store(2),
+        _ => NatsAnswer::error(400, 10071),
+    })
+    .await;
+    let url = server.url();
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&url, "")]);
+    setup.start();
+    setup.record(events.to_vec()).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    setup.age("-120");
+    setup.start();
+    setup.until_sql("SELECT refilled FROM streams", "Integer(2)").await;
+    setup.until_connected().await;
+    setup.stop().await;
+    let connections: Vec<_> = server.published().iter().map(|message| message.connection).collect();
+    assert_eq!(connections, [1, 1, 2, 2, 3, 3]);
+}
