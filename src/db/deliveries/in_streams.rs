@@ -105,9 +105,9 @@ macro_rules! delivered_events {
 pub(super) const DELIVERED: &str = delivered_events!("delivered_at");
 pub(super) const ACKNOWLEDGED: &str = delivered_events!("acknowledged_at");
 
-/// Selects the time of the last delivery to the stream of target `?1`.
+/// Selects the time of the last delivery to the stream of target `?1` until `?2`.
 pub(super) const LAST_DELIVERED: &str =
-    "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
+    "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL AND delivered_at <= ?2";
 
 /// Selects the time of the last acknowledgement by the stream of target `?1`.
 pub(super) const LAST_ACKNOWLEDGED: &str =
@@ -132,8 +132,10 @@ impl Store {
     }
 
     /// The position before the events that a target's stream acknowledged in the time `window` before the last delivery, or later,
-    /// in the order of their last acknowledgements. `None` if the stream has acknowledged no event. If the time of the last
-    /// delivery is in the future, the clock was wrong, and the current time is used in its place.
+    /// in the order of their last acknowledgements. `None` if the stream has acknowledged no event.
+    ///
+    /// A delivery in the future does not count as the last one, because the clock was wrong at that delivery. Otherwise, such a
+    /// delivery would move the window away from the lost events. If all deliveries are in the future, the current time is used.
     ///
     /// The window ends at the last delivery, and not at the last acknowledgement. Otherwise, the acknowledgement of one lost event
     /// would move the window past the lost events that are not stored again yet, and the end of the connection would lose them.
@@ -143,17 +145,20 @@ impl Store {
     /// [`crate::db::Error`].
     pub async fn last_acknowledged(&self, target: &str, window: Duration) -> Result<Option<DeliveredPosition>> {
         let target = target.to_owned();
+        let now = Timestamp::now();
         let read = move |tx: &Connection| {
-            let time = |sql: &str| tx.prepare_cached(sql)?.query_row([&target], |row| row.get::<_, Option<String>>(0));
-            Ok((time(LAST_DELIVERED)?, time(LAST_ACKNOWLEDGED)?))
+            let delivered =
+                tx.prepare_cached(LAST_DELIVERED)?.query_row(params![target, iso(now)], |row| row.get(0))?;
+            let acknowledged = tx.prepare_cached(LAST_ACKNOWLEDGED)?.query_row([&target], |row| row.get(0))?;
+            Ok((delivered, acknowledged))
         };
-        let (delivered, acknowledged) = self.write(read).await?;
-        let last = parse_time(delivered).map(|last| last.min(Timestamp::now()));
-        Ok(last.zip(acknowledged).map(|(last, until)| DeliveredPosition {
+        let (delivered, acknowledged): (_, Option<String>) = self.write(read).await?;
+        let begin = parse_time(delivered).unwrap_or(now).checked_sub(window).ok();
+        Ok(acknowledged.map(|until| DeliveredPosition {
             order: DeliveredOrder::LastAcknowledgement,
             // An event that is stored again while the events are read gets a later time than `until`, and is not read twice.
             until,
-            ..DeliveredPosition::before(last.checked_sub(window).ok())
+            ..DeliveredPosition::before(begin)
         }))
     }
 

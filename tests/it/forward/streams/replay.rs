@@ -51,3 +51,18 @@ async fn an_interrupted_replay_begins_again() {
     let connections: Vec<_> = server.published().iter().map(|message| message.connection).collect();
     assert_eq!(connections, [1, 1, 2, 2, 3, 3]);
 }
+
+#[tokio::test]
+async fn acknowledgements_in_the_future_move_no_window() {
+    let mut server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    // At the first event, the clock was a year ahead. The others were acknowledged 20 minutes ago.
+    setup.age("CASE id WHEN 1 THEN 525600 ELSE -20 END");
+    lose_all(&mut server, &setup).await;
+    setup.until_connected().await;
+    assert_eq!(server.count(STREAM).await, 3);
+    setup.stop().await;
+}
