@@ -22,9 +22,12 @@ pub struct StreamReceipt {
     pub was_there: bool,
 }
 
+/// The beginning of the text of a receipt, if the stream had the message before the attempt.
+const THERE_ALREADY: &str = "there already: ";
+
 impl std::fmt::Display for StreamReceipt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let before = if self.was_there { "there already: " } else { "" };
+        let before = if self.was_there { THERE_ALREADY } else { "" };
         write!(f, "{before}{}:{}", self.stream, self.sequence)
     }
 }
@@ -42,6 +45,16 @@ pub struct DeliveredEvent {
     pub acknowledged_at: String,
     /// The event.
     pub event: OutboundEvent,
+}
+
+impl DeliveredEvent {
+    /// The sequence number in the receipt; `None` if the receipt is from a stream with another name.
+    #[must_use]
+    pub fn sequence_in(&self, stream: &str) -> Option<u64> {
+        let place = self.receipt.strip_prefix(THERE_ALREADY).unwrap_or(&self.receipt);
+        let (name, sequence) = place.rsplit_once(':')?;
+        if name == stream { sequence.parse().ok() } else { None }
+    }
 }
 
 /// The time by which the events of a stream are ordered.

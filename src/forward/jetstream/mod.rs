@@ -4,8 +4,10 @@
 //! the stream has that message once. `inspect` reads the configuration of the stream and decides whether the stream is fit.
 //! `connection` is one connection to a fit stream. `run` keeps a connection open and lets the worker deliver through it.
 //! `republish` publishes the last events again after each connect. `verify` compares the stream with the database.
+//! Both read the events through `delivered`.
 
 mod connection;
+mod delivered;
 mod inspect;
 mod republish;
 mod run;

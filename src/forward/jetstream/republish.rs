@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use super::StreamProblem;
 use super::connection::StreamConnection;
+use super::delivered::DeliveredReader;
+use super::{StreamProblem, StreamTarget};
 use crate::db::{self, DeliveredEvent, Store};
 use crate::forward::target::CommonTarget;
 use crate::forward::worker::CONCURRENCY;
@@ -17,8 +18,6 @@ use crate::nats::PublishAnswer;
 /// Events that were acknowledged within this time before the last delivery, or later, are published again. The server is expected
 /// to have written older messages to the disk.
 const WINDOW: Duration = Duration::from_secs(5 * 60);
-/// How many events are read from the database at once.
-const PAGE: u32 = 500;
 
 /// Why the repeated publishing of acknowledged events has stopped.
 pub(super) enum RepublishError {
@@ -33,18 +32,21 @@ impl From<db::Error> for RepublishError {
     }
 }
 
-/// Publishes again the events that the stream acknowledged in the five minutes before the last delivery, or later. Events of one
-/// payment session are published one after the other.
+/// Publishes again the events that the stream acknowledged in the five minutes before the last delivery, or later, in the order
+/// of the stream. Events of one payment session are published one after the other.
 pub(super) async fn republish(
     connection: &StreamConnection,
+    stream: &StreamTarget,
     target: &CommonTarget,
     store: &Store,
 ) -> Result<(), RepublishError> {
-    let Some(mut position) = store.last_acknowledged(&target.name, WINDOW).await? else { return Ok(()) };
+    let Some(position) = store.last_acknowledged(&target.name, WINDOW).await? else { return Ok(()) };
+    let mut reader = DeliveredReader::new(position);
     loop {
-        let page = store.delivered_events(&target.name, position.clone(), PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        position = position.after(last);
+        let page = reader.next(store, &target.name, &stream.name).await?;
+        if page.is_empty() {
+            return Ok(());
+        }
         let mut running = FuturesUnordered::new();
         let mut sessions: Vec<Option<String>> = Vec::new();
         for delivered in page {

@@ -114,7 +114,7 @@ impl ConnectionKeeper {
         let (store, target) = (&self.worker.store, &self.worker.target);
         let preparing = async {
             store.restart_periods(&target.name).await?;
-            republish(connection, target, store).await
+            republish(connection, &self.stream, target, store).await
         };
         let prepared = tokio::select! {
             prepared = preparing => prepared,

@@ -7,14 +7,12 @@ use jiff::Timestamp;
 
 use super::StreamTarget;
 use super::connection::StreamConnection;
+use super::delivered::DeliveredReader;
 use crate::db::{DeliveredEvent, DeliveredPosition, Store};
 use crate::forward::Target;
 use crate::forward::target::{CommonTarget, TargetKind};
 use crate::forward::worker::{CONCURRENCY, Sending};
 use crate::nats::{PublishAnswer, StoredMessage};
-
-/// How many events are read from the database at once.
-const PAGE: u32 = 500;
 
 /// An event that the stream has lost, or has with another body than the delivered one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,12 +73,12 @@ pub async fn verify(
     let compared = async {
         let connection = open(stream, refill).await?;
         let mut counts = Verification::default();
-        let mut position = DeliveredPosition::before(since);
+        let mut reader = DeliveredReader::new(DeliveredPosition::before(since));
         loop {
-            let page =
-                store.delivered_events(target.name(), position.clone(), PAGE).await.map_err(|e| e.to_string())?;
-            let Some(last) = page.last() else { return Ok(counts) };
-            position = position.after(last);
+            let page = reader.next(store, target.name(), &stream.name).await.map_err(|e| e.to_string())?;
+            if page.is_empty() {
+                return Ok(counts);
+            }
             let mut reading = stream::iter(page)
                 .map(|delivered| async { (connection.stored(&delivered.event).await, delivered) })
                 .buffered(CONCURRENCY);
