@@ -84,8 +84,9 @@ pub(super) async fn verify(
         let found = compared.map_err(|error| anyhow::anyhow!("target {}: {error}", target.name()))?;
         is_complete &= found.is_complete();
         let refilled = if refill { format!(", {} published again", found.refilled) } else { String::new() };
+        let expired = if found.expired > 0 { format!(", {} expired", found.expired) } else { String::new() };
         message(&format!(
-            "target {}: {} compared, {} missing, {} different{refilled}",
+            "target {}: {} compared, {} missing, {} different{refilled}{expired}",
             target.name(),
             found.checked,
             found.missing,

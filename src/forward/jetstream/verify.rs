@@ -1,6 +1,7 @@
 //! Compares a target's stream with the delivered events in the database, for `deliveries verify`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use jiff::Timestamp;
@@ -12,7 +13,11 @@ use crate::db::{DeliveredEvent, DeliveredPosition, Store};
 use crate::forward::Target;
 use crate::forward::target::{CommonTarget, TargetKind};
 use crate::forward::worker::{CONCURRENCY, Sending};
+use crate::model::iso;
 use crate::nats::{PublishAnswer, StoredMessage};
+
+/// Events are not compared if they expire within this time: they may expire during the comparison, and the clocks may differ.
+const EXPIRES_SOON: Duration = Duration::from_secs(3600);
 
 /// An event that the stream has lost, or has with another body than the delivered one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +52,12 @@ pub struct Verification {
     pub different: u64,
     /// How many of the compared events were lost and are stored again.
     pub refilled: u64,
+    /// How many delivered events were not compared, because the stream deletes messages of their age (`max_age`).
+    pub expired: u64,
 }
 
 impl Verification {
-    /// Whether the stream has every event as it was delivered.
+    /// Whether the stream has every event as it was delivered, except for the expired events.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.missing == 0 && self.different == 0
@@ -58,7 +65,8 @@ impl Verification {
 }
 
 /// Reads the message of each event that the target's stream acknowledged at `since` or later, and compares the bodies. `report`
-/// gets each difference. With `refill`, missing events are published again. `None`: the target is no stream.
+/// gets each difference. Expired events are not compared. With `refill`, missing events are published again. `None`: the target is
+/// no stream.
 ///
 /// # Errors
 /// A text for the operator, if the stream cannot be reached or must not be refilled, or if the database cannot be used.
@@ -71,14 +79,17 @@ pub async fn verify(
 ) -> Option<Result<Verification, String>> {
     let TargetKind::Stream(stream) = &target.kind else { return None };
     let compared = async {
-        let connection = open(stream, refill).await?;
+        let (connection, expired) = open(stream, refill).await?;
         let mut counts = Verification::default();
         let mut reader = DeliveredReader::new(DeliveredPosition::before(since));
         loop {
-            let page = reader.next(store, target.name(), &stream.name).await.map_err(|e| e.to_string())?;
+            let mut page = reader.next(store, target.name(), &stream.name).await.map_err(|e| e.to_string())?;
             if page.is_empty() {
                 return Ok(counts);
             }
+            let read = page.len();
+            page.retain(|delivered| delivered.acknowledged_at > expired);
+            counts.expired += (read - page.len()) as u64;
             let mut reading = stream::iter(page)
                 .map(|delivered| async { (connection.stored(&delivered.event).await, delivered) })
                 .buffered(CONCURRENCY);
@@ -103,14 +114,18 @@ pub async fn verify(
     Some(compared.await)
 }
 
-/// Connects to the stream for the comparison. If `refill` is true, a stream whose configuration forbids its use is an error.
-async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamConnection, String> {
+/// Connects to the stream for the comparison. Returns the connection, and the time until which acknowledged messages have expired
+/// or will expire soon; it is empty if messages do not expire. If `refill` is true, a stream whose configuration forbids its use is
+/// an error.
+async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<(StreamConnection, String), String> {
     let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
     let problems = stream.problems(&inspection);
     if refill && !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    Ok(StreamConnection::new(stream, Sending::default(), inspection))
+    let expires_after = inspection.info.max_age().map(|age| age.saturating_sub(EXPIRES_SOON));
+    let expired = expires_after.and_then(|age| Timestamp::now().checked_sub(age).ok()).map(iso).unwrap_or_default();
+    Ok((StreamConnection::new(stream, Sending::default(), inspection), expired))
 }
 
 fn compare(found: Option<&StoredMessage>, delivered: &DeliveredEvent) -> Option<FindingKind> {

@@ -124,6 +124,12 @@ impl StreamInfo {
         self.state.messages
     }
 
+    /// The age at which messages expire. `None`: messages do not expire.
+    #[must_use]
+    pub fn max_age(&self) -> Option<Duration> {
+        u64::try_from(self.config.max_age).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos)
+    }
+
     /// Compares the configuration of the stream with the needs of a target.
     #[must_use]
     pub fn judge(&self, required: &RequiredStream) -> Fitness {

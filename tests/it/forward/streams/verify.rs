@@ -32,19 +32,19 @@ async fn lost_messages_are_found_and_refilled() {
     create_stream(&server, json!({})).await;
     server.client().await.request(changed, "{}".into()).await.unwrap();
     let (counts, findings) = verify(&setup, false).await.unwrap();
-    assert_eq!(counts, Verification { checked: 40, missing: 39, different: 1, refilled: 0 });
+    assert_eq!(counts, Verification { checked: 40, missing: 39, different: 1, refilled: 0, ..Default::default() });
     assert!(!counts.is_complete());
     assert_eq!(findings[3].kind, FindingKind::Different(1));
     assert_eq!((&findings[0].kind, findings[0].receipt.as_str()), (&FindingKind::Missing, "PAID:1"));
     assert_eq!(server.count(STREAM).await, 1, "nothing was published");
     let (counts, _) = verify(&setup, true).await.unwrap();
-    assert_eq!(counts, Verification { checked: 40, missing: 0, different: 1, refilled: 39 });
+    assert_eq!(counts, Verification { checked: 40, missing: 0, different: 1, refilled: 39, ..Default::default() });
     assert_eq!(server.count(STREAM).await, 40);
     assert_eq!(setup.deliveries()[0].receipt.as_deref(), Some("PAID:2"));
     let refilled: i64 = setup.sql().query_row("SELECT refilled FROM streams", [], |row| row.get(0)).unwrap();
     assert_eq!(refilled, 39);
     let (counts, _) = verify(&setup, true).await.unwrap();
-    assert_eq!(counts, Verification { checked: 40, missing: 0, different: 1, refilled: 0 });
+    assert_eq!(counts, Verification { checked: 40, missing: 0, different: 1, refilled: 0, ..Default::default() });
 }
 
 #[tokio::test]
@@ -63,6 +63,26 @@ async fn unfit_streams_are_read_but_not_refilled() {
     let error = verify(&setup, true).await.unwrap_err();
     assert!(error.contains("deny_purge is false"), "{error}");
     assert_eq!(server.count(STREAM).await, 0);
+}
+
+#[tokio::test]
+async fn expired_messages_are_not_lost() {
+    let server = NatsServer::start();
+    let max_age = json!({"max_age": 400 * 86_400 * 1_000_000_000_i64});
+    create_stream(&server, max_age.clone()).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    // The first event expired a day ago. The second one expires in half an hour, and the third one in two hours.
+    setup.age("CASE id WHEN 1 THEN -401 * 1440 WHEN 2 THEN -400 * 1440 + 30 ELSE -400 * 1440 + 120 END");
+    server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
+    create_stream(&server, max_age).await;
+    let (counts, _) = verify(&setup, true).await.unwrap();
+    assert_eq!(counts, Verification { checked: 1, refilled: 1, expired: 2, ..Default::default() });
+    assert!(counts.is_complete());
+    assert_eq!(server.count(STREAM).await, 1);
 }
 
 #[tokio::test]
