@@ -84,9 +84,11 @@ pub(super) async fn verify(
         let found = compared.map_err(|error| anyhow::anyhow!("target {}: {error}", target.name()))?;
         is_complete &= found.is_complete();
         let refilled = if refill { format!(", {} published again", found.refilled) } else { String::new() };
-        let expired = if found.expired > 0 { format!(", {} expired", found.expired) } else { String::new() };
+        let counted = |n: u64, what: &str| if n > 0 { format!(", {n} {what}") } else { String::new() };
+        let without_session = counted(found.without_session, "published before their session was found");
+        let expired = counted(found.expired, "expired");
         message(&format!(
-            "target {}: {} compared, {} missing, {} different{refilled}{expired}",
+            "target {}: {} compared, {} missing, {} different{refilled}{without_session}{expired}",
             target.name(),
             found.checked,
             found.missing,

@@ -3,6 +3,7 @@
 use resmic_mailhook::forward::{FindingKind, StreamFinding, Verification};
 
 use super::*;
+use crate::forward::sessions::{new, of_order};
 
 /// Compares the stream of the only target. Returns the counts and the findings.
 async fn verify(setup: &ForwarderSetup, refill: bool) -> Result<(Verification, Vec<StreamFinding>), String> {
@@ -83,6 +84,24 @@ async fn expired_messages_are_not_lost() {
     assert_eq!(counts, Verification { checked: 1, refilled: 1, expired: 2, ..Default::default() });
     assert!(counts.is_complete());
     assert_eq!(server.count(STREAM).await, 1);
+}
+
+#[tokio::test]
+async fn a_session_found_later_makes_no_difference() {
+    let server = server_with_stream().await;
+    let stream = paid_stream(&server.url(), "unresolved = \"send\"");
+    let mut setup = ForwarderSetup::new(vec![stream, shop("127.0.0.1:1", "")]);
+    setup.start();
+    setup.record(vec![of_order("A-1", 1)]).await;
+    setup.until("published", |rows| rows.iter().any(|row| row.receipt.is_some())).await;
+    setup.stop().await;
+    assert_eq!(verify(&setup, false).await.unwrap().0, Verification { checked: 1, ..Default::default() });
+    setup.store.session_add(new(1, Some("A-1"), None)).await.unwrap();
+    let body: String = setup.sql().query_row("SELECT webhook FROM events", [], |row| row.get(0)).unwrap();
+    assert!(body.contains(&session(1)), "{body}");
+    let (counts, findings) = verify(&setup, false).await.unwrap();
+    assert_eq!(counts, Verification { checked: 1, without_session: 1, ..Default::default() });
+    assert_eq!((counts.is_complete(), findings), (true, Vec::new()));
 }
 
 #[tokio::test]
