@@ -2,7 +2,7 @@
 //! shows that the stream cannot be relied on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Bytes;
@@ -30,6 +30,8 @@ pub(in crate::forward) struct StreamConnection {
     /// Whether the stream has acknowledged an event on this connection. Before the first acknowledgement, the worker makes one
     /// attempt at a time.
     is_acknowledged: AtomicBool,
+    /// The highest sequence number with which the stream has acknowledged a delivery on this connection.
+    highest: AtomicU64,
     /// Whether the stream has answered a publish on this connection, or no delivery was due.
     is_proven: watch::Sender<bool>,
     /// Why the connection has ended; `None` while it is open.
@@ -59,6 +61,7 @@ impl StreamConnection {
             version,
             notes: fitness.notes,
             is_acknowledged: AtomicBool::new(false),
+            highest: AtomicU64::new(0),
             is_proven: watch::Sender::new(false),
             end: watch::Sender::new(None),
         }
@@ -161,10 +164,19 @@ impl StreamConnection {
         sent: &AtomicBool,
     ) -> AttemptEnd {
         sent.store(true, Ordering::Relaxed);
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), self.highest.load(Ordering::Relaxed));
         let answer = self.put(target, event).await;
         match answer {
+            // A stream numbers its messages in ascending order. Another server of the cluster may have lost messages in a power
+            // failure, or the stream was deleted and created again, while the connection to this server stayed open. After the
+            // reconnect, the last acknowledged events are published again.
+            PublishAnswer::Stored(sequence) if sequence <= before => {
+                let reason = format!("it has lost messages: message {sequence} was stored after message {before}");
+                self.end(StreamProblem::passing(self.about(&reason)));
+                failed(AttemptResult::NoResponse, reason, RetryRule::WhenReachable)
+            }
             PublishAnswer::Stored(sequence) => {
+                self.highest.fetch_max(sequence, Ordering::Relaxed);
                 self.note_acknowledgement(began.elapsed());
                 AttemptEnd::Stored(self.receipt(sequence, false))
             }

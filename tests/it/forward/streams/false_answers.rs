@@ -112,6 +112,26 @@ async fn another_subscriber_is_named_in_status() {
     setup.stop().await;
 }
 
+/// The stream of another node can lose messages, or be created again, while the connection stays open.
+#[tokio::test]
+async fn a_lower_number_means_lost_messages() {
+    let nats = ScriptedNats::start(|n, _| NatsAnswer::Store([10, 11, 11, 11, 12, 13][n.min(5)])).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&nats.url(), "")]);
+    setup.start();
+    for n in 1..=2 {
+        setup.record(vec![paid(Some(n), n)]).await;
+        setup.until_all("delivered").await;
+    }
+    setup.record(vec![paid(Some(3), 3)]).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    let subjects: Vec<_> = nats.published().into_iter().map(|message| (message.connection, message.subject)).collect();
+    let [(1, first), (1, second), (1, third), again @ ..] = &subjects[..] else { panic!("{subjects:?}") };
+    let expected = [first, second, third].map(|subject| (2, subject.clone()));
+    assert_eq!(again, expected, "the acknowledged events are published again first");
+    assert_eq!(setup.results(), ["accepted", "accepted", "no_response", "accepted"]);
+}
+
 /// On a connection, the first message is sent alone. After that, at most sixteen messages wait for their acknowledgements.
 #[tokio::test]
 async fn sixteen_messages_wait_for_their_answers() {
