@@ -16,6 +16,9 @@ const SHORTEST_AGE: Duration = Duration::from_secs(30 * 86_400);
 /// a message, the same event cannot be stored a second time.
 const RECOMMENDED_AGE: Duration = Duration::from_secs(400 * 86_400);
 
+/// The smallest `max_msg_size` that is accepted. Each message with an event is smaller.
+const SMALLEST_MESSAGE_LIMIT: i64 = 64 * 1024;
+
 /// The stream that a target publishes to.
 #[derive(Debug, Clone, Copy)]
 pub struct RequiredStream<'a> {
@@ -59,6 +62,9 @@ struct StreamConfig {
     discard: String,
     max_msgs: i64,
     max_bytes: i64,
+    max_msgs_per_subject: i64,
+    discard_new_per_subject: bool,
+    max_msg_size: i64,
     /// The age at which messages expire, in nanoseconds; 0: messages do not expire.
     max_age: i64,
     num_replicas: u64,
@@ -68,6 +74,7 @@ struct StreamConfig {
     deny_purge: bool,
     allow_direct: bool,
     mirror: Option<serde::de::IgnoredAny>,
+    sources: Option<Vec<serde::de::IgnoredAny>>,
     subject_transform: Option<serde::de::IgnoredAny>,
     /// With `async`, the server acknowledges a message before it writes the message (NATS 2.12).
     persist_mode: String,
@@ -82,6 +89,9 @@ impl Default for StreamConfig {
             discard: "old".into(),
             max_msgs: -1,
             max_bytes: -1,
+            max_msgs_per_subject: -1,
+            discard_new_per_subject: false,
+            max_msg_size: -1,
             max_age: 0,
             num_replicas: 1,
             no_ack: false,
@@ -90,6 +100,7 @@ impl Default for StreamConfig {
             deny_purge: false,
             allow_direct: false,
             mirror: None,
+            sources: None,
             subject_transform: None,
             persist_mode: String::new(),
         }
@@ -158,6 +169,20 @@ impl StreamInfo {
                 format!("max_msgs is {}, and must be -1: the number of payments has no limit", config.max_msgs),
             ),
             (
+                config.max_msgs_per_subject > 0 && !config.discard_new_per_subject,
+                format!(
+                    "max_msgs_per_subject is {}, and must be -1: a second message replaces the payment",
+                    config.max_msgs_per_subject
+                ),
+            ),
+            (
+                (1..SMALLEST_MESSAGE_LIMIT).contains(&config.max_msg_size),
+                format!(
+                    "max_msg_size is {}, and must be -1 or at least {SMALLEST_MESSAGE_LIMIT}: an event may be larger",
+                    config.max_msg_size
+                ),
+            ),
+            (
                 config.no_ack,
                 "no_ack is true, and must be false: the server does not report whether a message is stored".into(),
             ),
@@ -165,6 +190,10 @@ impl StreamInfo {
             (!config.deny_delete, "deny_delete is false, and must be true: a client can delete a payment".into()),
             (!config.deny_purge, "deny_purge is false, and must be true: a client can delete all payments".into()),
             (config.mirror.is_some(), "the stream is a mirror, which accepts no message".into()),
+            (
+                config.sources.as_ref().is_some_and(|sources| !sources.is_empty()),
+                "sources are set, and must not be: messages of other streams are no payments".into(),
+            ),
             (
                 config.subject_transform.is_some(),
                 "subject_transform is set, and must not be: the subject identifies the event".into(),
@@ -272,6 +301,7 @@ mod tests {
             json!({"subjects": ["other.>", "shop.paid.*.*"]}),
             json!({"subjects": ["shop.paid.completed.*", "shop.paid.failed.>"]}),
             json!({"max_age": 400 * 86_400 * 1_000_000_000_i64}),
+            json!({"max_msgs_per_subject": 1, "discard_new_per_subject": true, "max_msg_size": 65_536, "sources": []}),
             json!({"max_bytes": 1_000_000, "allow_direct": true, "persist_mode": "default", "something": ["new"]}),
         ] {
             assert_eq!(judge(changes.clone()), Fitness::default(), "{changes}");
@@ -287,6 +317,9 @@ mod tests {
             (json!({"discard": "old"}), "discard is \"old\""),
             (json!({"max_msgs": 1000}), "max_msgs is 1000"),
             (json!({"max_age": 60_000_000_000_i64}), "max_age is 1m"),
+            (json!({"max_msgs_per_subject": 1}), "max_msgs_per_subject is 1"),
+            (json!({"max_msg_size": 1_000}), "max_msg_size is 1000"),
+            (json!({"sources": [{"name": "X"}]}), "sources"),
             (json!({"no_ack": true}), "no_ack"),
             (json!({"sealed": true}), "sealed"),
             (json!({"deny_delete": false}), "deny_delete"),
