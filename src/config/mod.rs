@@ -153,6 +153,7 @@ impl Config {
         for (n, forward) in self.forwards.iter().enumerate() {
             forward.check().map_err(|(key, problem)| (format!("forward[{n}].{key}"), problem))?;
         }
+        separate_streams(&self.forwards)?;
         ChainSettings::check_all(&self.chains)?;
         let confirms = self.forwards.iter().position(|forward| forward.confirm.is_some());
         if let Some(n) = confirms.filter(|_| self.chains.is_empty()) {
@@ -260,6 +261,22 @@ pub fn is_packaged(file: &Path) -> bool {
 /// Does the same as [`is_packaged`] for a path relative to `folder`.
 fn is_packaged_from(file: &Path, folder: &Path) -> bool {
     folder.join(file).parent() == Some(Path::new(ETC))
+}
+
+/// Checks that no two targets publish the same events under the same subjects. A stream has one message for each subject, so the
+/// second target would count the message of the first as its own, although the signature differs.
+fn separate_streams(forwards: &[forward::ForwardSettings]) -> Result<(), KeyProblem> {
+    for (n, later) in forwards.iter().enumerate() {
+        let repeats = |earlier: &&forward::ForwardSettings| later.publishes_like(earlier);
+        if let Some(earlier) = forwards.iter().take(n).find(repeats) {
+            let problem = format!(
+                "target {} publishes under the same subjects to this stream; expected another subject",
+                earlier.name
+            );
+            return Err((format!("forward[{n}].subject"), problem));
+        }
+    }
+    Ok(())
 }
 
 fn unique<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> Result<(), KeyProblem> {

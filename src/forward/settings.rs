@@ -174,6 +174,16 @@ fn statuses<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Status>, D::Error>
 }
 
 impl ForwardSettings {
+    /// Whether this target and `other` publish events under the same subjects to the same stream.
+    #[must_use]
+    pub fn publishes_like(&self, other: &ForwardSettings) -> bool {
+        let shares =
+            |servers: &Vec<NatsUrl>| servers.iter().any(|server| other.nats.iter().flatten().any(|o| o == server));
+        self.nats.as_ref().is_some_and(shares)
+            && (&self.stream, &self.subject) == (&other.stream, &other.subject)
+            && self.statuses.iter().any(|status| other.statuses.contains(status))
+    }
+
     /// Checks the rules that deserialization does not check, such as rules that concern several values.
     ///
     /// # Errors

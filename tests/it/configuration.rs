@@ -123,6 +123,21 @@ fn a_confirmation_needs_a_chain() {
 }
 
 #[test]
+fn targets_of_a_stream_have_separate_subjects() {
+    let target = |name: &str, keys: &str| {
+        format!(
+            "[[forward]]\nname = \"{name}\"\nnats = [\"nats://127.0.0.1\"]\nstream = \"PAID\"\nsecret = {{ env = \"S\" }}\n{keys}\n"
+        )
+    };
+    let first = target("one", "subject = \"shop.paid\"\nstatuses = [\"completed\"]");
+    let error = parse_config(&(first.clone() + &target("two", "subject = \"shop.paid\""))).unwrap_err();
+    assert!(error.contains("forward[1].subject: target one publishes under the same subjects"), "{error}");
+    for keys in ["subject = \"shop.other\"", "subject = \"shop.paid\"\nstatuses = [\"failed\"]"] {
+        parse_config(&(first.clone() + &target("two", keys))).unwrap();
+    }
+}
+
+#[test]
 fn mailboxes_are_unique_and_move_needs_a_target() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";
