@@ -34,6 +34,9 @@ pub(in crate::forward) struct StreamConnection {
     highest: AtomicU64,
     /// Whether the stream has answered a publish on this connection, or no delivery was due.
     is_proven: watch::Sender<bool>,
+    /// Why the stream refused the last event that it has answered, for example because the stream is full; `None` if it has
+    /// acknowledged the event.
+    refusal: watch::Sender<Option<String>>,
     /// Why the connection has ended; `None` while it is open.
     end: watch::Sender<Option<StreamProblem>>,
 }
@@ -63,6 +66,7 @@ impl StreamConnection {
             is_acknowledged: AtomicBool::new(false),
             highest: AtomicU64::new(0),
             is_proven: watch::Sender::new(false),
+            refusal: watch::Sender::new(None),
             end: watch::Sender::new(None),
         }
     }
@@ -182,6 +186,7 @@ impl StreamConnection {
             }
             PublishAnswer::SubjectTaken => self.read_back(event, began).await,
             PublishAnswer::Refused { reason, passes: false } => {
+                self.note_refusal(Some(&reason));
                 self.note_idle();
                 failed(AttemptResult::Rejected, reason, RetryRule::Counted(None))
             }
@@ -247,7 +252,21 @@ impl StreamConnection {
     fn note_acknowledgement(&self, took: Duration) {
         self.sending.publishes.observe(took);
         self.is_acknowledged.store(true, Ordering::Relaxed);
+        self.note_refusal(None);
         self.note_idle();
+    }
+
+    fn note_refusal(&self, reason: Option<&str>) {
+        self.refusal.send_if_modified(|refusal| {
+            let is_new = refusal.as_deref() != reason;
+            *refusal = reason.map(str::to_owned);
+            is_new
+        });
+    }
+
+    /// Returns a receiver of the reason why the stream refused the last event; `None` if it has acknowledged the event.
+    pub(super) fn refusals(&self) -> watch::Receiver<Option<String>> {
+        self.refusal.subscribe()
     }
 
     /// Returns a line for the operator: the name of the stream, its servers and `reason`.

@@ -1,5 +1,6 @@
 //! Keeps a connection to a target's stream open, and lets the worker deliver events through this connection.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,13 +83,13 @@ impl ConnectionKeeper {
             if must_prove {
                 connection.proven().await;
             }
-            log.connected(&connection).await;
+            log.follow(&connection).await
         };
         let route = Route::Stream(connection.clone());
         let delivering = self.worker.deliver(&route, shutdown);
         match select(pin!(delivering), pin!(recording)).await {
             Either::Left((delivered, _)) => delivered?,
-            Either::Right(((), delivering)) => delivering.await?,
+            Either::Right((never, _)) => match never {},
         }
         if *shutdown.borrow() {
             return Ok(None);
@@ -159,11 +160,24 @@ struct StateLog {
 }
 
 impl StateLog {
-    async fn connected(&self, connection: &StreamConnection) {
-        let (version, notes) = (connection.version().to_owned(), connection.notes().to_vec());
+    /// Writes that the stream is connected. Then, until this future is dropped, writes when the stream refuses events, and when it
+    /// acknowledges them again.
+    async fn follow(&self, connection: &StreamConnection) -> Infallible {
+        let (version, notes) = (connection.version(), connection.notes());
         tracing::info!(callback = self.target, version, "connected to {}", self.stream.servers);
-        // The only error is the end of the database writer, which the worker reports.
-        let _ = self.record(StreamChange::Connected { version, notes }).await;
+        let mut refusals = connection.refusals();
+        loop {
+            let refusal = refusals.borrow_and_update().clone();
+            let change = match refusal {
+                None => StreamChange::Connected { version: version.to_owned(), notes: notes.to_vec() },
+                Some(reason) => StreamChange::Failed { problems: vec![connection.about(&reason)], needs_person: true },
+            };
+            // The only error is the end of the database writer, which the worker reports.
+            let _ = self.record(change).await;
+            if refusals.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// # Errors

@@ -193,7 +193,22 @@ async fn a_full_stream_is_retried_and_given_up() {
     let row = setup.until_all("dead").await.remove(0);
     let error = row.last_error.unwrap();
     assert!(error.contains("given up after 1ms") && error.contains("refuses the message"), "{error}");
+    let status = "SELECT state || needs_person || problems FROM streams";
+    setup.until_sql(status, "failed1stream PAID").await;
+    // The operator makes the stream larger. The next event is acknowledged.
+    server
+        .api(
+            &format!("STREAM.UPDATE.{STREAM}"),
+            json!({
+                "name": STREAM, "subjects": ["shop.paid.>"], "storage": "file", "retention": "limits", "discard": "new",
+                "max_bytes": -1, "deny_delete": true, "deny_purge": true, "allow_direct": true, "num_replicas": 1,
+            }),
+        )
+        .await;
+    setup.record(vec![paid(Some(2), 2)]).await;
     setup.until_connected().await;
     setup.stop().await;
-    assert!(setup.results().iter().all(|result| result == "rejected"), "{:?}", setup.results());
+    let results = setup.results();
+    let (last, earlier) = results.split_last().unwrap();
+    assert!(last == "accepted" && earlier.iter().all(|result| result == "rejected"), "{results:?}");
 }
