@@ -1,9 +1,10 @@
 //! Writes and reads the table `streams`: the state of each target that is a stream.
 
+use jiff::Timestamp;
 use rusqlite::params;
 
 use super::{Result, Store, StoreReader, current_time, word};
-use crate::model::StreamState;
+use crate::model::{StreamState, iso};
 
 /// A row of `streams`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct StreamRow {
     pub there_already: i64,
     /// How many messages the stream had lost and got again.
     pub refilled: i64,
+    /// When the daemon found that the stream has lost messages that were not published again; `None`: there is no such loss.
+    pub gap_since: Option<String>,
 }
 
 /// A change of the state of a stream.
@@ -98,6 +101,29 @@ impl Store {
         })
         .await
     }
+
+    /// Writes that the stream of a target has lost messages that were not published again.
+    ///
+    /// # Errors
+    ///
+    /// [`super::Error`].
+    pub async fn record_gap(&self, target: &str) -> Result<()> {
+        let target = target.to_owned();
+        let sql = "UPDATE streams SET gap_since = coalesce(gap_since, ?2) WHERE target = ?1";
+        self.write(move |tx| Ok(tx.prepare_cached(sql)?.execute(params![target, current_time()]).map(drop)?)).await
+    }
+
+    /// Writes that the stream of a target has every acknowledged event. `compared_at`: when the comparison began. A loss that was
+    /// found later stays.
+    ///
+    /// # Errors
+    ///
+    /// [`super::Error`].
+    pub async fn record_no_gap(&self, target: &str, compared_at: Timestamp) -> Result<()> {
+        let target = target.to_owned();
+        let sql = "UPDATE streams SET gap_since = NULL WHERE target = ?1 AND gap_since <= ?2";
+        self.write(move |tx| Ok(tx.prepare_cached(sql)?.execute(params![target, iso(compared_at)]).map(drop)?)).await
+    }
 }
 
 impl StoreReader {
@@ -124,6 +150,7 @@ impl StoreReader {
                 needs_person: row.get("needs_person")?,
                 there_already: row.get("there_already")?,
                 refilled: row.get("refilled")?,
+                gap_since: row.get("gap_since")?,
             })
         })
     }

@@ -31,6 +31,8 @@ pub struct StreamHealth {
     pub there_already: i64,
     /// How many messages the stream had lost, and the daemon has published again.
     pub refilled: i64,
+    /// When the daemon found that the stream has lost messages that were not published again; `None`: there is no such loss.
+    pub gap_since: Option<String>,
 }
 
 /// Returns the health of the targets that are streams, and adds their problems to `attention`. An unreachable server is a problem
@@ -51,7 +53,25 @@ pub(super) fn streams(
         if row.needs_person || is_late {
             attention.extend(row.problems.iter().map(|problem| format!("target {}: {problem}", row.target)));
         }
-        let StreamRow { target, stream, state, servers, version, problems, notes, there_already, refilled, .. } = row;
+        if let Some(since) = &row.gap_since {
+            attention.push(format!(
+                "target {0}: stream {1} has lost messages, noticed at {since}: deliveries verify --refill --target {0}",
+                row.target, row.stream
+            ));
+        }
+        let StreamRow {
+            target,
+            stream,
+            state,
+            servers,
+            version,
+            problems,
+            notes,
+            there_already,
+            refilled,
+            gap_since,
+            ..
+        } = row;
         streams.push(StreamHealth {
             target,
             stream,
@@ -62,6 +82,7 @@ pub(super) fn streams(
             notes,
             there_already,
             refilled,
+            gap_since,
         });
     }
     Ok(streams)

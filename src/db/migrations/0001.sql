@@ -153,7 +153,9 @@ CREATE TABLE streams (
   notes        TEXT,                           -- settings that should be changed; one note on each line
   needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
   there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries had their message in the stream before an attempt
-  refilled     INTEGER NOT NULL DEFAULT 0      -- how many messages the stream had lost and got again
+  refilled     INTEGER NOT NULL DEFAULT 0,     -- how many messages the stream had lost and got again
+  gap_since    TEXT                            -- when the daemon found that the stream has lost messages that were not
+                                               -- published again; NULL: there is no such loss
 ) STRICT;
 
 -- The payment sessions that the merchant opened at Resmic. Other programs may insert into this table, and into no other.

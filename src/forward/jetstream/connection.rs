@@ -25,6 +25,8 @@ pub(in crate::forward) struct StreamConnection {
     sending: Sending,
     nats: NatsConnection,
     reads_directly: bool,
+    /// The last sequence number of the stream at the connect; `None` if the server does not report it.
+    last_sequence: Option<u64>,
     version: String,
     notes: Vec<String>,
     /// Whether the stream has acknowledged an event on this connection. Before the first acknowledgement, the worker makes one
@@ -61,6 +63,7 @@ impl StreamConnection {
             sending,
             nats,
             reads_directly: info.allows_direct(),
+            last_sequence: info.last_sequence(),
             version,
             notes: fitness.notes,
             is_acknowledged: AtomicBool::new(false),
@@ -124,6 +127,11 @@ impl StreamConnection {
 
     pub(super) fn has_acknowledged(&self) -> bool {
         self.is_acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// The last sequence number of the stream at the connect; `None` if the server does not report it.
+    pub(super) fn last_sequence(&self) -> Option<u64> {
+        self.last_sequence
     }
 
     pub(super) fn version(&self) -> &str {

@@ -32,6 +32,24 @@ impl From<db::Error> for RepublishError {
     }
 }
 
+/// What was published again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Replay {
+    /// The highest sequence number that the stream has acknowledged before this connection, of the events that were published
+    /// again.
+    highest: u64,
+    /// How many of the events the stream had lost. It has them again.
+    refilled: u64,
+}
+
+impl Replay {
+    /// Whether the stream has lost more messages than it has got again. `last_sequence` is the last sequence number of the stream
+    /// before the events were published again.
+    pub(super) fn leaves_gap(&self, last_sequence: u64) -> bool {
+        self.highest.saturating_sub(last_sequence) > self.refilled
+    }
+}
+
 /// Publishes again the events that the stream acknowledged in the five minutes before the last delivery, or later, in the order
 /// of the stream. Events of one payment session are published one after the other.
 pub(super) async fn republish(
@@ -39,35 +57,37 @@ pub(super) async fn republish(
     stream: &StreamTarget,
     target: &CommonTarget,
     store: &Store,
-) -> Result<(), RepublishError> {
-    let Some(position) = store.last_acknowledged(&target.name, WINDOW).await? else { return Ok(()) };
+) -> Result<Replay, RepublishError> {
+    let mut replay = Replay::default();
+    let Some(position) = store.last_acknowledged(&target.name, WINDOW).await? else { return Ok(replay) };
     let mut reader = DeliveredReader::new(position);
     loop {
         let page = reader.next(store, &target.name, &stream.name).await?;
         if page.is_empty() {
-            return Ok(());
+            return Ok(replay);
         }
         let mut running = FuturesUnordered::new();
         let mut sessions: Vec<Option<String>> = Vec::new();
         for delivered in page {
             while running.len() >= CONCURRENCY || is_blocked(&sessions, &delivered) {
-                finish(running.next().await, &mut sessions)?;
+                replay.refilled += u64::from(finish(running.next().await, &mut sessions)?);
             }
+            replay.highest = replay.highest.max(delivered.sequence_in(&stream.name).unwrap_or(0));
             let session_id = delivered.event.session_id.clone();
             sessions.push(session_id.clone());
             running.push(async move { (session_id, put_again(connection, target, store, &delivered).await) });
         }
         while !running.is_empty() {
-            finish(running.next().await, &mut sessions)?;
+            replay.refilled += u64::from(finish(running.next().await, &mut sessions)?);
         }
     }
 }
 
-/// The payment session of an event that was published again, and the result.
-type Ended = (Option<String>, Result<(), RepublishError>);
+/// The payment session of an event that was published again, and whether the stream had lost the event.
+type Ended = (Option<String>, Result<bool, RepublishError>);
 
-fn finish(ended: Option<Ended>, sessions: &mut Vec<Option<String>>) -> Result<(), RepublishError> {
-    let Some((session_id, result)) = ended else { return Ok(()) };
+fn finish(ended: Option<Ended>, sessions: &mut Vec<Option<String>>) -> Result<bool, RepublishError> {
+    let Some((session_id, result)) = ended else { return Ok(false) };
     if let Some(n) = sessions.iter().position(|running| *running == session_id) {
         sessions.swap_remove(n);
     }
@@ -80,19 +100,21 @@ fn is_blocked(sessions: &[Option<String>], delivered: &DeliveredEvent) -> bool {
     sessions.iter().flatten().any(|running| running.eq_ignore_ascii_case(session_id))
 }
 
+/// Publishes an event again. Returns whether the stream had lost it.
 async fn put_again(
     connection: &StreamConnection,
     target: &CommonTarget,
     store: &Store,
     delivered: &DeliveredEvent,
-) -> Result<(), RepublishError> {
+) -> Result<bool, RepublishError> {
     match connection.put(target, &delivered.event).await {
-        PublishAnswer::SubjectTaken => Ok(()),
+        PublishAnswer::SubjectTaken => Ok(false),
         PublishAnswer::Stored(sequence) => {
             let (event_id, lost) = (delivered.event.event_id.as_str(), delivered.receipt.as_str());
             let receipt = connection.receipt(sequence, false);
             tracing::warn!(callback = target.name, event_id, lost, %receipt, "the stream had lost this event; it has it again");
-            Ok(store.record_refill(&target.name, delivered.delivery_id, receipt).await?)
+            store.record_refill(&target.name, delivered.delivery_id, receipt).await?;
+            Ok(true)
         }
         PublishAnswer::Refused { reason, passes } => {
             let line = connection.about(&format!("cannot publish the last events again: {reason}"));

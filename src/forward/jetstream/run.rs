@@ -110,12 +110,21 @@ impl ConnectionKeeper {
         ))
     }
 
-    /// Makes the target's pending deliveries due, and publishes the last acknowledged events again.
+    /// Makes the target's pending deliveries due, and publishes the last acknowledged events again. If the stream has lost more
+    /// than these events, the loss is recorded.
     async fn prepare(&self, connection: &StreamConnection) -> db::Result<Result<(), StreamProblem>> {
         let (store, target) = (&self.worker.store, &self.worker.target);
         let preparing = async {
             store.restart_periods(&target.name).await?;
-            republish(connection, &self.stream, target, store).await
+            let replay = republish(connection, &self.stream, target, store).await?;
+            if connection.last_sequence().is_some_and(|last| replay.leaves_gap(last)) {
+                tracing::error!(
+                    callback = target.name,
+                    "the stream has lost messages that were not published again: run `deliveries verify --refill`"
+                );
+                store.record_gap(&target.name).await?;
+            }
+            Ok(())
         };
         let prepared = tokio::select! {
             prepared = preparing => prepared,

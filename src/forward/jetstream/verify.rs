@@ -68,8 +68,8 @@ impl Verification {
 }
 
 /// Reads the message of each event that the target's stream acknowledged at `since` or later, and compares the bodies. `report`
-/// gets each difference. Expired events are not compared. With `refill`, missing events are published again. `None`: the target is
-/// no stream.
+/// gets each difference. Expired events are not compared. With `refill`, missing events are published again. If no event is
+/// missing in the end, the health report no longer shows that the stream has lost messages. `None`: the target is no stream.
 ///
 /// # Errors
 /// A text for the operator, if the stream cannot be reached or must not be refilled, or if the database cannot be used.
@@ -82,12 +82,16 @@ pub async fn verify(
 ) -> Option<Result<Verification, String>> {
     let TargetKind::Stream(stream) = &target.kind else { return None };
     let compared = async {
+        let began = Timestamp::now();
         let (connection, expired) = open(stream, refill).await?;
         let mut counts = Verification::default();
         let mut reader = DeliveredReader::new(DeliveredPosition::before(since));
         loop {
             let mut page = reader.next(store, target.name(), &stream.name).await.map_err(|e| e.to_string())?;
             if page.is_empty() {
+                if since.is_none() && counts.missing == 0 {
+                    store.record_no_gap(target.name(), began).await.map_err(|e| e.to_string())?;
+                }
                 return Ok(counts);
             }
             let read = page.len();

@@ -51,6 +51,7 @@ struct ClusterInfo {
 struct StreamCounts {
     #[serde(default)]
     messages: u64,
+    last_seq: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -127,6 +128,12 @@ impl StreamInfo {
     #[must_use]
     pub fn is_clustered(&self) -> bool {
         self.cluster.as_ref().is_some_and(|cluster| !cluster.name.is_empty() || !cluster.replicas.is_empty())
+    }
+
+    /// The sequence number of the last message that was stored; `None` if the server does not report it.
+    #[must_use]
+    pub fn last_sequence(&self) -> Option<u64> {
+        self.state.last_seq
     }
 
     /// The number of messages in the stream.

@@ -25,6 +25,33 @@ async fn events_stored_again_are_protected_again() {
 }
 
 #[tokio::test]
+async fn a_loss_before_the_replay_is_reported() {
+    let mut server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    setup.age("-120");
+    setup.record(vec![paid(Some(4), 4)]).await;
+    setup.until_all("delivered").await;
+    let gaps = "SELECT count(gap_since) FROM streams WHERE refilled > 0";
+    lose_all(&mut server, &setup).await;
+    setup.until_sql(gaps, "Integer(1)").await;
+    setup.until_connected().await;
+    assert_eq!(server.count(STREAM).await, 1, "only the last event is published again");
+    for (refill, missing, gap) in [(false, 3, "Integer(1)"), (true, 0, "Integer(0)")] {
+        assert_eq!(verify::verify(&setup, refill).await.unwrap().0.missing, missing);
+        setup.until_sql(gaps, gap).await;
+    }
+    // The messages that are lost now are all published again.
+    lose_all(&mut server, &setup).await;
+    setup.until_sql("SELECT refilled FROM streams", "Integer(8)").await;
+    setup.until_connected().await;
+    setup.until_sql(gaps, "Integer(0)").await;
+    setup.stop().await;
+}
+
+#[tokio::test]
 async fn an_interrupted_replay_begins_again() {
     let events = [failed(1, 1), paid(Some(1), 2)];
     let second = events[1].id().unwrap().to_string();

@@ -6,7 +6,7 @@ use super::*;
 use crate::forward::sessions::{new, of_order};
 
 /// Compares the stream of the only target. Returns the counts and the findings.
-async fn verify(setup: &ForwarderSetup, refill: bool) -> Result<(Verification, Vec<StreamFinding>), String> {
+pub(super) async fn verify(setup: &ForwarderSetup, refill: bool) -> Result<(Verification, Vec<StreamFinding>), String> {
     let target = Target::load(setup.settings[0].clone(), "secret".into()).await.unwrap();
     let mut findings = Vec::new();
     let report = |finding| {
