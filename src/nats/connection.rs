@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use tokio_rustls::rustls::{self, AlertDescription, ClientConfig};
 
 use super::url::NatsUrl;
+use crate::catch_panic::catch_panic_async;
 use crate::loopback::is_loopback;
 use crate::model::printable;
 
@@ -118,7 +119,13 @@ impl NatsServers {
             }
             std::future::ready(())
         });
-        let client = options.connect(addresses).await.map_err(|error| self.explain(&error))?;
+        // Before the login, async-nats parses the server's lines in this task, and some lines make it panic: `-ERR` without a
+        // text, or a message of almost 2^64 bytes. The first line is not encrypted, even with TLS, so any machine on the way can
+        // send it. After the login, async-nats parses in another task, and a panic of that task only ends the connection.
+        let Some(connected) = catch_panic_async(Box::pin(options.connect(addresses))).await else {
+            return Err(NatsError::Unreachable(format!("cannot connect to {self}: the server sends no NATS protocol")));
+        };
+        let client = connected.map_err(|error| self.explain(&error))?;
         shared.is_used.store(true, Ordering::Relaxed);
         Ok(NatsConnection { client, shared, lost })
     }

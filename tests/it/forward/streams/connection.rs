@@ -134,3 +134,62 @@ async fn an_endless_message_ends_the_connection() {
     let sent = tokio::time::timeout(Duration::from_secs(60), flooding).await.unwrap().unwrap();
     assert!(sent < 1 << 28, "{sent} bytes were accepted");
 }
+
+/// Starts a server that sends `greeting` to each client. If the client sends something, the server then sends `answer`.
+async fn server_that_sends(greeting: &'static str, answer: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(greeting.as_bytes()).await;
+            if stream.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {
+                let _ = stream.write_all(answer.as_bytes()).await;
+                // The client ends the connection.
+                let _ = stream.read(&mut [0; 4096]).await;
+            }
+        }
+    });
+    url
+}
+
+const GREETING: &str = "INFO {\"version\":\"2.12.0\",\"headers\":true}\r\n";
+/// These lines make async-nats panic.
+const BARE_ERROR: &str = "-ERR\r\n";
+const HUGE_MESSAGE: &str = "MSG x 0 18446744073709551615\r\n";
+const HUGE_MESSAGE_WITH_HEADERS: &str = "HMSG x 0 1 18446744073709551615\r\n";
+
+#[tokio::test]
+async fn no_greeting_ends_the_program() {
+    for (greeting, answer) in [
+        (BARE_ERROR, ""),
+        (HUGE_MESSAGE, ""),
+        (HUGE_MESSAGE_WITH_HEADERS, ""),
+        (GREETING, BARE_ERROR),
+        (GREETING, HUGE_MESSAGE),
+        (GREETING, HUGE_MESSAGE_WITH_HEADERS),
+    ] {
+        for scheme in ["nats", "tls"] {
+            if scheme == "tls" && greeting == GREETING {
+                continue;
+            }
+            let url = server_that_sends(greeting, answer).await.replace("nats", scheme);
+            let error = connect(&nats(url)).await.unwrap_err();
+            let is_named =
+                matches!(&error, NatsError::Unreachable(text) if text.ends_with("the server sends no NATS protocol"));
+            assert!(is_named, "{scheme}: {greeting:?}, {answer:?}: {error}");
+        }
+    }
+}
+
+/// The forwarder records the problem and continues.
+#[tokio::test]
+async fn the_forwarder_outlasts_a_malformed_greeting() {
+    let url = server_that_sends(BARE_ERROR, "").await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&url, "")]);
+    setup.record(vec![paid(Some(1), 1)]).await;
+    setup.start();
+    setup.until_sql("SELECT problems FROM streams WHERE needs_person = 0", "sends no NATS protocol").await;
+    assert_eq!(setup.deliveries()[0].attempts, 0);
+    setup.stop().await;
+}
