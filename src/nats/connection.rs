@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Statistics};
+use async_nats::{
+    Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, Message, Request, RequestErrorKind, ServerAddr,
+    Statistics,
+};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::lookup_host;
 use tokio::sync::watch;
@@ -30,12 +33,17 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The sizes of the buffers of async-nats. The defaults are for thousands of messages at once.
 const QUEUED_COMMANDS: usize = 256;
 const READ_BUFFER: u16 = 16 * 1024;
-/// The largest message that a server may send, in bytes. async-nats has no limit.
+/// The largest message that a server may send, in bytes. async-nats has no limit, and collects a message in a buffer that
+/// doubles. A message that is complete before the next check of its size is not noticed. So the buffer has at most twice these
+/// 16 MiB and the bytes that arrive between two checks: in `REQUEST_SIZE_CHECK` while a request waits, in `SIZE_CHECK` otherwise.
+/// Before the login, the bytes cannot be counted, and `CONNECT_TIMEOUT` is the only limit.
 const MAX_MESSAGE: u64 = 16 << 20;
 /// How many messages of one subscription may wait. Further messages are dropped.
 const QUEUED_MESSAGES: usize = 64;
 /// How often the size of an incomplete message is checked. The interval is long, because an idle daemon should sleep.
 const SIZE_CHECK: Duration = Duration::from_secs(5);
+/// How often the size of an incomplete message is checked while a request waits for its answer.
+const REQUEST_SIZE_CHECK: Duration = Duration::from_millis(100);
 /// The number of characters after which an error message of a server is cut off.
 const MAX_ERROR_LENGTH: usize = 200;
 
@@ -262,6 +270,8 @@ async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
 struct Shared {
     /// Whether the connection was opened. After the opening, async-nats must not log in again.
     is_used: AtomicBool,
+    /// Whether the server has sent a message that is too large while a request was waiting.
+    is_flooded: watch::Sender<bool>,
     last_error: Mutex<Option<String>>,
 }
 
@@ -291,23 +301,44 @@ impl NatsConnection {
         &self.client
     }
 
-    /// Whether the connection was lost.
+    /// Whether the connection was lost, or must be dropped because the server sent a message that is too large.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         // The sender is dropped when the task of async-nats ends.
         let has_ended = self.lost.has_changed().is_err();
-        has_ended || *self.lost.borrow() || self.client.connection_state() != State::Connected
+        has_ended
+            || *self.lost.borrow()
+            || *self.shared.is_flooded.borrow()
+            || self.client.connection_state() != State::Connected
     }
 
     /// Returns when the connection is lost, or must be dropped because the server sends a message that is too large. The future
     /// counts the bytes that the server sends, and a new future begins to count from zero. So a loop must not create a new future
     /// in each iteration.
     pub async fn lost(&self) {
-        let mut lost = self.lost.clone();
+        let (mut lost, mut flooded) = (self.lost.clone(), self.shared.is_flooded.subscribe());
         tokio::select! {
             _ = lost.wait_for(|lost| *lost) => {}
-            () = too_large_message(self.client.statistics()) => {}
+            _ = flooded.wait_for(|flooded| *flooded) => {}
+            () = too_large_message(self.client.statistics(), SIZE_CHECK) => {}
         }
+    }
+
+    /// Sends a request and waits for its answer. If the server sends a message that is too large meanwhile, the connection counts
+    /// as lost.
+    pub(super) async fn request(&self, subject: String, request: Request) -> Result<Message, RequestErrorKind> {
+        tokio::select! {
+            answer = self.client.send_request(subject, request) => answer.map_err(|error| error.kind()),
+            () = too_large_message(self.client.statistics(), REQUEST_SIZE_CHECK) => {
+                self.shared.is_flooded.send_replace(true);
+                Err(RequestErrorKind::Other)
+            }
+        }
+    }
+
+    /// Why a request on this lost connection has no answer.
+    pub(super) fn why_lost(&self) -> String {
+        if *self.shared.is_flooded.borrow() { too_large_text() } else { "the connection was lost".into() }
     }
 
     /// The last error that the server reported on this connection, such as a missing permission. A publish or a request that
@@ -319,17 +350,21 @@ impl NatsConnection {
 }
 
 /// Returns when the server sends a message that is too large. async-nats collects a whole message in memory.
-async fn too_large_message(statistics: Arc<Statistics>) {
+async fn too_large_message(statistics: Arc<Statistics>, interval: Duration) {
     let counts = || (statistics.in_messages.load(Ordering::Relaxed), statistics.in_bytes.load(Ordering::Relaxed));
     let mut complete = counts();
     loop {
-        sleep(SIZE_CHECK).await;
+        sleep(interval).await;
         let current = counts();
         if current.0 != complete.0 {
             complete = current;
         } else if current.1.saturating_sub(complete.1) > MAX_MESSAGE {
-            tracing::warn!("the NATS server sends a message of more than {} MiB; connecting again", MAX_MESSAGE >> 20);
+            tracing::warn!("{}; connecting again", too_large_text());
             return;
         }
     }
+}
+
+fn too_large_text() -> String {
+    format!("the NATS server sends a message of more than {} MiB", MAX_MESSAGE >> 20)
 }

@@ -3,7 +3,8 @@
 //! Any program that subscribes to the subject can answer first, and servers sometimes acknowledge a message that they have not
 //! stored. So an answer proves that the message is stored only if it names a sequence number and the expected stream.
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::model::printable;
 
@@ -16,6 +17,8 @@ const STORE_FAILED: u64 = 10077;
 const UNAVAILABLE: u64 = 503;
 /// The number of characters after which an error message of a server is cut off.
 const MAX_MESSAGE: usize = 200;
+/// The longest answer that is parsed, in bytes. An event and the configuration of a stream are far shorter.
+const MAX_ANSWER: usize = 1 << 20;
 
 /// JetStream's answer to a publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,39 +46,76 @@ impl PublishAnswer {
     /// Parses the body of an answer to a message for `stream`.
     #[must_use]
     pub fn parse(body: &[u8], stream: &str) -> Self {
-        let Ok(Value::Object(answer)) = serde_json::from_slice(body) else {
-            let text = printable(&String::from_utf8_lossy(body), MAX_MESSAGE);
-            return PublishAnswer::Unproven(format!(
-                "{text:?} is no acknowledgement; another program may answer on the subject"
-            ));
+        let answer: Acknowledgement = match parse_object(body) {
+            Ok(answer) => answer,
+            Err(reason) => {
+                let begin = body.get(..MAX_MESSAGE * 4).unwrap_or(body);
+                let text = printable(&String::from_utf8_lossy(begin), MAX_MESSAGE);
+                return PublishAnswer::Unproven(format!(
+                    "{text:?} is no acknowledgement: {reason}; another program may answer on the subject"
+                ));
+            }
         };
-        if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
-            return refusal(error);
+        if let Some(error) = answer.error {
+            return error.refusal();
         }
-        let found = answer.get("stream").and_then(Value::as_str).unwrap_or_default();
-        match answer.get("seq").and_then(Value::as_u64) {
+        let found = answer.stream.unwrap_or_default();
+        match answer.seq {
             Some(sequence) if sequence > 0 && found == stream => PublishAnswer::Stored(sequence),
             _ if found == stream => {
                 PublishAnswer::Unproven("the acknowledgement has no sequence number, so nothing is stored".into())
             }
             _ => PublishAnswer::Unproven(format!(
                 "the acknowledgement is of stream {:?}, not of {stream:?}",
-                printable(found, MAX_MESSAGE)
+                printable(&found, MAX_MESSAGE)
             )),
         }
     }
 }
+#[derive(Deserialize)]
+struct Acknowledgement {
+    error: Option<ApiError>,
+    stream: Option<String>,
+    seq: Option<u64>,
+}
 
-fn refusal(error: &Value) -> PublishAnswer {
-    let number = |key| error.get(key).and_then(Value::as_u64);
-    if number("err_code") == Some(WRONG_LAST_SEQUENCE) {
-        return PublishAnswer::SubjectTaken;
+/// The error in an answer of JetStream.
+#[derive(Deserialize)]
+pub(super) struct ApiError {
+    pub(super) code: Option<u64>,
+    pub(super) err_code: Option<u64>,
+    description: Option<String>,
+}
+
+impl ApiError {
+    pub(super) fn text(&self) -> String {
+        printable(self.description.as_deref().unwrap_or("no reason"), MAX_MESSAGE)
     }
-    let text = error.get("description").and_then(Value::as_str).unwrap_or("no reason");
-    let code = number("err_code").or(number("code")).unwrap_or_default();
-    let reason = format!("the stream refuses the message: {} ({code})", printable(text, MAX_MESSAGE));
-    let passes = number("code") == Some(UNAVAILABLE) && number("err_code") != Some(STORE_FAILED);
-    PublishAnswer::Refused { reason, passes }
+
+    fn refusal(&self) -> PublishAnswer {
+        if self.err_code == Some(WRONG_LAST_SEQUENCE) {
+            return PublishAnswer::SubjectTaken;
+        }
+        let code = self.err_code.or(self.code).unwrap_or_default();
+        let reason = format!("the stream refuses the message: {} ({code})", self.text());
+        let passes = self.code == Some(UNAVAILABLE) && self.err_code != Some(STORE_FAILED);
+        PublishAnswer::Refused { reason, passes }
+    }
+}
+
+/// Returns an error if an answer is too long to be parsed or copied.
+pub(super) fn check_length(body: &[u8]) -> Result<(), String> {
+    if body.len() > MAX_ANSWER { Err(format!("it has more than {} MiB", MAX_ANSWER >> 20)) } else { Ok(()) }
+}
+
+/// Parses an answer, which must be a JSON object. Unknown members are skipped and need no memory. (`serde_json::Value` needs 32
+/// bytes for each two bytes of `[0,0,0]`.) A derived `Deserialize` would also accept an array.
+pub(super) fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    check_length(body)?;
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err("it is no JSON object".into());
+    }
+    serde_json::from_slice(body).map_err(|error| printable(&error.to_string(), MAX_MESSAGE))
 }
 
 #[cfg(test)]
@@ -114,9 +154,26 @@ mod tests {
             r#"{"stream":"paid","seq":7}"#,
             r#"{"seq":7}"#,
             r#"{"stream":"PAID","seq":7"#,
+            r#"{"stream":"OTHER","stream":"PAID","seq":7}"#,
+            r#"[null,"PAID",7]"#,
+            r#"{"error":"x","stream":"PAID","seq":9}"#,
         ] {
             assert!(matches!(parse(body), PublishAnswer::Unproven(_)), "{body}: {:?}", parse(body));
         }
+    }
+
+    #[test]
+    fn unknown_members_are_skipped() {
+        let body = format!(r#"{{"seq":7,"more":[{}0],"stream":"PAID"}}"#, "0,".repeat(100_000));
+        assert_eq!(parse(&body), PublishAnswer::Stored(7));
+    }
+
+    #[test]
+    fn a_long_answer_is_not_parsed() {
+        // The body would be an acknowledgement if it were parsed.
+        let body = format!(r#"{{"stream":"PAID","seq":7}}{}"#, " ".repeat(MAX_ANSWER));
+        let PublishAnswer::Unproven(reason) = parse(&body) else { panic!("it was parsed") };
+        assert!(reason.contains("more than 1 MiB") && reason.len() < 1000, "{reason}");
     }
 
     #[test]
@@ -134,6 +191,6 @@ mod tests {
         assert_eq!(refused(400, 10_164), (true, false));
         assert_eq!(refused(503, 10_008), (true, true));
         assert_eq!(refused(503, 10_077), (true, false));
-        assert!(matches!(parse(r#"{"error":"x","stream":"PAID","seq":9}"#), PublishAnswer::Refused { .. }));
+        assert!(matches!(parse(r#"{"error":{},"stream":"PAID","seq":9}"#), PublishAnswer::Refused { .. }));
     }
 }

@@ -8,12 +8,13 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hyper::body::Bytes;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::time::interval;
 
-use super::answer::PublishAnswer;
+use super::answer::{ApiError, PublishAnswer, check_length, parse_object};
 use super::fitness::StreamInfo;
-use crate::model::{NO_ANSWER, printable};
+use crate::model::NO_ANSWER;
 use crate::nats::NatsConnection;
 use crate::units::HumanDuration;
 
@@ -26,8 +27,6 @@ const INFO_REQUESTS: usize = 20;
 /// The JetStream error codes of "no message found" and "stream not found" (nats-server, errors.json).
 const NO_MESSAGE: u64 = 10037;
 const NO_STREAM: u64 = 10059;
-/// The number of characters after which an error message of a server is cut off.
-const MAX_ERROR_LENGTH: usize = 200;
 
 /// Why a request to JetStream has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,11 +68,11 @@ impl NatsConnection {
                     waiting.push(self.call(&subject, ""));
                     continue;
                 }
-                Some(answer) = waiting.next() => answer.and_then(|answer| parse_answer(&answer)),
+                Some(answer) = waiting.next() => answer.and_then(|answer| parse_answer::<StreamInfo>(&answer)),
             };
             let was_last = sent == INFO_REQUESTS && waiting.is_empty();
             match answer {
-                Ok(found) => return serde_json::from_value(found).map_err(|e| unreadable(&e.to_string())),
+                Ok(found) => return Ok(found),
                 Err(JetStreamError::NoAnswer(_)) if !was_last && !self.is_lost() => {}
                 Err(error) => return Err(error),
             }
@@ -90,12 +89,12 @@ impl NatsConnection {
         timeout: Duration,
     ) -> PublishAnswer {
         let request = Request::new().headers(headers).payload(body).timeout(Some(timeout));
-        match self.client().send_request(subject, request).await {
+        match self.request(subject, request).await {
             Ok(Message { status: Some(status), .. }) => {
                 PublishAnswer::Unproven(format!("the answer is the status {status}, and no acknowledgement"))
             }
             Ok(answer) => PublishAnswer::parse(&answer.payload, stream),
-            Err(error) => match error.kind() {
+            Err(kind) => match kind {
                 RequestErrorKind::NoResponders => {
                     PublishAnswer::Refused { reason: "no stream listens on the subject (503)".into(), passes: true }
                 }
@@ -106,7 +105,7 @@ impl NatsConnection {
                 RequestErrorKind::TimedOut => PublishAnswer::NoAnswer(
                     self.with_last_error(format!("{NO_ANSWER} within {}", HumanDuration(timeout))),
                 ),
-                RequestErrorKind::Other => PublishAnswer::NoAnswer(format!("{NO_ANSWER}: the connection was lost")),
+                RequestErrorKind::Other => PublishAnswer::NoAnswer(format!("{NO_ANSWER}: {}", self.why_lost())),
             },
         }
     }
@@ -135,7 +134,7 @@ impl NatsConnection {
 
     async fn call(&self, subject: &str, body: &str) -> Result<Message, JetStreamError> {
         let request = Request::new().payload(Bytes::copy_from_slice(body.as_bytes())).timeout(Some(API_TIMEOUT));
-        self.client().send_request(subject.to_owned(), request).await.map_err(|error| match error.kind() {
+        let answer = self.request(subject.to_owned(), request).await.map_err(|kind| match kind {
             RequestErrorKind::NoResponders => JetStreamError::NoAnswer(
                 "JetStream does not answer; it is not enabled for this user, or has no leader".into(),
             ),
@@ -143,8 +142,10 @@ impl NatsConnection {
                 let message = format!("{NO_ANSWER} to {subject} within {}", HumanDuration(API_TIMEOUT));
                 JetStreamError::NoAnswer(self.with_last_error(message))
             }
-            _ => JetStreamError::NoAnswer(format!("{NO_ANSWER} to {subject}: the connection was lost")),
-        })
+            _ => JetStreamError::NoAnswer(format!("{NO_ANSWER} to {subject}: {}", self.why_lost())),
+        })?;
+        check_length(&answer.payload).map_err(|reason| unreadable(&reason))?;
+        Ok(answer)
     }
 
     /// Adds the last error that the server reported to `message`. If a permission is missing, the server does not answer the
@@ -158,19 +159,26 @@ impl NatsConnection {
 }
 
 fn unreadable(reason: &str) -> JetStreamError {
-    JetStreamError::Refused(format!(
-        "the answer of the NATS server cannot be read: {}",
-        printable(reason, MAX_ERROR_LENGTH)
-    ))
+    JetStreamError::Refused(format!("the answer of the NATS server cannot be read: {reason}"))
 }
 
-/// Parses an answer of the JetStream API as JSON. An error in the answer becomes a [`JetStreamError`].
-fn parse_answer(answer: &Message) -> Result<Value, JetStreamError> {
-    let value: Value = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e.to_string()))?;
-    let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return Ok(value) };
-    let number = |key| error.get(key).and_then(Value::as_u64);
-    let text = printable(error.get("description").and_then(Value::as_str).unwrap_or("no reason"), MAX_ERROR_LENGTH);
-    Err(match (number("code"), number("err_code")) {
+/// Parses the error in an answer of the JetStream API; `None` if it has no error.
+fn parse_error(answer: &Message) -> Result<Option<ApiError>, JetStreamError> {
+    #[derive(Deserialize)]
+    struct Failure {
+        error: Option<ApiError>,
+    }
+    let Failure { error } = parse_object(&answer.payload).map_err(|reason| unreadable(&reason))?;
+    Ok(error)
+}
+
+/// Parses an answer of the JetStream API. An error in the answer becomes a [`JetStreamError`].
+fn parse_answer<T: DeserializeOwned>(answer: &Message) -> Result<T, JetStreamError> {
+    let Some(error) = parse_error(answer)? else {
+        return parse_object(&answer.payload).map_err(|reason| unreadable(&reason));
+    };
+    let text = error.text();
+    Err(match (error.code, error.err_code) {
         (_, Some(NO_STREAM)) => JetStreamError::NoStream,
         (Some(503), _) => JetStreamError::NoAnswer(format!("the NATS server is not available: {text}")),
         (_, code) => JetStreamError::Refused(format!(
@@ -204,19 +212,13 @@ fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMes
         #[serde(default)]
         data: String,
     }
-    if is_no_message(answer) {
+    if parse_error(answer)?.is_some_and(|error| error.err_code == Some(NO_MESSAGE)) {
         return Ok(None);
     }
-    let StoredAnswer { message } =
-        serde_json::from_value(parse_answer(answer)?).map_err(|e| unreadable(&e.to_string()))?;
+    let StoredAnswer { message } = parse_answer(answer)?;
     if message.subject != subject || message.seq == 0 {
         return Err(unreadable("it has a message of another subject"));
     }
     let body = STANDARD.decode(&message.data).map_err(|e| unreadable(&e.to_string()))?;
     Ok(Some(StoredMessage { sequence: message.seq, body }))
-}
-
-fn is_no_message(answer: &Message) -> bool {
-    let value = serde_json::from_slice::<Value>(&answer.payload).unwrap_or_default();
-    value.pointer("/error/err_code").and_then(Value::as_u64) == Some(NO_MESSAGE)
 }

@@ -135,6 +135,36 @@ async fn an_endless_message_ends_the_connection() {
     assert!(sent < 1 << 28, "{sent} bytes were accepted");
 }
 
+/// A request notices a message that is too large sooner than an idle connection does, so a fast server fills less memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_ends_a_request_early() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let flooding = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(GREETING.as_bytes()).await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        stream.write_all(b"PONG\r\n").await.unwrap();
+        // The request
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        stream.write_all(b"MSG x 0 9999999999999\r\n").await.unwrap();
+        let mut sent: u64 = 0;
+        // 100 MB a second
+        while stream.write_all(&[b'x'; 1 << 20]).await.is_ok() {
+            sent += 1 << 20;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        sent
+    });
+    let connection = nats(url).load().await.unwrap().connect().await.unwrap();
+    let error = connection.stream_info(STREAM).await.unwrap_err().to_string();
+    assert!(error.contains("the NATS server sends a message of more than 16 MiB"), "{error}");
+    assert!(connection.is_lost());
+    drop(connection);
+    let sent = tokio::time::timeout(Duration::from_secs(60), flooding).await.unwrap().unwrap();
+    assert!(sent < 1 << 27, "{sent} bytes were accepted");
+}
+
 /// Starts a server that sends `greeting` to each client. If the client sends something, the server then sends `answer`.
 async fn server_that_sends(greeting: &'static str, answer: &'static str) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

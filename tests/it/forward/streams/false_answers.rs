@@ -132,6 +132,36 @@ async fn a_lower_number_means_lost_messages() {
     assert_eq!(setup.results(), ["accepted", "accepted", "no_response", "accepted"]);
 }
 
+#[tokio::test]
+async fn long_answers_are_refused() {
+    // An array of this length would need 64 MB as values.
+    let long = format!("[{}0]", "0,".repeat(2 << 20));
+    let (error, result) = first_attempt(NatsAnswer::Body(long)).await;
+    assert!(error.contains("more than 1 MiB") && result == "no_response", "{result}: {error}");
+    let changes = json!({"metadata": {"x": "0".repeat(2 << 20)}});
+    let nats = ScriptedNats::start_with(changes, |_, _| NatsAnswer::Store(1)).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&nats.url(), "")]);
+    setup.start();
+    setup.until_sql("SELECT problems FROM streams WHERE needs_person", "more than 1 MiB").await;
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn long_messages_are_not_read() {
+    for direct in [true, false] {
+        let changes = json!({"allow_direct": direct});
+        let nats = ScriptedNats::start_with(changes, |_, _| NatsAnswer::error(400, 10_071)).await;
+        let mut setup = ForwarderSetup::new(vec![paid_stream(&nats.url(), "")]);
+        setup.start();
+        setup.record(vec![paid(Some(1), 1)]).await;
+        let subject = nats.until_published(1).await.remove(0).subject;
+        nats.store(&subject, 3, &vec![b'0'; 2 << 20]);
+        setup.until_sql("SELECT group_concat(error) FROM attempts", "more than 1 MiB").await;
+        setup.stop().await;
+        assert!(setup.deliveries()[0].receipt.is_none(), "direct: {direct}");
+    }
+}
+
 /// On a connection, the first message is sent alone. After that, at most sixteen messages wait for their acknowledgements.
 #[tokio::test]
 async fn sixteen_messages_wait_for_their_answers() {
