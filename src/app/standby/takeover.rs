@@ -9,7 +9,7 @@ use super::Standby;
 use crate::config::Config;
 use crate::db::{self, CopyState, Store};
 use crate::model::printable;
-use crate::standby::{DataOwner, LeaseState, Takeover, run_restore};
+use crate::standby::{DataOwner, LeaseState, LeaseView, Takeover, run_restore};
 
 /// Why this host did not become active.
 pub(super) enum NotOpened {
@@ -29,13 +29,10 @@ impl Standby {
         config: &Config,
         shutdown: &watch::Receiver<bool>,
     ) -> Result<(u64, Store), NotOpened> {
-        let (state, term, takeover) = {
-            let lease = self.agent.watch();
-            let lease = lease.borrow();
-            (lease.state, lease.term, lease.takeover.clone().unwrap_or_default())
-        };
-        if state != LeaseState::Active || self.lock.is_none() {
-            self.fetch(config, term, &takeover, shutdown).await?;
+        let lease = self.agent.watch().borrow().clone();
+        let term = lease.term;
+        if lease.state != LeaseState::Active || self.lock.is_none() {
+            self.fetch(config, lease, shutdown).await?;
         }
         // If the disk is full, this host does not wait for free space, because another host may have free space.
         let store = Store::open(store_settings(config)).map_err(|error| NotOpened::Failed(error.to_string()))?;
@@ -61,10 +58,12 @@ impl Standby {
     async fn fetch(
         &mut self,
         config: &Config,
-        term: u64,
-        takeover: &Takeover,
+        lease: LeaseView,
         shutdown: &watch::Receiver<bool>,
     ) -> Result<(), NotOpened> {
+        let (term, takeover) = (lease.term, lease.takeover.unwrap_or_default());
+        // While this host has the lease, the holder is this host. Its name in a reloaded configuration may be another one.
+        let host = lease.holder.map(|holder| holder.host).unwrap_or_default();
         let database = config.database();
         self.lock_database(&database)?;
         if self.fresh {
@@ -73,10 +72,10 @@ impl Standby {
         }
         let restore = config.standby.as_ref().and_then(|standby| standby.restore.as_ref());
         if let Some(restore) = restore
-            && must_restore(&db::inspect_copy(&database), takeover)
+            && must_restore(&db::inspect_copy(&database), &takeover)
         {
             tracing::info!("fetching the database with the restore command");
-            let environment = environment(&database, takeover);
+            let environment = environment(&database, host, &takeover);
             let mut stopped = None;
             let stop = async { stopped = Some(self.stopped(term, shutdown).await) };
             let ran = run_restore(&restore.command, &environment, stop).await;
@@ -112,12 +111,13 @@ impl Standby {
     }
 }
 
-/// The environment variables for the restore command.
-fn environment(database: &Path, takeover: &Takeover) -> [(&'static str, String); 3] {
+/// The environment variables for the restore command. `host`: the name of this host in the lease.
+fn environment(database: &Path, host: String, takeover: &Takeover) -> [(&'static str, String); 4] {
     let database = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
     let data = takeover.data.as_ref();
     [
         ("RESMIC_MAILHOOK_DATABASE", database.to_string_lossy().into_owned()),
+        ("RESMIC_MAILHOOK_HOST", host),
         ("RESMIC_MAILHOOK_LAST_HOST", data.map(|data| data.host.clone()).unwrap_or_default()),
         ("RESMIC_MAILHOOK_LAST_MAIL_ID", data.map(|data| data.last_mail_id.to_string()).unwrap_or_default()),
     ]

@@ -16,8 +16,8 @@ fn a_failed_restore_waits_for_a_better_one() {
     hosts.until_accepted(5);
     let goal = hosts.b.folder.path().join("replica");
     let script = format!(
-        "printf 'no \\033[31mreplica\\033[0m of %s, mail %s\\n' \"$RESMIC_MAILHOOK_LAST_HOST\" \
-         \"$RESMIC_MAILHOOK_LAST_MAIL_ID\" >&2; [ -e {0} ] || exit 7; exec mv {0} \"$RESMIC_MAILHOOK_DATABASE\"",
+        "printf 'no \\033[31mreplica\\033[0m of %s, mail %s, for host %s\\n' \"$RESMIC_MAILHOOK_LAST_HOST\" \
+         \"$RESMIC_MAILHOOK_LAST_MAIL_ID\" \"$RESMIC_MAILHOOK_HOST\" >&2; [ -e {0} ] || exit 7; exec mv {0} \"$RESMIC_MAILHOOK_DATABASE\"",
         goal.display()
     );
     hosts.configure(&hosts.b, "b", &restore(&script), "");
@@ -30,7 +30,7 @@ fn a_failed_restore_waits_for_a_better_one() {
     let found = status(&hosts.b);
     assert!(found["attention"].to_string().contains("exit status: 7"), "{found}");
     // The output is in the log, without its control characters.
-    assert!(b.log().contains("replica") && b.log().contains("of a, mail 5"), "{}", b.log());
+    assert!(b.log().contains("replica") && b.log().contains("of a, mail 5, for host b"), "{}", b.log());
     assert!(!b.log().contains('\u{1b}'), "{}", b.log());
     assert!(!hosts.b.database().exists(), "nothing was created in the place of the copy");
     hosts.a.data(&["backup", goal.to_str().unwrap()]);
