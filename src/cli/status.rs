@@ -21,8 +21,13 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (health, last_mail) = match lease(config) {
         Ok(None) => assess(config, None),
         // With `[standby]`, `status` reads the database only on the active host. On another host, a restore command may replace
-        // the database at any time.
-        Ok(Some(lease)) if lease.state == LeaseState::Active => assess(config, Some(&lease)),
+        // the database at any time. If the active host cannot read its database, the output still has the role of the host,
+        // because scripts read the role.
+        Ok(Some(lease)) if lease.state == LeaseState::Active => assess(config, Some(&lease)).or_else(|error| {
+            let mut health = Health::unknown(error.to_string());
+            health.add_lease(&lease, BootInstant::now());
+            Ok((health, None))
+        }),
         Ok(Some(lease)) => Ok((Health::of_standby(&lease, &app::own_program(config), BootInstant::now()), None)),
         Err(error) => Ok((Health::unknown(format!("{error:#}")), None)),
     }

@@ -90,6 +90,18 @@ fn status_is_red_if_hosts_differ() {
     assert!(found["role"].is_null() && found["attention"].to_string().contains("the daemon is not running"), "{found}");
 }
 
+#[test]
+fn an_unreadable_database_does_not_hide_the_role() {
+    let hosts = Hosts::start(Duration::from_secs(20));
+    let _a = start_active(&hosts.a);
+    let (database, moved) = (hosts.a.database(), hosts.a.folder.path().join("moved"));
+    std::fs::rename(&database, &moved).unwrap();
+    let found = status(&hosts.a);
+    std::fs::rename(&moved, &database).unwrap();
+    assert_eq!((&found["role"]["state"], &found["role"]["holder"]), (&"active".into(), &"a".into()), "{found}");
+    assert!(found["ok"] == false && found["attention"][0].as_str().unwrap().contains("mailhook.db"), "{found}");
+}
+
 /// The value of a metric of the daemon with this port; `None` if the daemon does not serve this metric.
 #[test]
 fn an_unknown_value_is_not_a_release() {
