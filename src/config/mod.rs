@@ -167,9 +167,29 @@ impl Config {
         }
         if let Some(standby) = &self.standby {
             standby.check().map_err(|(key, problem)| (format!("standby.{key}"), problem))?;
+            if standby.restore.is_some() {
+                self.check_moves()?;
+            }
         }
         self.telemetry.check().map_err(|(key, problem)| (format!("telemetry.{key}"), problem))?;
         self.extract.check().map_err(|(key, problem)| (format!("extract.{key}"), problem))
+    }
+
+    /// Checks that each target of a move is watched. A host moves a mail right after the commit. If the host then fails, the copy
+    /// that the next host restores may lack this commit, and the mail is no longer in its first mailbox. The next host fetches
+    /// the mail from the target, because the cursor of the target in the copy is older than the move. The check cannot find out
+    /// whether `restore` fetches a copy or waits for a volume, which lacks nothing.
+    fn check_moves(&self) -> Result<(), KeyProblem> {
+        for (n, account) in self.accounts.iter().enumerate() {
+            if let Some(target) = account.unwatched_target() {
+                let problem = format!(
+                    "with `restore` in [standby], add {target:?} to `mailboxes` of this account: the copy of the database may \
+                     lack the mails that were moved last, and the new host then fetches them from there"
+                );
+                return Err((format!("account[{n}].after"), problem));
+            }
+        }
+        Ok(())
     }
 
     /// Makes relative paths relative to the folder of the configuration.

@@ -159,6 +159,33 @@ fn mailboxes_are_unique_and_move_needs_a_target() {
 }
 
 #[test]
+fn with_restore_the_move_target_is_watched() {
+    let config = |after: &str, restore: &str| {
+        parse_config(&format!(
+            "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+             password = {{ credential = \"imap-password\" }}\n{after}\n\
+             [standby]\nnats = [\"nats://127.0.0.1\"]\nbucket = \"leases\"\nname = \"shop\"\n{restore}\n"
+        ))
+    };
+    let restore = "restore = { command = [\"fetch\"] }";
+    let moves = "after = { move = \"Resmic\" }";
+    let error = config(moves, restore).unwrap_err();
+    let expected =
+        "config.toml:6: account[0].after: with `restore` in [standby], add \"Resmic\" to `mailboxes` of this account";
+    assert!(error.contains(expected), "{error}");
+    let watched = |name: &str| format!("{moves}\nmailboxes = [\"INBOX\", {name:?}]");
+    assert!(config(&watched("resmic"), restore).is_err(), "other names than INBOX depend on the case");
+    for (after, restore) in [
+        (watched("Resmic").as_str(), restore),
+        ("after = { move = \"inbox\" }", restore),
+        ("after = \"seen\"", restore),
+        (moves, ""),
+    ] {
+        config(after, restore).unwrap();
+    }
+}
+
+#[test]
 fn errors_show_line_and_key() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";

@@ -63,6 +63,15 @@ impl ImapSettings {
     pub fn port(&self) -> u16 {
         self.port.unwrap_or(self.tls.default_port())
     }
+
+    /// The mailbox to which `after` moves notifications, if `mailboxes` does not name this mailbox.
+    #[must_use]
+    pub fn unwatched_target(&self) -> Option<&str> {
+        match &self.after {
+            After::Move(target) if !self.mailboxes.iter().any(|name| same_mailbox(name, target)) => Some(target),
+            _ => None,
+        }
+    }
 }
 
 impl ImapSettings {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use testkit::daemon::Daemon;
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, account, forward};
 
-use super::{Hosts, SOON, restore, start_active, status, until, until_reported};
+use super::{Hosts, SOON, restore, standby, start_active, start_standby, status, until, until_reported, write};
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -84,4 +84,36 @@ fn a_shutdown_ends_a_restore() {
     assert_eq!(status(&hosts.a)["role"]["state"], "taking-over");
     assert_eq!(a.end(), Some(0));
     assert!(!hosts.a.database().exists());
+}
+
+#[test]
+fn moved_mails_missing_in_the_copy_are_read() {
+    let mut hosts = Hosts::start(Duration::from_secs(10));
+    let copy = hosts.b.folder.path().join("copy");
+    let fetch = format!("exec cp {} \"$RESMIC_MAILHOOK_DATABASE\"", copy.display());
+    for (home, host, script) in [(&hosts.a, "a", "exit 0"), (&hosts.b, "b", &fetch)] {
+        let keys = "dedicated = true\nmailboxes = [\"INBOX\", \"Resmic\"]\nafter = { move = \"Resmic\" }";
+        let (account, forward) = (account(hosts.dovecot.imap, keys), forward(&hosts.callback.url(), ""));
+        write(home, &format!("{account}{ACCEPT_UNSIGNED}{forward}{}", standby(&hosts.nats, host, &restore(script))));
+    }
+    let moved = "SELECT count(*) FROM mails WHERE mailbox = 'Resmic'";
+    let a = start_active(&hosts.a);
+    hosts.deliver(1..=3);
+    hosts.a.until(moved, "3", SOON);
+    hosts.until_accepted(3);
+    until_reported(&hosts.nats, 6);
+    let b = start_standby(&hosts.b);
+    hosts.a.data(&["backup", copy.to_str().unwrap()]);
+    // The active host can neither renew the lease nor copy the fourth mail, which it stores and moves.
+    hosts.nats.stop();
+    hosts.deliver(4..=4);
+    hosts.a.until(moved, "4", SOON);
+    a.kill();
+    hosts.nats.restart();
+    b.says("this host is active", SOON);
+    hosts.b.until(moved, "4", SOON);
+    let outcomes = "SELECT group_concat(outcome) FROM (SELECT outcome FROM mails WHERE mailbox = 'Resmic' ORDER BY id)";
+    assert_eq!(hosts.b.ask(outcomes), "duplicate,duplicate,duplicate,event");
+    hosts.until_accepted(4);
+    assert_eq!(b.end(), Some(0));
 }
