@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::output;
+use super::standby::ActiveHost;
 use crate::app;
 use crate::config::Config;
 use crate::db::Store;
@@ -30,6 +31,7 @@ struct ImportedLine<'a> {
 
 pub(super) async fn run(
     config: &Config,
+    active: &ActiveHost<'_>,
     name: Option<&str>,
     json: bool,
     paths: &[PathBuf],
@@ -62,6 +64,7 @@ pub(super) async fn run(
             }
         }
         progress.inc(recorded.len() as u64);
+        active.ensure_still_active()?;
     }
     ingest.store.close().await;
     progress.finish_and_clear();

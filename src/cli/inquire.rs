@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::output::{self, cell};
+use super::standby::ActiveHost;
 use crate::app;
 use crate::chain::ConfirmationState;
 use crate::config::Config;
@@ -176,7 +177,7 @@ pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyh
 
 /// Asks Resmic about all registered sessions without a completed or failed event, and prints the answers (`reconcile`). Stops at
 /// an error that only a person can resolve.
-pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn reconcile(config: &Config, active: &ActiveHost<'_>, json: bool) -> anyhow::Result<ExitCode> {
     let (store, mut inquirer) = open(config).await?;
     let asked = async {
         // Events may wait for sessions that were registered while no daemon was running.
@@ -192,6 +193,7 @@ pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<Exi
             } else {
                 output::line(&answer.line())?
             }
+            active.ensure_still_active()?;
             if needs_person {
                 break;
             }

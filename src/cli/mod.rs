@@ -33,6 +33,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand, StandbyCommand};
+use standby::ActiveHost;
 
 use crate::app;
 use crate::catch_panic;
@@ -108,65 +109,80 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
         found => found?,
     };
-    match database_use(&command) {
-        DatabaseUse::Writes => standby::ensure_active(&config).await?,
-        DatabaseUse::Reads => standby::ensure_migrated(&config)?,
-        DatabaseUse::Other => {}
+    if let Command::Run { fresh } = command {
+        return run::run(config, fresh).await.map(|()| ExitCode::SUCCESS);
     }
+    let active = match database_use(&command) {
+        DatabaseUse::Writes => ActiveHost::find(&config).await?,
+        DatabaseUse::Reads => {
+            standby::ensure_migrated(&config)?;
+            ActiveHost::unchecked(&config)
+        }
+        DatabaseUse::Other => ActiveHost::unchecked(&config),
+    };
+    let ended = execute(&config, command, &active).await;
+    // A closed pipe becomes the exit code 0, too.
+    if ended.as_ref().map_or_else(output::is_closed_pipe, |_| true) {
+        active.ensure_still_active()?;
+    }
+    ended
+}
+
+async fn execute(config: &Config, command: Command, active: &ActiveHost<'_>) -> anyhow::Result<ExitCode> {
     let done = |()| ExitCode::SUCCESS;
     match command {
-        Command::Run { fresh } => run::run(config, fresh).await.map(done),
-        Command::Check { connect } => check::run(&config, connect).await,
+        Command::Check { connect } => check::run(config, connect).await,
         Command::Parse { json, explain, trust, account, files } => {
-            parse::run(&config, parse::ParseOptions { json, explain, trust }, account.as_deref(), &files).await
+            parse::run(config, parse::ParseOptions { json, explain, trust }, account.as_deref(), &files).await
         }
-        Command::Import { account, json, paths } => import::run(&config, account.as_deref(), json, &paths).await,
-        Command::Events { filter, follow, json } => events::list(&config, &filter, follow, json).await.map(done),
-        Command::Show { event_id, json } => events::show(&config, &event_id, json).map(done),
-        Command::Confirm { event_id, vouch: true, json, .. } => {
-            confirm::vouch(&config, &event_id, json).await.map(done)
-        }
+        Command::Import { account, json, paths } => import::run(config, active, account.as_deref(), json, &paths).await,
+        Command::Events { filter, follow, json } => events::list(config, &filter, follow, json).await.map(done),
+        Command::Show { event_id, json } => events::show(config, &event_id, json).map(done),
+        Command::Confirm { event_id, vouch: true, json, .. } => confirm::vouch(config, &event_id, json).await.map(done),
         Command::Confirm { event_id, explain, json, .. } => {
-            confirm::look_at_event(&config, &event_id, explain, json).await.map(done)
+            confirm::look_at_event(config, &event_id, explain, json).await.map(done)
         }
-        Command::Mails { outcome, limit, json, command: None } => mails::list(&config, outcome, limit, json).map(done),
-        Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
-        Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(&config, id).await,
+        Command::Mails { outcome, limit, json, command: None } => mails::list(config, outcome, limit, json).map(done),
+        Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(config, id).map(done),
+        Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(config, id).await,
         Command::Deliveries { state, limit, json, command: None } => {
-            deliveries::list(&config, state, limit, json).map(done)
+            deliveries::list(config, state, limit, json).map(done)
         }
         Command::Deliveries { command: Some(DeliveriesCommand::Retry { ids, dead }), .. } => {
-            deliveries::retry(&config, ids, dead).await.map(done)
+            deliveries::retry(config, ids, dead).await.map(done)
         }
         Command::Deliveries { command: Some(DeliveriesCommand::Verify { target, since, refill }), .. } => {
-            deliveries::verify(&config, target.as_deref(), since, refill).await
+            deliveries::verify(config, target.as_deref(), since, refill).await
         }
-        Command::Session { command: SessionCommand::Add(new) } => session::add(&config, new).await.map(done),
+        Command::Session { command: SessionCommand::Add(new) } => session::add(config, new).await.map(done),
         Command::Session { command: SessionCommand::List { limit, json } } => {
-            session::list(&config, limit, json).map(done)
+            session::list(config, limit, json).map(done)
         }
         Command::Session { command: SessionCommand::Assign { event_id, session_id } } => {
-            session::assign(&config, &event_id, &session_id).await.map(done)
+            session::assign(config, &event_id, &session_id).await.map(done)
         }
         Command::Session { command: SessionCommand::Check { session_id, json } } => {
-            inquire::check(&config, &session_id, json).await
+            inquire::check(config, &session_id, json).await
         }
-        Command::Reconcile { json } => inquire::reconcile(&config, json).await,
-        Command::Address { order_ref } => session::address(&config, &order_ref).await.map(done),
-        Command::Status { json } => status::run(&config, json),
-        Command::Standby { command: StandbyCommand::Release } => standby::release(&config).await.map(done),
-        Command::Backup { file } => maintain::backup(&config, &file).map(done),
-        Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),
-        // The commands that read no configuration have returned above.
-        Command::Completions { .. } | Command::Man { .. } | Command::Init(_) => Ok(ExitCode::SUCCESS),
-        Command::Authorize { account } => authorize::run(&config, &account).await.map(done),
-        Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),
+        Command::Reconcile { json } => inquire::reconcile(config, active, json).await,
+        Command::Address { order_ref } => session::address(config, &order_ref).await.map(done),
+        Command::Status { json } => status::run(config, json),
+        Command::Standby { command: StandbyCommand::Release } => standby::release(config).await.map(done),
+        Command::Backup { file } => maintain::backup(config, &file).map(done),
+        Command::Prune { older_than, quarantined } => maintain::prune(config, older_than, quarantined).await.map(done),
+        // `dispatch` has executed these commands.
+        Command::Run { .. } | Command::Completions { .. } | Command::Man { .. } | Command::Init(_) => {
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Authorize { account } => authorize::run(config, &account).await.map(done),
+        Command::Reparse { outcome, json } => reparse::run(config, active, outcome, json).await.map(done),
     }
 }
 
 /// How a command uses the database.
 enum DatabaseUse {
-    /// The command writes the database. With `[standby]`, only the active host may run a command that writes the database.
+    /// The command writes the database. With `[standby]`, only the active host may run a command that writes the database. After
+    /// the command, the host must still be active.
     Writes,
     Reads,
     /// The command does not open the database, or checks by itself whether it may open the database.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::output;
+use super::standby::ActiveHost;
 use crate::app;
 use crate::config::Config;
 use crate::db::{Store, StoreReader};
@@ -24,7 +25,12 @@ struct ReparsedLine {
     change: &'static str,
 }
 
-pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
+pub(super) async fn run(
+    config: &Config,
+    active: &ActiveHost<'_>,
+    outcome: Option<Outcome>,
+    json: bool,
+) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
     let store = Store::open(app::store_settings(config))?;
     let mut rules = HashMap::new();
@@ -49,6 +55,7 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
         if change != Reevaluation::Same {
             changed += 1;
             output::ignore_closed_pipe(print(&stored, &change, json))?;
+            active.ensure_still_active()?;
         }
     }
     drop(reader);

@@ -1,5 +1,7 @@
 //! `standby release`, and the rule that only the active host writes the database.
 
+use std::os::unix::fs::MetadataExt;
+
 use anyhow::Context;
 
 use super::output;
@@ -9,24 +11,80 @@ use crate::config::Config;
 use crate::db;
 use crate::standby::{Handover, LeaseHolder, LeaseState, LeaseView, StandbySettings, find_holder, request_release};
 
-/// With `[standby]`, permits a command that writes the database only on the active host. The last report of this host's daemon
-/// must show that the host is active and that the host's lease has not ended. If no daemon runs, the error names the holder that
-/// the NATS server reports.
-pub(super) async fn ensure_active(config: &Config) -> anyhow::Result<()> {
-    let Some(standby) = &config.standby else { return Ok(()) };
-    let (host, report) = app::standby_report(config, standby)?;
-    match report.map(|report| report.view()) {
-        Some(lease) if lease.state == LeaseState::Active && lease.is_held(BootInstant::now()) => Ok(()),
-        Some(lease) => anyhow::bail!("this host ({host}) is not active: {}; nothing was changed", place_of(&lease)),
-        None => {
-            let holder = match ask(config, standby).await {
-                Ok(LeaseHolder::Host(holder)) => run_there(&holder),
-                Ok(LeaseHolder::None) => "no host is active; start the daemon first".into(),
-                Ok(LeaseHolder::Unknown) => "the lease has a content that this version does not know".into(),
-                Err(error) => format!("which host is active is not known: {error:#}"),
-            };
-            anyhow::bail!("the daemon of this host ({host}) is not running: {holder}; nothing was changed")
+/// The host on which a command runs. A command that writes the database needs the active host.
+pub(super) struct ActiveHost<'a> {
+    config: &'a Config,
+    /// The daemon and its database when the command began; `None` without `[standby]`, and if the command does not write.
+    began: Option<Began>,
+}
+
+/// The daemon and its database when a command began.
+#[derive(PartialEq, Eq)]
+struct Began {
+    process: Option<String>,
+    /// The device and the inode of the database file. A restore command replaces the file.
+    database: Option<(u64, u64)>,
+}
+
+impl Began {
+    fn new(config: &Config, lease: &LeaseView) -> Self {
+        let file = std::fs::metadata(config.database()).ok();
+        Began {
+            process: lease.holder.as_ref().map(|holder| holder.process.clone()),
+            database: file.map(|file| (file.dev(), file.ino())),
         }
+    }
+}
+
+impl<'a> ActiveHost<'a> {
+    /// For a command that does not write the database: nothing is checked.
+    pub(super) fn unchecked(config: &'a Config) -> Self {
+        ActiveHost { config, began: None }
+    }
+
+    /// With `[standby]`, permits a command that writes the database only on the active host. The last report of this host's
+    /// daemon must show that the host is active, that the host's lease has not ended, and that the host can renew the lease. If
+    /// no daemon runs, the error names the holder that the NATS server reports.
+    pub(super) async fn find(config: &'a Config) -> anyhow::Result<Self> {
+        let Some(standby) = &config.standby else { return Ok(Self::unchecked(config)) };
+        let (host, report) = app::standby_report(config, standby)?;
+        match report.map(|report| report.view()) {
+            Some(lease) if is_active(&lease) => match &lease.problem {
+                // A host that is cut off from the NATS servers often cannot copy its database either. If another host takes
+                // over, the database of that host lacks the change.
+                Some(problem) => anyhow::bail!("this host ({host}) {}; nothing was changed", cannot_renew(problem)),
+                None => Ok(ActiveHost { config, began: Some(Began::new(config, &lease)) }),
+            },
+            Some(lease) => anyhow::bail!("this host ({host}) is not active: {}; nothing was changed", place_of(&lease)),
+            None => {
+                let holder = match ask(config, standby).await {
+                    Ok(LeaseHolder::Host(holder)) => run_there(&holder),
+                    Ok(LeaseHolder::None) => "no host is active; start the daemon first".into(),
+                    Ok(LeaseHolder::Unknown) => "the lease has a content that this version does not know".into(),
+                    Err(error) => format!("which host is active is not known: {error:#}"),
+                };
+                anyhow::bail!("the daemon of this host ({host}) is not running: {holder}; nothing was changed")
+            }
+        }
+    }
+
+    /// Checks, after a commit, that this host has been active since the command began. Otherwise the database of the next active
+    /// host may lack the change: the command may have waited for a lock while the lease moved to another host.
+    pub(super) fn ensure_still_active(&self) -> anyhow::Result<()> {
+        let (Some(standby), Some(began)) = (&self.config.standby, &self.began) else { return Ok(()) };
+        let (host, report) = app::standby_report(self.config, standby)?;
+        let problem = match report.map(|report| report.view()) {
+            Some(lease) if is_active(&lease) && *began == Began::new(self.config, &lease) => match &lease.problem {
+                None => return Ok(()),
+                Some(problem) => cannot_renew(problem),
+            },
+            Some(lease) if is_active(&lease) => {
+                "lost the lease meanwhile, and has it again; run the command again".into()
+            }
+            Some(lease) => format!("lost the lease meanwhile: {}", place_of(&lease)),
+            None => "was active, and its daemon has ended meanwhile; run the command again on the active host".into(),
+        };
+        anyhow::bail!("this host ({host}) {problem}; the next active host may lack what this command has changed")
     }
 }
 
@@ -48,6 +106,17 @@ pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
     }
 }
 
+/// Whether this host is active and its lease has not ended, according to a report of this host's daemon.
+fn is_active(lease: &LeaseView) -> bool {
+    lease.state == LeaseState::Active && lease.is_held(BootInstant::now())
+}
+
+fn cannot_renew(problem: &str) -> String {
+    format!(
+        "cannot renew the lease, and another host may take over: {problem}; run the command again on the active host"
+    )
+}
+
 /// Explains which host is active, according to the last report of this host's daemon. This host is not active.
 fn place_of(lease: &LeaseView) -> String {
     match (&lease.holder, &lease.problem) {
@@ -57,7 +126,7 @@ fn place_of(lease: &LeaseView) -> String {
             format!("host {} was, and the lease cannot be read now: {problem}", holder.host)
         }
         (None, Some(problem)) => format!("which host is active is not known: {problem}"),
-        (None, None) => "no host is active now".into(),
+        (None, None) => "no host is active now; run the command again when a host is active".into(),
     }
 }
 

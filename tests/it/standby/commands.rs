@@ -66,6 +66,34 @@ fn commands_that_write_need_the_active_host() {
 }
 
 #[test]
+fn a_registration_after_the_release_is_reported() {
+    let hosts = Hosts::start(Duration::from_secs(120));
+    let a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    let mut writer = rusqlite::Connection::open(hosts.a.database()).unwrap();
+    let transaction = writer.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    let mut command = hosts.a.command(&["session", "add", SESSION]);
+    let adding = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // The command opens the database after it has found that this host is active. Then it waits for the transaction.
+    let files = format!("/proc/{}/fd", adding.id());
+    super::until("the open database", || {
+        let files = std::fs::read_dir(&files).unwrap().map_while(Result::ok);
+        files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|path| path == hosts.a.database())
+    });
+    let releasing = hosts.a.command(&["standby", "release"]).stdout(Stdio::piped()).spawn().unwrap();
+    a.says("this host releases the lease", SOON);
+    transaction.rollback().unwrap();
+    let added = adding.wait_with_output().unwrap();
+    assert_eq!(added.status.code(), Some(1), "{}", text(&added));
+    assert!(text(&added).contains("this host (a) lost the lease meanwhile"), "{}", text(&added));
+    assert_eq!(hosts.a.ask("SELECT count(*) FROM sessions"), "1", "the next active host lacks this registration");
+    assert!(releasing.wait_with_output().unwrap().status.success());
+    b.says("this host is active", SOON);
+    hosts.b.data(&["session", "add", SESSION]);
+    assert_eq!((a.end(), b.end()), (Some(0), Some(0)));
+}
+
+#[test]
 fn status_is_red_if_hosts_differ() {
     let hosts = Hosts::start(Duration::from_secs(20));
     let _a = start_active(&hosts.a);

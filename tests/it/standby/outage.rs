@@ -12,6 +12,8 @@ use super::{
     ADDRESS, BUCKET, Hosts, SOON, block_on, create_bucket, standby, start_active, start_standby, status, text, until,
 };
 
+const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
+
 #[test]
 fn without_the_nats_server_mails_are_only_stored() {
     let mut hosts = Hosts::start(Duration::from_secs(12));
@@ -19,6 +21,12 @@ fn without_the_nats_server_mails_are_only_stored() {
     hosts.deliver(1..=3);
     hosts.until_accepted(3);
     hosts.nats.stop();
+    // The lease has not ended, but the next active host could lack a change of the database.
+    until("a failed renewal", || status(&hosts.a)["attention"].to_string().contains("the lease cannot be renewed"));
+    let refused = hosts.a.run(&["session", "add", SESSION]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("this host (a) cannot renew the lease"), "{}", text(&refused));
+    assert!(text(&refused).contains("nothing was changed"), "{}", text(&refused));
     // Two thirds of the lease are over, but the lease has not ended.
     until("the last third of the lease", || {
         let role = &status(&hosts.a)["role"];
@@ -33,7 +41,7 @@ fn without_the_nats_server_mails_are_only_stored() {
     assert_eq!(hosts.a.ask("SELECT count(*) FROM deliveries WHERE state = 'pending'"), "3");
     hosts.dovecot.until_logged_in(&[], SOON);
     // Commands that write are refused.
-    let refused = hosts.a.run(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]);
+    let refused = hosts.a.run(&["session", "add", SESSION]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused).contains("nats://") && text(&refused).contains("nothing was changed"), "{}", text(&refused));
     hosts.nats.restart();
