@@ -8,8 +8,11 @@ use super::output;
 use crate::app;
 use crate::boot_clock::BootInstant;
 use crate::config::Config;
-use crate::db;
-use crate::standby::{Handover, LeaseHolder, LeaseState, LeaseView, StandbySettings, find_holder, request_release};
+use crate::db::{self, StoreReader};
+use crate::model::printable;
+use crate::standby::{
+    Handover, LeaseHolder, LeaseStage, LeaseState, LeaseView, StandbySettings, find_holder, request_release,
+};
 
 /// The host on which a command runs. A command that writes the database needs the active host.
 pub(super) struct ActiveHost<'a> {
@@ -104,6 +107,37 @@ pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// With `[standby]`, warns on standard error if a command reads the database of a host that is not active. A `backup` of this
+/// database is refused while another host is active, because it would look like a new one. A restore command of the next host may
+/// still run `backup` here: during a takeover, no host is active.
+///
+/// # Errors
+/// The command is `backup`, and another host is active.
+pub(super) fn check_reading(config: &Config, is_backup: bool) -> anyhow::Result<()> {
+    let Some(standby) = &config.standby else { return Ok(()) };
+    // A user who may only read the database cannot always read the report of the daemon.
+    let Ok((host, Some(report))) = app::standby_report(config, standby) else { return Ok(()) };
+    let lease = report.view();
+    if is_active(&lease) {
+        return Ok(());
+    }
+    let last = StoreReader::open(&config.database()).and_then(|reader| reader.last_mail()).ok().flatten();
+    let last = last.map_or_else(String::new, |at| format!(" (its last mail is of {})", printable(&at, 64)));
+    let place = lease
+        .holder
+        .as_ref()
+        .map_or("no host is active now".into(), |holder| format!("host {} has the lease", printable(&holder.host, 64)));
+    let text = format!("this host ({host}) is not active, so its database{last} may be old; {place}");
+    let is_active_there =
+        lease.holder.as_ref().is_some_and(|holder| holder.host != host && holder.stage == LeaseStage::Active)
+            && lease.ends.is_some_and(|ends| BootInstant::now() < ends);
+    if is_backup && is_active_there {
+        anyhow::bail!("{text}; run the command there; nothing was written");
+    }
+    output::message(&format!("note: {text}"));
+    Ok(())
 }
 
 /// Whether this host is active and its lease has not ended, according to a report of this host's daemon.

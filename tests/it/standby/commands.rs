@@ -94,6 +94,37 @@ fn a_registration_after_the_release_is_reported() {
 }
 
 #[test]
+fn a_standby_reads_its_database_with_a_note() {
+    let hosts = Hosts::start(Duration::from_secs(20));
+    let a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    hosts.deliver(1..=2);
+    hosts.until_accepted(2);
+    hosts.a.data(&["backup", hosts.b.database().to_str().unwrap()]);
+    let read = |home: &testkit::daemon::Home| {
+        let read = home.run(&["events", "--json"]);
+        assert!(read.status.success(), "{}", text(&read));
+        assert_eq!(read.stdout.iter().filter(|byte| **byte == b'\n').count(), 2);
+        String::from_utf8(read.stderr).unwrap()
+    };
+    assert_eq!(read(&hosts.a), "");
+    let note = read(&hosts.b);
+    assert!(note.starts_with("note: this host (b) is not active, so its database (its last mail is of 2"), "{note}");
+    assert!(note.ends_with("may be old; host a has the lease\n"), "{note}");
+    // A backup of an old database would look like a new one.
+    let file = hosts.b.folder.path().join("backup");
+    let refused = hosts.b.run(&["backup", file.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("host a has the lease; run the command there"), "{}", text(&refused));
+    assert!(!file.exists());
+    // Without a daemon on this host, it is not known which host is active.
+    assert_eq!(b.end(), Some(0));
+    assert_eq!(read(&hosts.b), "");
+    hosts.b.data(&["backup", file.to_str().unwrap()]);
+    assert_eq!(a.end(), Some(0));
+}
+
+#[test]
 fn status_is_red_if_hosts_differ() {
     let hosts = Hosts::start(Duration::from_secs(20));
     let _a = start_active(&hosts.a);
