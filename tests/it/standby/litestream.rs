@@ -1,6 +1,6 @@
-//! The scripts in contrib/standby with a real Litestream, whose copies are in a folder.
+//! The scripts in contrib/standby. Most tests use a real Litestream, whose copies are in a folder.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,21 +18,30 @@ struct Copies {
     folder: tempfile::TempDir,
 }
 
-/// A running mailhook-replicate with its children.
+/// A running mailhook-replicate or mailhook-volume, with its children.
 struct Replication(std::process::Child);
 
 impl Replication {
     /// Ends the script and Litestream, as a power failure does.
-    fn kill(mut self) {
-        let group = format!("-{}", self.0.id());
-        assert!(Command::new("kill").args(["-KILL", "--", &group]).status().unwrap().success());
-        self.0.wait().unwrap();
+    fn kill(self) {
+        drop(self);
     }
 
     /// Ends the script, which ends Litestream.
     fn end(mut self) {
         assert!(Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap().success());
         assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Replication {
+    fn drop(&mut self) {
+        // After a failed test, the script may still run.
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let group = format!("-{}", self.0.id());
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+            let _ = self.0.wait();
+        }
     }
 }
 
@@ -67,6 +76,20 @@ impl Copies {
         let _ = fs::remove_file(self.program(name));
         fs::write(self.program(name), format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(self.program(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Replaces `resmic-mailhook` by a program that prints the report of [`Copies::set_report`].
+    fn fake_status(&self) {
+        let report = self.folder.path().join("report");
+        self.write_program("resmic-mailhook", &format!("cat '{}' 2>/dev/null || exit 2", report.display()));
+    }
+
+    /// Sets the output of `status --json`. `None`: `status` prints nothing, as with a mistake in config.toml.
+    fn set_report(&self, role: Option<&str>) {
+        let (report, new) = (self.folder.path().join("report"), self.folder.path().join("report.new"));
+        let Some(role) = role else { return fs::remove_file(report).unwrap() };
+        fs::write(&new, format!("{{\"ok\":false,\"role\":{role},\"attention\":[\"a problem\"]}}\n")).unwrap();
+        fs::rename(new, report).unwrap();
     }
 
     /// The assignments for `env`.
@@ -250,6 +273,99 @@ fn litestream_begins_with_the_whole_database() {
     let replication = copies.replicate(&database, "");
     until("the copy in another place", || copied("SELECT count(*) FROM a") == Some(1));
     replication.end();
+}
+
+/// The role in a report of a host that is active or a standby.
+fn role(state: &str) -> String {
+    format!("{{\"state\":\"{state}\",\"holder\":\"a\",\"lease_left_s\":15}}")
+}
+
+/// Locks the database, as a daemon does.
+fn lock(database: &Path) -> File {
+    let lock = File::create(database.with_extension("db.lock")).unwrap();
+    lock.lock().unwrap();
+    lock
+}
+
+/// Whether Litestream runs for the database in this folder.
+fn litestream_runs(folder: &Path) -> bool {
+    File::open(folder.join(".litestream.lock")).is_ok_and(|lock| lock.try_lock_shared().is_err())
+}
+
+/// Longer than the pause of a script between two calls of `status`, and long enough for the end of a program.
+fn wait_for_polls() {
+    std::thread::sleep(Duration::from_secs(3));
+}
+
+#[test]
+fn litestream_survives_an_invalid_configuration() {
+    let (copies, home) = (Copies::new(), database_with(1));
+    let (database, folder) = (home.database(), home.database().parent().unwrap().to_owned());
+    let (litestream, starts) = (fs::read_link(copies.program("litestream")).unwrap(), folder.join("starts"));
+    let script = format!("echo start >> '{}'; exec '{}' \"$@\"", starts.display(), litestream.display());
+    copies.write_program("litestream", &script);
+    copies.fake_status();
+    let running = || litestream_runs(&folder);
+    let daemon = lock(&database);
+    copies.set_report(Some(&role("active")));
+    let replication = copies.replicate(&database, "");
+    until("Litestream runs", || running() && starts.exists());
+    // `status` cannot read the configuration, and then it cannot read the database.
+    for report in [None, Some("null")] {
+        copies.set_report(report);
+        wait_for_polls();
+        assert!(running(), "{report:?}");
+    }
+    assert_eq!(fs::read_to_string(&starts).unwrap(), "start\n", "it ran all the time");
+    for state in ["standby", "waiting", "taking-over"] {
+        copies.set_report(Some(&role(state)));
+        until("Litestream has ended", || !running());
+        copies.set_report(Some(&role("active")));
+        until("Litestream runs again", running);
+    }
+    drop(daemon);
+    copies.set_report(Some("null"));
+    until("Litestream has ended after the daemon", || !running());
+    copies.set_report(None);
+    wait_for_polls();
+    assert!(!running(), "without a report, Litestream is not started");
+    replication.end();
+}
+
+#[test]
+fn the_volume_survives_an_invalid_configuration() {
+    let (copies, home) = (Copies::new(), tempfile::tempdir().unwrap());
+    let (folder, ready) = (home.path().join("volume"), home.path().join("ready"));
+    fs::create_dir(&folder).unwrap();
+    let mounted = folder.join("mounted");
+    let program = |name: &str, script: &str| {
+        copies.write_program(name, &format!("{script} '{}'", mounted.display()));
+        copies.program(name)
+    };
+    program("mountpoint", "test -e");
+    let (attach, detach) = (program("attach", "touch"), program("detach", "rm"));
+    copies.fake_status();
+    copies.set_report(Some(&role("standby")));
+    let mut command = copies.command(&[format!("RUNTIME_DIRECTORY={}", home.path().display())]);
+    command.arg(script("mailhook-volume")).args([attach, detach, folder.clone()]).stdout(Stdio::null());
+    let volume = Replication(command.process_group(0).spawn().unwrap());
+    copies.set_report(Some(&role("taking-over")));
+    until("the volume is attached", || ready.exists() && mounted.exists());
+    let daemon = lock(&folder.join("mailhook.db"));
+    for report in [Some(role("active")), None, Some("null".to_owned())] {
+        copies.set_report(report.as_deref());
+        wait_for_polls();
+        assert!(ready.exists() && mounted.exists(), "{report:?}");
+    }
+    drop(daemon);
+    until("the volume is detached after the daemon", || !mounted.exists() && !ready.exists());
+    for state in ["standby", "waiting"] {
+        copies.set_report(Some(&role("taking-over")));
+        until("the volume is attached again", || ready.exists());
+        copies.set_report(Some(&role(state)));
+        until("the volume is detached", || !mounted.exists() && !ready.exists());
+    }
+    volume.end();
 }
 
 #[test]
