@@ -140,6 +140,10 @@ impl Copies {
 
     /// Runs mailhook-takeover on host `b` without a daemon.
     fn take_over(&self, database: &Path, last_host: &str, last_mail_id: &str) -> Output {
+        self.takeover(database, last_host, last_mail_id).output().unwrap()
+    }
+
+    fn takeover(&self, database: &Path, last_host: &str, last_mail_id: &str) -> Command {
         let variables = [
             format!("RESMIC_MAILHOOK_DATABASE={}", database.display()),
             format!("RESMIC_MAILHOOK_LAST_HOST={last_host}"),
@@ -147,7 +151,9 @@ impl Copies {
             "RESMIC_MAILHOOK_HOST=b".to_owned(),
             "MAILHOOK_TAKEOVER_PATIENCE=1".to_owned(),
         ];
-        self.command(&variables).arg(script("mailhook-takeover")).args(["a", "b"]).output().unwrap()
+        let mut command = self.command(&variables);
+        command.arg(script("mailhook-takeover")).args(["a", "b"]);
+        command
     }
 
     fn replicate(&self, database: &Path, config: &str) -> Replication {
@@ -329,6 +335,38 @@ fn litestream_survives_an_invalid_configuration() {
     copies.set_report(None);
     wait_for_polls();
     assert!(!running(), "without a report, Litestream is not started");
+    replication.end();
+}
+
+#[test]
+fn a_hung_litestream_is_ended() {
+    let (copies, a, b) = (Copies::new(), database_with(2), database_with(1));
+    copies.store("a", &a.database());
+    let litestream = fs::read_link(copies.program("litestream")).unwrap();
+    let before = files(&b);
+    for (subcommand, last_host, expected) in [
+        ("ltx", "", "cannot list the copy of host a"),
+        ("restore", "a", "cannot fetch the copy of host a"),
+        ("replicate", "a", "cannot store the copy of this host"),
+    ] {
+        let hung = format!("[ \"$1\" != {subcommand} ] || exec sleep 60; exec '{}' \"$@\"", litestream.display());
+        copies.write_program("litestream", &hung);
+        let mut takeover = copies.takeover(&b.database(), last_host, "2");
+        let output = takeover.env("MAILHOOK_LITESTREAM_TIMEOUT", "5").output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{subcommand}: {}", text(&output));
+        assert!(text(&output).contains(&format!("litestream {subcommand} was ended after 5 s")), "{}", text(&output));
+        assert!(text(&output).contains(expected), "{subcommand}: {}", text(&output));
+        assert_eq!(files(&b), before, "{subcommand}");
+    }
+    // This program in place of Litestream ignores SIGTERM.
+    copies.write_program("litestream", "trap '' TERM; while :; do sleep 1; done");
+    copies.fake_status();
+    copies.set_report(Some(&role("active")));
+    let replication = copies.replicate(&b.database(), "");
+    let folder = b.database().parent().unwrap().to_owned();
+    until("Litestream runs", || litestream_runs(&folder));
+    copies.set_report(Some(&role("standby")));
+    until("Litestream was killed", || !litestream_runs(&folder));
     replication.end();
 }
 
