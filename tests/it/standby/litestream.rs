@@ -235,16 +235,49 @@ fn only_a_complete_copy_replaces_the_database() {
     assert_eq!(mails, 1, "the old database stays beside the new one");
     let mails = "SELECT count(*) FROM mails";
     assert_eq!(copies.ask("b", &b.database(), mails), Some(3), "the copy of the new host is complete");
+}
 
-    // All hosts were down, and the last active host was `b` itself. But the newest copy is that of `a`.
-    fs::write(a.folder.path().join("4.eml"), payment(4)).unwrap();
-    a.data(&["import", a.folder.path().join("4.eml").to_str().unwrap()]);
-    // The list of the copies shows their times in whole seconds. So the test stores a new copy until its time is later.
-    until("a newer copy of a", || {
-        Connection::open(a.database()).unwrap().execute("UPDATE mails SET size = size", []).unwrap();
-        copies.store("a", &a.database());
-        copies.take_over(&b.database(), "b", "3").status.success() && b.ask(mails) == "4"
-    });
+#[test]
+fn the_last_mail_decides_which_copy_is_newest() {
+    let (copies, a, b) = (Copies::new(), database_with(2), database_with(3));
+    copies.store("a", &a.database());
+    copies.store("b", &b.database());
+    // The clock of `a` was an hour ahead. In a folder, the time of a file is the time of the change.
+    let set_time = |host: &str, time: &str| {
+        let files = fs::read_dir(copies.of(host).join("ltx/0")).unwrap().map(|file| file.unwrap().path());
+        assert!(Command::new("touch").args(["-d", time]).args(files).status().unwrap().success());
+    };
+    set_time("a", "+1 hour");
+    let after = |last_host: &str| {
+        let output = copies.take_over(&b.database(), last_host, "0");
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    // All hosts were down, and the last active host was `b` itself, or is not known.
+    for last_host in ["b", ""] {
+        let output = after(last_host);
+        assert!(output.contains("fetched the copy of host b, up to mail 3"), "{output}");
+        assert!(output.contains("check the clocks of both hosts"), "{output}");
+        assert_eq!(b.ask("SELECT count(*) FROM mails"), "3");
+    }
+    // Both copies end with the same mail, so the time decides.
+    fs::write(a.folder.path().join("3.eml"), payment(3)).unwrap();
+    a.data(&["import", a.folder.path().join("3.eml").to_str().unwrap()]);
+    a.data(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]);
+    copies.store("a", &a.database());
+    set_time("a", "+1 hour");
+    let output = after("b");
+    assert!(output.contains("fetched the copy of host a, up to mail 3") && !output.contains("clocks"), "{output}");
+    assert_eq!(b.ask("SELECT count(*) FROM sessions"), "1");
+    // A copy that cannot be fetched may be the newest.
+    fs::remove_dir_all(copies.of("a").join("ltx/0")).unwrap();
+    fs::create_dir(copies.of("a").join("ltx/0")).unwrap();
+    fs::write(copies.of("a").join("ltx/0/0000000000000002-0000000000000002.ltx"), "damaged").unwrap();
+    let before = files(&b);
+    let output = copies.take_over(&b.database(), "b", "0");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("the copy of host a"), "{}", text(&output));
+    assert_eq!(files(&b), before);
 }
 
 #[test]
