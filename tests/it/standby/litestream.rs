@@ -436,7 +436,32 @@ fn the_volume_survives_an_invalid_configuration() {
         copies.set_report(Some(&role(state)));
         until("the volume is detached", || !mounted.exists() && !ready.exists());
     }
+    // Only the service of the volume is stopped, and the daemon goes on.
+    copies.set_report(Some(&role("taking-over")));
+    until("the volume is attached again", || ready.exists());
+    let daemon = lock(&folder.join("mailhook.db"));
     volume.end();
+    assert!(mounted.exists());
+    drop(daemon);
+}
+
+/// Readers of the database would block `umount`, and no host would take over.
+#[test]
+fn the_example_ends_readers_before_umount() {
+    let (copies, folder) = (Copies::new(), tempfile::tempdir().unwrap());
+    let page = fs::read_to_string(testkit::project().join("docs/several-machines.md")).unwrap();
+    let (_, example) = page.split_once("cat > /etc/mailhook-volume/detach <<'END'\n").unwrap();
+    let (example, _) = example.split_once("   END\n").unwrap();
+    copies.write_program("detach", example);
+    let called = folder.path().join("called");
+    // `fuser` fails if no process uses the volume.
+    for (name, code) in [("fuser", 1), ("umount", 0), ("drbdadm", 0)] {
+        copies.write_program(name, &format!("echo {name} \"$@\" >> '{}'; exit {code}", called.display()));
+    }
+    let output = copies.command(&[]).arg(copies.program("detach")).arg("/srv/mailhook").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let expected = "fuser -k -M -m /srv/mailhook\numount /srv/mailhook\ndrbdadm secondary mailhook\n";
+    assert_eq!(fs::read_to_string(called).unwrap(), expected);
 }
 
 #[test]
