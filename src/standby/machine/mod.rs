@@ -170,9 +170,11 @@ impl LeaseMachine {
 
     /// Processes `entry`, the key as it was read from the bucket.
     pub(super) fn on_read(&mut self, now: BootInstant, entry: Entry) {
-        self.note_data(&entry);
         match &mut self.place {
-            Place::Standby(_) => self.standby_saw(now, entry),
+            Place::Standby(_) => {
+                self.note_data(&entry);
+                self.standby_saw(now, entry);
+            }
             Place::Holder(holder) => {
                 let mine = match &entry.content {
                     EntryContent::Value(value) if value.process == self.me.process => Some(value.release),
@@ -183,12 +185,15 @@ impl LeaseMachine {
                     EntryContent::Value(_) | EntryContent::Unreadable => None,
                 };
                 match mine {
+                    // The value can be older than what the holder knows: the database may have been opened, or may have got mails,
+                    // after the write of the value. So the holder keeps its own knowledge of the newest database.
                     Some(asked) => {
                         (holder.revision, holder.must_read, holder.next_at) = (entry.revision, false, now);
                         holder.is_asked |= asked;
                         holder.is_challenged = false;
                     }
                     None => {
+                        self.note_data(&entry);
                         self.stand_by(now);
                         self.standby_saw(now, entry);
                     }

@@ -148,6 +148,21 @@ fn a_forgotten_key_is_written_again() {
 }
 
 #[test]
+fn an_older_value_leaves_the_holder_s_data() {
+    let mut machine = machine("a");
+    let data = Some(DataOwner { host: "b".into(), home: "home-b".into(), last_mail_id: 5 });
+    machine.on_read(at(0), entry(5, LeaseValue { data, ..value("b", LeaseStage::Released, 1) }));
+    write(&mut machine, 0, WriteResult::Stored(6));
+    // The server has stored this renewal, but its answer is lost. The database is opened before the next read.
+    let taking_over = write(&mut machine, 5_000, WriteResult::Unknown);
+    machine.opened(at(5_100), 1, 7);
+    assert_eq!(machine.next_step(at(5_500)), LeaseStep::Read);
+    machine.on_read(at(5_500), entry(7, taking_over));
+    let written = write(&mut machine, 5_500, WriteResult::Stored(8));
+    assert_eq!(written.data.map(|data| (data.host, data.last_mail_id)), Some(("a".into(), 7)));
+}
+
+#[test]
 fn another_holder_ends_the_lease() {
     let mut machine = holder();
     machine.on_announcement(at(3_000), Some(value("b", LeaseStage::TakingOver, 1)));
