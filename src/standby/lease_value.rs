@@ -35,7 +35,8 @@ pub struct LeaseValue {
     pub schema: i64,
     /// Hashes of the holder's configuration.
     pub configuration: ConfigurationHashes,
-    /// The host with the newest database; `None` if the holder does not know that host.
+    /// The host with the newest database; `None` if the holder does not certainly know that host. A reader of `None` keeps what
+    /// it knows itself.
     pub data: Option<DataOwner>,
 }
 

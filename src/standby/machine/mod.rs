@@ -13,6 +13,8 @@
 //!   has not watched the holder waits for L and the margin after the host first sees that the key is missing. If the key
 //!   is missing, the host takes the lease without this wait in two cases: no host ever had the lease; or the host knows the last
 //!   write of the key, and that write names the database of this host as the newest.
+//! - A host that cannot know which database is the newest writes no such database into the key before the host is active. So
+//!   its old knowledge does not replace the better knowledge of another host.
 //! - A released lease can be taken at once.
 //! - If the holder's daemon is killed, the next daemon on the same host takes the lease again after a third of L without a new
 //!   write. The lock of the standby file proves that no other process of this host has the lease.
@@ -25,7 +27,7 @@ mod tests;
 
 use std::time::Duration;
 
-use state::{Awaited, Holder, HolderStage, Place, SeenEntry, StandbyHost};
+use state::{Awaited, Certainty, Holder, HolderStage, Place, SeenEntry, StandbyHost};
 pub(super) use state::{Entry, EntryContent, LeaseStep, WriteResult};
 pub use state::{KnownData, Member};
 
@@ -41,8 +43,7 @@ pub(super) struct LeaseMachine {
     lease: Duration,
     place: Place,
     known: KnownData,
-    /// Whether `known` comes from the last value that any host wrote under the key.
-    is_exact: bool,
+    certainty: Certainty,
     takeovers: u64,
     /// The number of times that this process has got the lease.
     term: u64,
@@ -69,7 +70,7 @@ impl LeaseMachine {
             lease: Duration::ZERO,
             place,
             known,
-            is_exact: false,
+            certainty: Certainty::Uncertain,
             takeovers: 0,
             term: 0,
             count: 0,
@@ -140,7 +141,7 @@ impl LeaseMachine {
             version: me.version.clone(),
             schema: me.schema,
             configuration: me.configuration.clone(),
-            data: self.known.data.clone(),
+            data: self.known.data.clone().filter(|_| self.certainty != Certainty::Uncertain),
         }
     }
 
@@ -202,18 +203,28 @@ impl LeaseMachine {
         }
     }
 
-    /// Updates `known` (the last revision and the newest database) and `is_exact` from `entry`, the key as it was read.
+    /// Updates `known` (the last revision and the newest database) and `certainty` from `entry`, the key as it was read.
     fn note_data(&mut self, entry: &Entry) {
-        match &entry.content {
-            EntryContent::Value(value) => {
-                self.known = KnownData { revision: entry.revision, data: value.data.clone() };
-                self.is_exact = true;
+        self.certainty = match &entry.content {
+            EntryContent::Value(LeaseValue { data: Some(data), .. }) => {
+                self.known = KnownData { revision: entry.revision, data: Some(data.clone()) };
+                Certainty::Exact
             }
-            EntryContent::Absent { last_revision } => {
-                self.is_exact = *last_revision == Some(self.known.revision);
+            EntryContent::Absent { last_revision } if *last_revision == Some(self.known.revision) => Certainty::Exact,
+            EntryContent::Absent { .. } if self.has_watched() => Certainty::Watched,
+            EntryContent::Value(_) | EntryContent::Absent { .. } | EntryContent::Deleted | EntryContent::Unreadable => {
+                Certainty::Uncertain
             }
-            EntryContent::Deleted | EntryContent::Unreadable => self.is_exact = false,
-        }
+        };
+    }
+
+    /// Whether this host has watched an active host until the key was missing, without a break. A host that took over is not
+    /// enough: it may have become active with its last write, and this host may have missed that write.
+    fn has_watched(&self) -> bool {
+        let Place::Standby(standby) = &self.place else { return false };
+        let last = standby.seen.as_ref().map(|seen| &seen.entry.content);
+        let was_active = matches!(last, Some(EntryContent::Value(value)) if value.stage == LeaseStage::Active);
+        standby.live_seen > standby.blind_until && (was_active || self.certainty == Certainty::Watched)
     }
 
     /// Postpones the next request, because the key could not be read.
@@ -251,10 +262,12 @@ impl LeaseMachine {
     }
 
     fn stored(&mut self, now: BootInstant, sent: BootInstant, value: &LeaseValue, revision: u64) {
-        let was_exact = std::mem::replace(&mut self.is_exact, true);
         let before = self.known.clone();
-        self.known.revision = revision;
-        let is_newest_here = was_exact && before.data.as_ref().is_some_and(|owner| self.is_me(owner));
+        let is_newest_here =
+            self.certainty == Certainty::Exact && before.data.as_ref().is_some_and(|owner| self.is_me(owner));
+        if value.data.is_some() {
+            (self.known.revision, self.certainty) = (revision, Certainty::Exact);
+        }
         let next_at = sent.plus(self.lease / 4);
         match &mut self.place {
             Place::Standby(standby) => {
@@ -295,7 +308,9 @@ impl LeaseMachine {
         match &mut self.place {
             Place::Standby(standby) => match (&mut standby.seen, value) {
                 (Some(seen), Some(value)) if is_renewal(&seen.entry.content, &value) => {
-                    self.known.data.clone_from(&value.data);
+                    if value.data.is_some() {
+                        self.known.data.clone_from(&value.data);
+                    }
                     seen.entry.content = EntryContent::Value(value);
                     (seen.since, seen.is_announced) = (now, true);
                     (standby.read_at, standby.awaited) = (now.plus(self.lease), None);
@@ -329,6 +344,8 @@ impl LeaseMachine {
         {
             (holder.stage, holder.next_at) = (HolderStage::Active, now);
             self.takeovers += 1;
+            // The database of the active host is the newest.
+            self.certainty = Certainty::Exact;
             self.note_last_mail(now, last_mail_id);
         }
     }

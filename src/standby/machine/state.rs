@@ -81,10 +81,21 @@ pub(in crate::standby) enum WriteResult {
 /// knows them after a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KnownData {
-    /// The revision of the last value that this host read or wrote.
+    /// The revision of the last value with a newest database that this host read or wrote.
     pub revision: u64,
     /// The host with the newest database; `None` if no such host is known.
     pub data: Option<DataOwner>,
+}
+
+/// How certain the [`KnownData`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Certainty {
+    /// The data come from the last value that any host wrote under the key.
+    Exact,
+    /// This host watched the active host until its lease ended. At most the last mails of that host are not known.
+    Watched,
+    /// Another host may have been active without the knowledge of this host. So other hosts may know a newer database.
+    Uncertain,
 }
 
 #[derive(Debug)]

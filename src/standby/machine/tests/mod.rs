@@ -30,6 +30,19 @@ fn machine(host: &str) -> LeaseMachine {
     machine
 }
 
+/// Returns the host `host` as the owner of the newest database.
+fn owner(host: &str, last_mail_id: i64) -> Option<DataOwner> {
+    Some(DataOwner { host: host.into(), home: format!("home-{host}"), last_mail_id })
+}
+
+/// Returns the machine of the process `process` of the host `host`, which has read `known` from its standby file.
+fn restarted(host: &str, process: &str, known: KnownData) -> LeaseMachine {
+    let mut machine = LeaseMachine::new(member(host, process), known);
+    machine.set_lease(LEASE);
+    machine.connected(at(0));
+    machine
+}
+
 fn absent(last_revision: u64) -> Entry {
     Entry { revision: 0, content: EntryContent::Absent { last_revision: Some(last_revision) } }
 }
@@ -361,6 +374,78 @@ fn a_failed_takeover_keeps_the_known_data() {
     assert_eq!(machine.next_step(at(200)), LeaseStep::Wait(at(4_100)));
     write(&mut machine, 4_100, WriteResult::Stored(8));
     assert_eq!(machine.view().takeover.unwrap().data, data);
+}
+
+#[test]
+fn old_knowledge_does_not_replace_better_knowledge() {
+    // Host `a` was off while host `b` was active. All hosts were off for longer than the lease.
+    let mut a = restarted("a", "a2", KnownData { revision: 103, data: owner("a", 103) });
+    let mut b = restarted("b", "b2", KnownData { revision: 500, data: owner("b", 500) });
+    a.on_read(at(0), absent(500));
+    a.on_read(at(20_000), absent(500));
+    let taking_over = write(&mut a, 20_500, WriteResult::Stored(501));
+    assert_eq!(taking_over.data, None, "another host may know a newer database");
+    let refused = Takeover { data: owner("a", 103), is_newest_here: false, never_held: false };
+    assert_eq!(a.view().takeover, Some(refused.clone()), "the host itself refuses older copies");
+    a.release(at(21_000), Duration::from_secs(1), Some("no copy".into()));
+    let released = write(&mut a, 21_000, WriteResult::Stored(502));
+    assert_eq!((released.stage, &released.data), (LeaseStage::Released, &None));
+    b.on_read(at(20_600), entry(501, taking_over));
+    b.on_read(at(21_100), entry(502, released.clone()));
+    assert_eq!(b.known(), &KnownData { revision: 500, data: owner("b", 500) });
+    // A failed takeover does not make the own knowledge of `a` certain, also not after a restart.
+    let mut again = restarted("a", "a3", a.known().clone());
+    a.on_read(at(21_200), entry(502, released));
+    write(&mut a, 22_000, WriteResult::Stored(503));
+    assert_eq!(a.view().takeover, Some(refused));
+    again.on_read(at(0), absent(502));
+    assert!(matches!(again.next_step(at(0)), LeaseStep::Wait(_)), "the host does not know the last write");
+    // Host `b` takes over after the release, and its database becomes the newest one that is known.
+    write(&mut b, 21_200, WriteResult::Stored(503));
+    let takeover = b.view().takeover.unwrap();
+    assert_eq!((takeover.data, takeover.is_newest_here), (owner("b", 500), false));
+    b.opened(at(22_000), 1, 500);
+    assert_eq!(write(&mut b, 22_000, WriteResult::Stored(504)).data, owner("b", 500));
+    assert_eq!(b.known().revision, 504);
+}
+
+#[test]
+fn a_new_host_erases_no_knowledge() {
+    let mut new = machine("c");
+    new.on_read(at(0), absent(500));
+    new.on_read(at(20_000), absent(500));
+    let taking_over = write(&mut new, 20_500, WriteResult::Stored(501));
+    let mut b = restarted("b", "b2", KnownData { revision: 500, data: owner("b", 500) });
+    b.on_read(at(20_600), entry(501, taking_over.clone()));
+    b.next_step(at(20_600));
+    // The new host renews its lease during a long restore.
+    b.on_announcement(at(25_500), Some(LeaseValue { count: 9, ..taking_over }));
+    b.next_step(at(25_500));
+    assert_eq!(b.known().data, owner("b", 500));
+    b.on_read(at(46_100), absent(502));
+    assert_eq!(write(&mut b, 46_100, WriteResult::Stored(503)).data, None);
+    assert_eq!(b.view().takeover.unwrap().data, owner("b", 500));
+}
+
+#[test]
+fn a_watched_host_stays_known() {
+    let active = |count, last| LeaseValue { data: owner("a", last), ..value("a", LeaseStage::Active, count) };
+    for (is_blind, data) in [(false, owner("a", 8)), (true, None)] {
+        let mut b = machine("b");
+        b.on_read(at(100), entry(5, active(1, 7)));
+        b.on_announcement(at(5_000), Some(active(2, 8)));
+        b.next_step(at(5_000));
+        if is_blind {
+            // Another host may have been active while `b` had no connection.
+            b.connected(at(25_400));
+        }
+        b.on_read(at(25_500), absent(6));
+        let now = if is_blind { 46_000 } else { 25_500 };
+        b.on_read(at(now), absent(6));
+        assert_eq!(write(&mut b, now, WriteResult::Stored(7)).data, data);
+        let takeover = b.view().takeover.unwrap();
+        assert_eq!((takeover.data, takeover.is_newest_here), (owner("a", 8), false));
+    }
 }
 
 #[test]
