@@ -11,7 +11,7 @@ use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, StorageType, 
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap, Subscriber, header};
 
-use super::lease_value::LeaseValue;
+use super::lease_value::{LONGEST_LEASE, LeaseValue};
 use super::machine::{Entry, EntryContent, WriteResult};
 use crate::model::printable;
 use crate::nats::judge_server;
@@ -19,9 +19,8 @@ use crate::units::HumanDuration;
 
 /// How long the NATS server may take to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// The shortest and the longest lease (TTL of a bucket) that this program accepts.
+/// The shortest lease (TTL of a bucket) that this program accepts.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
-const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
 /// A lease that is shorter than this can end while a NATS cluster elects a leader, which takes up to 8 seconds.
 const ELECTION: Duration = Duration::from_secs(10);
 /// The header field of a deleted key, and the header field of the marker that newer servers write when a key expires.

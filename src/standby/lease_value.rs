@@ -4,8 +4,12 @@
 //! Other versions of this program read the value, so members of this JSON object may be added, but not removed. A value that
 //! cannot be parsed counts as the value of another host that is active.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+/// The longest lease (TTL of a bucket) that this program accepts.
+pub(super) const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
 /// The longest lease value that is parsed, in bytes.
 const MAX_VALUE: usize = 4 * 1024;
 /// The longest text in a lease value, in bytes.
@@ -96,6 +100,12 @@ impl LeaseValue {
     pub fn to_bytes(&self) -> Vec<u8> {
         // The serialization cannot fail, because the value has only maps with text keys.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The length of the lease that the holder counts after this write.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
     }
 
     /// Whether the host that wrote this value may still have the lease.

@@ -147,7 +147,7 @@ impl LeaseMachine {
 
     /// The end of the lease, as the holder computes it.
     fn ends(&self, holder: &Holder) -> BootInstant {
-        holder.sent.plus(self.lease)
+        holder.sent.plus(holder.lease)
     }
 
     /// If this host's lease has ended, this host becomes a standby. The driver calls this function also while no NATS server can
@@ -281,6 +281,7 @@ impl LeaseMachine {
                 let holder = Holder {
                     revision,
                     sent,
+                    lease: value.lease(),
                     stage,
                     next_at,
                     must_read: false,
@@ -294,6 +295,7 @@ impl LeaseMachine {
             }
             Place::Holder(holder) => {
                 (holder.revision, holder.sent, holder.next_at) = (revision, sent, next_at);
+                holder.lease = value.lease();
                 holder.is_challenged = false;
                 if value.stage == LeaseStage::Released {
                     self.stand_by(now);
@@ -403,7 +405,7 @@ impl LeaseMachine {
             Place::Holder(holder)
                 if holder.stage == HolderStage::Active && !holder.is_asked && !holder.is_challenged =>
             {
-                holder.sent.plus(self.lease * 2 / 3)
+                holder.sent.plus(holder.lease * 2 / 3)
             }
             _ => BootInstant::default(),
         }

@@ -1,10 +1,8 @@
 //! A host without the lease: what it remembers about the key, and when it may take the lease.
 
-use std::time::Duration;
-
 use super::{Entry, EntryContent, HolderStage, LeaseMachine, LeaseStep, Place, SeenEntry, StandbyHost};
 use crate::boot_clock::BootInstant;
-use crate::standby::lease_value::{LeaseStage, LeaseValue};
+use crate::standby::lease_value::{LONGEST_LEASE, LeaseStage, LeaseValue};
 
 impl LeaseMachine {
     pub(super) fn standby_step(&self, standby: &StandbyHost, now: BootInstant) -> LeaseStep {
@@ -49,7 +47,8 @@ impl LeaseMachine {
     /// When the lease in `entry` ends at the latest, if this host saw the holder's last write at `since`.
     fn end_of_live(&self, entry: &Entry, since: BootInstant) -> BootInstant {
         let theirs = match &entry.content {
-            EntryContent::Value(value) => Duration::from_millis(value.lease_ms).min(self.lease * 4),
+            // The holder may still count with an earlier and longer TTL of the bucket.
+            EntryContent::Value(value) => value.lease().min(LONGEST_LEASE),
             _ => self.lease,
         };
         // The margin covers clocks of two hosts that run at slightly different rates.

@@ -163,6 +163,9 @@ pub(super) struct Holder {
     pub(super) revision: u64,
     /// When the last successful write was sent.
     pub(super) sent: BootInstant,
+    /// The length of the lease in the last successful write. Another host expects no longer lease, also if the TTL of the bucket
+    /// has become longer since that write.
+    pub(super) lease: Duration,
     pub(super) stage: HolderStage,
     /// When this host sends its next read or write of the key.
     pub(super) next_at: BootInstant,

@@ -225,7 +225,24 @@ fn a_longer_lease_of_the_holder_counts() {
     machine.on_read(at(0), entry(5, LeaseValue { lease_ms: 40_000, ..value("a", LeaseStage::Active, 1) }));
     assert_eq!(machine.view().ends, Some(at(40_500)));
     machine.on_read(at(0), entry(6, LeaseValue { lease_ms: u64::MAX, ..value("a", LeaseStage::Active, 2) }));
-    assert_eq!(machine.view().ends, Some(at(80_500)), "but not without a limit");
+    assert_eq!(machine.view().ends, Some(at(600_500)), "but not without a limit");
+}
+
+#[test]
+fn a_changed_ttl_keeps_the_announced_lease() {
+    // The TTL of the bucket was edited from 10 minutes to 20 seconds. The holder was not restarted.
+    let mut standby = machine("b");
+    standby.on_read(at(0), entry(5, LeaseValue { lease_ms: 600_000, ..value("a", LeaseStage::Active, 1) }));
+    assert_eq!(standby.view().ends, Some(at(600_500)));
+    // The TTL was edited from 20 seconds to a minute, and the holder has connected again.
+    let mut holder = holder();
+    holder.set_lease(LEASE * 3);
+    holder.connected(at(1_000));
+    assert_eq!(holder.view().ends, Some(at(20_000)), "the other hosts expect the lease of the last write");
+    assert_eq!(holder.sends_until(), at(13_333).plus(Duration::from_nanos(333_333)));
+    holder.on_read(at(1_000), entry(2, value("a", LeaseStage::Active, 2)));
+    write(&mut holder, 1_000, WriteResult::Stored(3));
+    assert_eq!(holder.view().ends, Some(at(61_000)));
 }
 
 #[test]
