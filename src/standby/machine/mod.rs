@@ -242,7 +242,12 @@ impl LeaseMachine {
     /// Processes the result of a write of `value` that was sent at `sent`.
     pub(super) fn on_write(&mut self, now: BootInstant, sent: BootInstant, value: &LeaseValue, result: WriteResult) {
         match result {
-            WriteResult::Stored(revision) => self.stored(now, sent, value, revision),
+            WriteResult::Stored(revision) => {
+                // If the answer comes after the end of the lease, the loops of this host have already stopped. Then the write
+                // begins a new term.
+                self.tick(now);
+                self.stored(now, sent, value, revision);
+            }
             WriteResult::Conflict => self.reread(now),
             WriteResult::Unknown => {
                 self.reread(now);
@@ -270,6 +275,8 @@ impl LeaseMachine {
         }
         let next_at = sent.plus(self.lease / 4);
         match &mut self.place {
+            // The lease ended before its release was stored.
+            Place::Standby(_) if value.stage == LeaseStage::Released => {}
             Place::Standby(standby) => {
                 let never_held = matches!(
                     standby.seen.as_ref().map(|seen| &seen.entry.content),

@@ -176,6 +176,24 @@ fn an_older_value_leaves_the_holder_s_data() {
 }
 
 #[test]
+fn a_late_answer_begins_a_new_term() {
+    let mut machine = holder();
+    let LeaseStep::Write { value, .. } = machine.next_step(at(19_000)) else { panic!("no renewal") };
+    // The loops end at 20 seconds. Their host has the newest database, so a restore would replace it by an older one.
+    machine.on_write(at(20_500), at(19_000), &value, WriteResult::Stored(3));
+    let view = machine.view();
+    assert_eq!((view.state, view.term, view.ends), (LeaseState::TakingOver, 2, Some(at(39_000))));
+    let data = Some(DataOwner { host: "a".into(), home: "home-a".into(), last_mail_id: 7 });
+    assert_eq!(view.takeover, Some(Takeover { data, is_newest_here: true, never_held: false }));
+    // A release that is answered late stays a release.
+    let mut machine = holder();
+    machine.release(at(19_000), Duration::from_secs(60), None);
+    let LeaseStep::Write { value, .. } = machine.next_step(at(19_000)) else { panic!("no release") };
+    machine.on_write(at(20_500), at(19_000), &value, WriteResult::Stored(3));
+    assert!(!machine.is_holder());
+}
+
+#[test]
 fn another_holder_ends_the_lease() {
     let mut machine = holder();
     machine.on_announcement(at(3_000), Some(value("b", LeaseStage::TakingOver, 1)));
