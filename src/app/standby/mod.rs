@@ -318,34 +318,63 @@ impl Standby {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::standby::LeaseState;
+    use crate::standby::{LeaseState, Takeover};
 
-    async fn prepared(folder: &tempfile::TempDir) -> Prepared {
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn config(folder: &tempfile::TempDir, restore: &str) -> Config {
         let password = folder.path().join("password");
         std::fs::write(&password, "x").unwrap();
         let account =
             "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = 1\ntls = \"none\"\nuser = \"a@shop.example\"";
-        let config = format!("{account}\npassword = {{ file = {password:?} }}\ndedicated = true\n");
-        let config = Config::parse(&folder.path().join("config.toml"), config).unwrap();
-        prepare(config, None, RequestCounters::default()).await.unwrap()
+        let standby =
+            "[standby]\nnats = [\"nats://127.0.0.1:1\"]\nbucket = \"leases\"\nname = \"shop\"\nhost = \"a\"\n";
+        let config = format!("{account}\npassword = {{ file = {password:?} }}\ndedicated = true\n{standby}{restore}\n");
+        Config::parse(&folder.path().join("config.toml"), config).unwrap()
+    }
+
+    fn standby(agent: LeaseAgent) -> Standby {
+        let heartbeats = Heartbeats::default();
+        Standby { agent, heartbeats, lock: None, fresh: true, failures: 0, credentials: Vec::new() }
+    }
+
+    /// The view of a host that takes over.
+    fn taking_over() -> LeaseView {
+        let ends = Some(BootInstant::now().plus(LONG));
+        let takeover = Some(Takeover::default());
+        LeaseView { state: LeaseState::TakingOver, ends, term: 1, takeover, ..LeaseView::default() }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_opened_without_the_lease() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(&folder, "");
+        let (view, seen) = watch::channel(LeaseView { ends: Some(BootInstant::default()), ..taking_over() });
+        let (agent, mut commands) = LeaseAgent::with_view(seen);
+        let mut standby = standby(agent);
+        let (_shutdown, ending) = watch::channel(false);
+        // The lease has ended before the takeover begins.
+        assert!(matches!(standby.take_over(&config, &ending).await, Err(NotOpened::Stopped)));
+        assert!(!config.database().exists());
+        // The lease ends while the agent gets the report that the database is open.
+        view.send(taking_over()).unwrap();
+        let losing = async {
+            commands.recv().await.unwrap();
+            view.send(LeaseView { state: LeaseState::Standby, ends: None, takeover: None, ..taking_over() }).unwrap();
+        };
+        let (opened, ()) = tokio::join!(standby.take_over(&config, &ending), losing);
+        assert!(matches!(opened, Err(NotOpened::Stopped)) && standby.fresh);
     }
 
     #[tokio::test]
     async fn the_end_of_the_agent_is_an_error() {
         for state in [LeaseState::Standby, LeaseState::Active] {
             let folder = tempfile::tempdir().unwrap();
-            let ends = Some(BootInstant::now().plus(Duration::from_secs(600)));
+            let ends = Some(BootInstant::now().plus(LONG));
             let (view, seen) = watch::channel(LeaseView { state, ends, term: 1, ..LeaseView::default() });
             let (agent, mut commands) = LeaseAgent::with_view(seen);
-            let mut standby = Standby {
-                agent,
-                heartbeats: Heartbeats::default(),
-                lock: None,
-                fresh: true,
-                failures: 0,
-                credentials: Vec::new(),
-            };
-            let prepared = prepared(&folder).await;
+            let mut standby = standby(agent);
+            let prepared = prepare(config(&folder, ""), None, RequestCounters::default()).await.unwrap();
             let (_shutdown, ending) = watch::channel(false);
             let running = standby.run(prepared, PushLatency::default(), ending);
             let ending_agent = async {

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::super::{lock, store_settings};
 use super::Standby;
+use crate::boot_clock::BootInstant;
 use crate::config::Config;
 use crate::db::{self, CopyState, Store};
 use crate::model::printable;
@@ -23,28 +24,35 @@ pub(super) enum NotOpened {
 
 impl Standby {
     /// Fetches and opens the database, and returns the term of the lease. After a reload of the configuration, the function only
-    /// opens the database.
+    /// opens the database. Without the lease, the function opens nothing: it would not know the newest database.
     pub(super) async fn take_over(
         &mut self,
         config: &Config,
         shutdown: &watch::Receiver<bool>,
     ) -> Result<(u64, Store), NotOpened> {
         let lease = self.agent.watch().borrow().clone();
+        // The preparation of the loops takes time, so the lease may have ended since this host got it.
+        if !lease.is_held(BootInstant::now()) {
+            return Err(NotOpened::Stopped);
+        }
         let term = lease.term;
         if lease.state != LeaseState::Active || self.lock.is_none() {
             self.fetch(config, lease, shutdown).await?;
+        }
+        if !self.agent.watch().borrow().is_held_since(term, BootInstant::now()) {
+            return Err(NotOpened::Stopped);
         }
         // If the disk is full, this host does not wait for free space, because another host may have free space.
         let store = Store::open(store_settings(config)).map_err(|error| NotOpened::Failed(error.to_string()))?;
         match store.reader().and_then(|reader| reader.last_mail_id()) {
             Ok(last_mail_id) => {
                 self.agent.report_opened(term, last_mail_id);
-                self.fresh = false;
-                // Deliveries are permitted only while this host is active, so the takeover waits until this host is active. If
-                // the lease is lost during this wait, the loops end at once.
-                let mut lease = self.agent.watch();
-                let _ = lease.wait_for(|lease| lease.term != term || lease.state != LeaseState::TakingOver).await;
-                Ok((term, store))
+                if self.is_active_in(term).await {
+                    self.fresh = false;
+                    return Ok((term, store));
+                }
+                store.close().await;
+                Err(NotOpened::Stopped)
             }
             Err(error) => {
                 store.close().await;
@@ -90,6 +98,14 @@ impl Standby {
             }
             Err(error) => Err(NotOpened::Failed(error.to_string())),
         }
+    }
+
+    /// Waits until this host is active in `term`, because deliveries are permitted only while it is active. Returns false if the
+    /// lease is lost during this wait.
+    async fn is_active_in(&self, term: u64) -> bool {
+        let mut lease = self.agent.watch();
+        let decided = lease.wait_for(|lease| lease.term != term || lease.state != LeaseState::TakingOver).await;
+        decided.is_ok_and(|lease| lease.state == LeaseState::Active && lease.is_held_since(term, BootInstant::now()))
     }
 
     fn lock_database(&mut self, database: &Path) -> Result<(), NotOpened> {
