@@ -56,7 +56,8 @@ pub struct Standby {
     heartbeats: Heartbeats,
     /// The lock of the database, while this host has the lease.
     lock: Option<DaemonLock>,
-    /// `run --fresh`: the next takeover opens the database of this host as it is, without the restore command.
+    /// `run --fresh`: the next takeover opens the database of this host as it is. The restore command runs only if there is no
+    /// database.
     fresh: bool,
     /// How many takeovers have failed in a row.
     failures: u32,
@@ -364,6 +365,28 @@ mod tests {
         };
         let (opened, ()) = tokio::join!(standby.take_over(&config, &ending), losing);
         assert!(matches!(opened, Err(NotOpened::Stopped)) && standby.fresh);
+    }
+
+    #[tokio::test]
+    async fn fresh_restores_only_a_missing_database() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = folder.path().join("said");
+        let script = format!("printf %s \"$RESMIC_MAILHOOK_FRESH\" >> {}", said.display());
+        let config = config(&folder, &format!("restore = {{ command = [\"sh\", \"-c\", '{script}'] }}"));
+        for _ in 0..2 {
+            let (view, seen) = watch::channel(taking_over());
+            let (agent, mut commands) = LeaseAgent::with_view(seen);
+            let mut standby = standby(agent);
+            let (_shutdown, ending) = watch::channel(false);
+            let activating = async {
+                commands.recv().await.unwrap();
+                view.send(LeaseView { state: LeaseState::Active, ..taking_over() }).unwrap();
+            };
+            let (opened, ()) = tokio::join!(standby.take_over(&config, &ending), activating);
+            opened.ok().unwrap().1.close().await;
+            assert!(config.database().exists() && !standby.fresh);
+        }
+        assert_eq!(std::fs::read_to_string(said).unwrap(), "1", "the existing database was opened as it is");
     }
 
     #[tokio::test]

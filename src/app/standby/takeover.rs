@@ -74,16 +74,16 @@ impl Standby {
         let host = lease.holder.map(|holder| holder.host).unwrap_or_default();
         let database = config.database();
         self.lock_database(&database)?;
-        if self.fresh {
-            tracing::warn!("--fresh: opening {} as it is", database.display());
-            return Ok(());
-        }
+        let found = db::inspect_copy(&database);
+        // A missing file may be on a volume that is not attached yet, and the restore command attaches the volume.
+        let opens_as_it_is = self.fresh && !matches!(found, Ok(None));
         let restore = config.standby.as_ref().and_then(|standby| standby.restore.as_ref());
         if let Some(restore) = restore
-            && must_restore(&db::inspect_copy(&database), &takeover)
+            && !opens_as_it_is
+            && must_restore(&found, &takeover)
         {
             tracing::info!("fetching the database with the restore command");
-            let environment = environment(&database, host, &takeover);
+            let environment = environment(&database, host, &takeover, self.fresh);
             let mut stopped = None;
             let stop = async { stopped = Some(self.stopped(term, shutdown).await) };
             let ran = run_restore(&restore.command, &environment, stop).await;
@@ -91,6 +91,10 @@ impl Standby {
             // The restore command may have replaced the lock file, or mounted another file system over the folder of the lock
             // file.
             self.lock_database(&database)?;
+        }
+        if self.fresh {
+            tracing::warn!("--fresh: opening {} as it is", database.display());
+            return Ok(());
         }
         match db::inspect_copy(&database) {
             Ok(copy) => {
@@ -127,24 +131,27 @@ impl Standby {
     }
 }
 
-/// The environment variables for the restore command. `host`: the name of this host in the lease.
-fn environment(database: &Path, host: String, takeover: &Takeover) -> [(&'static str, String); 4] {
+/// The environment variables for the restore command. `host`: the name of this host in the lease. `fresh`: the command runs only
+/// because the database does not exist.
+fn environment(database: &Path, host: String, takeover: &Takeover, fresh: bool) -> [(&'static str, String); 5] {
     let database = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
     let data = takeover.data.as_ref();
     [
         ("RESMIC_MAILHOOK_DATABASE", database.to_string_lossy().into_owned()),
         ("RESMIC_MAILHOOK_HOST", host),
+        ("RESMIC_MAILHOOK_FRESH", if fresh { "1".to_owned() } else { String::new() }),
         ("RESMIC_MAILHOOK_LAST_HOST", data.map(|data| data.host.clone()).unwrap_or_default()),
         ("RESMIC_MAILHOOK_LAST_MAIL_ID", data.map(|data| data.last_mail_id.to_string()).unwrap_or_default()),
     ]
 }
 
-/// Whether the restore command must run. The command need not run if the newest database is certainly on this host.
+/// Whether the restore command must run. The command need not run if the newest database is certainly on this host. A database
+/// without mails can have registered sessions, so a missing file is never the newest database.
 fn must_restore(copy: &db::Result<Option<CopyState>>, takeover: &Takeover) -> bool {
     let Ok(copy) = copy else { return true };
     // If no host ever had the lease, the database of this host becomes the shared one.
     let is_first = takeover.never_held && copy.is_some_and(|copy| copy.schema > 0);
-    !(takeover.is_newest_here || is_first) || is_older(*copy, takeover.data.as_ref())
+    copy.is_none() || !(takeover.is_newest_here || is_first) || is_older(*copy, takeover.data.as_ref())
 }
 
 fn is_older(copy: Option<CopyState>, known: Option<&DataOwner>) -> bool {
@@ -153,9 +160,9 @@ fn is_older(copy: Option<CopyState>, known: Option<&DataOwner>) -> bool {
 }
 
 /// The reason why a copy must not be opened, as a text for the operator. `None` if the copy is not older than the newest known
-/// database.
+/// database. A missing copy is older than any known database.
 fn refusal(database: &Path, copy: Option<CopyState>, known: Option<&DataOwner>) -> Option<String> {
-    let known = known.filter(|known| is_older(copy, Some(known)))?;
+    let known = known.filter(|known| copy.is_none() || is_older(copy, Some(known)))?;
     let found = match copy {
         Some(CopyState { last_mail_id: last @ 1.., .. }) => format!("ends with mail {last}"),
         Some(_) => "has no mail".to_owned(),
@@ -192,10 +199,11 @@ mod tests {
             assert!(message.contains("--fresh"), "{message}");
         }
         for (copy, known) in
-            [(copy(1, 8), Some(owner(8))), (copy(1, 9), Some(owner(8))), (None, Some(owner(0))), (None, None)]
+            [(copy(1, 8), Some(owner(8))), (copy(1, 9), Some(owner(8))), (copy(0, 0), Some(owner(0))), (None, None)]
         {
             assert_eq!(refusal(copy, known), None);
         }
+        assert!(refusal(None, Some(owner(0))).is_some(), "a database without mails can have registered sessions");
     }
 
     #[test]
@@ -208,5 +216,7 @@ mod tests {
         assert!(must(copy(1, 9), takeover(false, false, None)));
         assert!(!must(copy(1, 0), takeover(false, true, None)), "the database before there was a [standby]");
         assert!(must(None, takeover(false, true, None)));
+        assert!(must(None, takeover(true, false, Some(owner(0)))), "the volume is not attached");
+        assert!(!must(copy(1, 0), takeover(true, false, Some(owner(0)))));
     }
 }

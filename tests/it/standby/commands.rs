@@ -201,8 +201,9 @@ fn metric(port: u16, name: &str) -> Option<f64> {
 fn metrics_show_which_host_is_active() {
     let hosts = Hosts::start(Duration::from_secs(20));
     let ports = [free_port(), free_port()];
-    for ((home, host), port) in [(&hosts.a, "a"), (&hosts.b, "b")].into_iter().zip(ports) {
-        hosts.configure(home, host, "", &format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n"));
+    for ((home, host, other), port) in [(&hosts.a, "a", &hosts.b), (&hosts.b, "b", &hosts.a)].into_iter().zip(ports) {
+        let restore = super::restore(&super::backup_of(other, home));
+        hosts.configure(home, host, &restore, &format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n"));
     }
     let a = start_active(&hosts.a);
     let b = start_standby(&hosts.b);
