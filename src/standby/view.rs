@@ -53,6 +53,8 @@ pub struct LeaseView {
     pub failure: Option<String>,
     /// Why the lease cannot be read or written, or why an operator must look at the content of the key.
     pub problem: Option<String>,
+    /// Another process became active after this process had read the key for the first time.
+    pub another_became_active: bool,
     /// How often this process became active.
     pub takeovers: u64,
     /// The number of times that this process has got the lease. A loop that began in one term must not go on in the next term.

@@ -57,7 +57,7 @@ pub struct Standby {
     /// The lock of the database, while this host has the lease.
     lock: Option<DaemonLock>,
     /// `run --fresh`: the next takeover opens the database of this host as it is. The restore command runs only if there is no
-    /// database.
+    /// database. If another host becomes active before, this is false again: the database of this host is then older.
     fresh: bool,
     /// How many takeovers have failed in a row.
     failures: u32,
@@ -270,9 +270,17 @@ impl Standby {
     }
 
     /// Waits until this host has the lease. Returns whether another host was active meanwhile.
-    async fn wait_for_lease(&self) -> bool {
+    async fn wait_for_lease(&mut self) -> bool {
         let (mut lease, mut was_active) = (self.agent.watch(), false);
+        let fresh = &mut self.fresh;
         let held = |lease: &LeaseView| {
+            if *fresh && lease.another_became_active {
+                *fresh = false;
+                tracing::warn!(
+                    "another host has become active, so --fresh no longer has an effect; to open the database of this host as \
+                     it is, start this daemon again with --fresh"
+                );
+            }
             let is_held = lease.is_held(BootInstant::now());
             let holder = lease.holder.as_ref().filter(|_| !is_held);
             was_active |= holder.is_some_and(|holder| holder.stage == LeaseStage::Active);
@@ -365,6 +373,21 @@ mod tests {
         };
         let (opened, ()) = tokio::join!(standby.take_over(&config, &ending), losing);
         assert!(matches!(opened, Err(NotOpened::Stopped)) && standby.fresh);
+    }
+
+    #[tokio::test]
+    async fn fresh_ends_when_another_host_works() {
+        let (view, seen) = watch::channel(LeaseView::default());
+        let (agent, _commands) = LeaseAgent::with_view(seen);
+        let mut standby = standby(agent);
+        let taking_the_lease = async {
+            tokio::task::yield_now().await;
+            view.send(LeaseView { another_became_active: true, ..LeaseView::default() }).unwrap();
+            tokio::task::yield_now().await;
+            view.send(LeaseView { another_became_active: true, ..taking_over() }).unwrap();
+        };
+        tokio::join!(standby.wait_for_lease(), taking_the_lease);
+        assert!(!standby.fresh);
     }
 
     #[tokio::test]

@@ -20,7 +20,12 @@ impl LeaseMachine {
 
     /// Creates the [`LeaseView`]: the state of the lease, for the rest of the program.
     pub(in crate::standby) fn view(&self) -> LeaseView {
-        let mut view = LeaseView { takeovers: self.takeovers, term: self.term, ..LeaseView::default() };
+        let mut view = LeaseView {
+            another_became_active: self.another_became_active,
+            takeovers: self.takeovers,
+            term: self.term,
+            ..LeaseView::default()
+        };
         match &self.place {
             Place::Holder(holder) => {
                 view.state = match &holder.stage {

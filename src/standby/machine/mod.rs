@@ -44,6 +44,11 @@ pub(super) struct LeaseMachine {
     place: Place,
     known: KnownData,
     certainty: Certainty,
+    /// Whether this process has read the key.
+    has_read: bool,
+    /// The other process that was active at the first read of the key, if there was one.
+    active_at_start: Option<String>,
+    another_became_active: bool,
     takeovers: u64,
     /// The number of times that this process has got the lease.
     term: u64,
@@ -71,6 +76,9 @@ impl LeaseMachine {
             place,
             known,
             certainty: Certainty::Uncertain,
+            has_read: false,
+            active_at_start: None,
+            another_became_active: false,
             takeovers: 0,
             term: 0,
             count: 0,
@@ -171,6 +179,7 @@ impl LeaseMachine {
 
     /// Processes `entry`, the key as it was read from the bucket.
     pub(super) fn on_read(&mut self, now: BootInstant, entry: Entry) {
+        self.note_active(&entry.content);
         match &mut self.place {
             Place::Standby(_) => {
                 self.note_data(&entry);
@@ -200,6 +209,18 @@ impl LeaseMachine {
                     }
                 }
             }
+        }
+    }
+
+    /// Notes whether another process has become active since the first read of the key.
+    fn note_active(&mut self, content: &EntryContent) {
+        let active = match content {
+            EntryContent::Value(value) if self.is_active_elsewhere(content) => Some(value.process.clone()),
+            _ => None,
+        };
+        self.another_became_active |= self.has_read && active.is_some() && active != self.active_at_start;
+        if !self.has_read {
+            (self.has_read, self.active_at_start) = (true, active);
         }
     }
 

@@ -86,7 +86,7 @@ impl LeaseMachine {
         }
     }
 
-    fn is_active_elsewhere(&self, content: &EntryContent) -> bool {
+    pub(super) fn is_active_elsewhere(&self, content: &EntryContent) -> bool {
         matches!(content, EntryContent::Value(value) if value.stage == LeaseStage::Active && value.process != self.me.process)
     }
 

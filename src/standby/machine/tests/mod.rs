@@ -194,6 +194,29 @@ fn a_late_answer_begins_a_new_term() {
 }
 
 #[test]
+fn a_process_that_becomes_active_is_noted() {
+    let active = |count| entry(5, value("a", LeaseStage::Active, count));
+    // The process was active at the first read, and becomes active again later.
+    let mut machine = machine("b");
+    for read in [active(1), entry(6, value("a", LeaseStage::Released, 2)), absent(6), active(3)] {
+        machine.on_read(at(0), read);
+        assert!(!machine.view().another_became_active);
+    }
+    machine.on_read(at(0), entry(7, LeaseValue { process: "a2".into(), ..value("a", LeaseStage::TakingOver, 1) }));
+    assert!(!machine.view().another_became_active);
+    machine.on_read(at(0), entry(8, LeaseValue { process: "a2".into(), ..value("a", LeaseStage::Active, 2) }));
+    machine.on_read(at(0), absent(8));
+    assert!(machine.view().another_became_active);
+    // No process was active at the first read.
+    let mut machine = self::machine("b");
+    machine.on_read(at(0), absent(4));
+    machine.on_read(at(0), active(1));
+    assert!(machine.view().another_became_active);
+    // The own process does not count.
+    assert!(!holder().view().another_became_active);
+}
+
+#[test]
 fn another_holder_ends_the_lease() {
     let mut machine = holder();
     machine.on_announcement(at(3_000), Some(value("b", LeaseStage::TakingOver, 1)));
