@@ -28,7 +28,7 @@ pub(super) enum Command {
     /// Run the daemon in the foreground until SIGTERM or SIGINT
     Run {
         /// With `[standby]`: at the first takeover, open the database as it is, also if it is empty or older than that of the
-        /// last active host, and do not run the restore command
+        /// last active host; the restore command runs only if there is no database
         #[arg(long)]
         fresh: bool,
     },

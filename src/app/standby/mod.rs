@@ -394,7 +394,7 @@ mod tests {
     async fn fresh_restores_only_a_missing_database() {
         let folder = tempfile::tempdir().unwrap();
         let said = folder.path().join("said");
-        let script = format!("printf %s \"$RESMIC_MAILHOOK_FRESH\" >> {}", said.display());
+        let script = format!("printf %s \"$RESMIC_MAILHOOK_FRESH\" >> {}; exit 1", said.display());
         let config = config(&folder, &format!("restore = {{ command = [\"sh\", \"-c\", '{script}'] }}"));
         for _ in 0..2 {
             let (view, seen) = watch::channel(taking_over());

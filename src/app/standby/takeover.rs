@@ -87,7 +87,12 @@ impl Standby {
             let mut stopped = None;
             let stop = async { stopped = Some(self.stopped(term, shutdown).await) };
             let ran = run_restore(&restore.command, &environment, stop).await;
-            ran.map_err(|error| stopped.unwrap_or_else(|| NotOpened::Failed(error.to_string())))?;
+            match (ran, stopped) {
+                (Ok(()), _) => {}
+                (Err(_), Some(stopped)) => return Err(stopped),
+                (Err(error), None) if self.fresh => tracing::warn!("--fresh: going on after an error: {error}"),
+                (Err(error), None) => return Err(NotOpened::Failed(error.to_string())),
+            }
             // The restore command may have replaced the lock file, or mounted another file system over the folder of the lock
             // file.
             self.lock_database(&database)?;
@@ -97,6 +102,9 @@ impl Standby {
             return Ok(());
         }
         match db::inspect_copy(&database) {
+            Ok(None) if restore.is_none() && takeover.data.as_ref().is_none_or(|known| known.last_mail_id == 0) => {
+                Ok(())
+            }
             Ok(copy) => {
                 refusal(&database, copy, takeover.data.as_ref()).map_or(Ok(()), |why| Err(NotOpened::Failed(why)))
             }
