@@ -12,7 +12,7 @@ use crate::app;
 use crate::boot_clock::BootInstant;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, StoreReader};
-use crate::health::{self, ChainHealth, Health, Mailbox, Role, StreamHealth};
+use crate::health::{self, ChainHealth, Health, Mailbox, StreamHealth};
 use crate::model::MailboxState;
 use crate::standby::{LeaseState, LeaseView};
 
@@ -60,11 +60,8 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
     for problem in &health.attention {
         line(&format!("  - {}", crate::model::printable(problem, 400)))?;
     }
-    if let Some(Role { state, holder, lease_left_s }) = &health.role {
-        let left = lease_left_s.map_or(String::new(), |left| format!(", for {left} s unless it is renewed"));
-        let holder =
-            holder.as_ref().map_or("no host has the lease".into(), |host| format!("host {host} has the lease{left}"));
-        line(&format!("\nthis host is {}; {}", state.as_str(), cell(Some(&holder))))?;
+    if let Some(role) = &health.role {
+        line(&format!("\nthis host is {}; {}", role.state.as_str(), cell(Some(&role.describe_lease()))))?;
     }
     if !health.mailboxes.is_empty() {
         line("")?;

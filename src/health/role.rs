@@ -16,6 +16,12 @@ pub struct Role {
     pub holder: Option<String>,
     /// The seconds until the lease ends, unless it is renewed.
     pub lease_left_s: Option<u64>,
+    /// The lease cannot be read or written. So if there is no `holder`, another host may have the lease.
+    #[serde(skip)]
+    pub is_lease_unknown: bool,
+    /// The lease of this host has ended, and the daemon has not become a standby, because the daemon is stopped or hangs.
+    #[serde(skip)]
+    pub has_lease_ended: bool,
 }
 
 /// The values that a host compares with those of the holder of the lease.
@@ -36,7 +42,20 @@ impl Role {
             (LeaseState::Active, _) => None,
             (LeaseState::TakingOver, _) => Some("taking over".into()),
             (_, Some(holder)) => Some(format!("standing by for host {holder}")),
+            (_, None) if self.is_lease_unknown => Some("standing by; the lease is not known".into()),
             (_, None) => Some("standing by; no host is active".into()),
+        }
+    }
+
+    /// Which host has the lease, and for how long.
+    #[must_use]
+    pub fn describe_lease(&self) -> String {
+        let left = self.lease_left_s.map_or(String::new(), |left| format!(", for {left} s unless it is renewed"));
+        match &self.holder {
+            Some(_) if self.has_lease_ended => "its lease has ended".into(),
+            Some(holder) => format!("host {holder} has the lease{left}"),
+            None if self.is_lease_unknown => "it does not know which host has the lease".into(),
+            None => "no host has the lease".into(),
         }
     }
 }
@@ -65,10 +84,16 @@ impl Health {
     pub fn add_lease(&mut self, lease: &LeaseView, now: BootInstant) {
         let holder = lease.holder.as_ref().map(|holder| holder.host.clone());
         let left = lease.ends.map(|ends| ends.since(now).as_secs());
-        self.role = Some(Role { state: lease.state, holder, lease_left_s: left });
+        let has_lease = matches!(lease.state, LeaseState::Active | LeaseState::TakingOver);
+        let has_lease_ended = has_lease && lease.ends.is_some_and(|ends| ends <= now);
+        let is_lease_unknown = lease.problem.is_some();
+        self.role = Some(Role { state: lease.state, holder, lease_left_s: left, is_lease_unknown, has_lease_ended });
         let problem = match (lease.state, &lease.problem, left) {
             (LeaseState::Active | LeaseState::TakingOver, Some(problem), Some(left)) => {
                 Some(format!("the lease cannot be renewed, and ends in {left} s: {problem}"))
+            }
+            (_, None, _) if has_lease_ended => {
+                Some("the lease of this host has ended, and the daemon makes no progress: restart the daemon".into())
             }
             (_, Some(problem), _) => Some(format!("this host cannot take over: the lease: {problem}")),
             (LeaseState::TakingOver, None, _) => {
@@ -138,7 +163,13 @@ mod tests {
             configuration: ConfigurationHashes { trust: "t".into(), ..ConfigurationHashes::default() },
         };
         let health = Health::of_standby(&lease(LeaseState::Standby), &same, now);
-        let role = Role { state: LeaseState::Standby, holder: Some("a".into()), lease_left_s: Some(14) };
+        let role = Role {
+            state: LeaseState::Standby,
+            holder: Some("a".into()),
+            lease_left_s: Some(14),
+            is_lease_unknown: false,
+            has_lease_ended: false,
+        };
         assert_eq!((health.ok, health.line(), health.role), (true, "standing by for host a".into(), Some(role)));
         let forward = ConfigurationHashes { forward: "f".into(), ..same.configuration.clone() };
         for (own, expected) in [
@@ -159,5 +190,35 @@ mod tests {
         (health.ok, health.attention) = (true, Vec::new());
         health.add_lease(&lease, BootInstant::from_millis(1_000));
         assert!(!health.ok && health.attention[0].contains("ends in 14 s: no server"), "{health:?}");
+    }
+
+    #[test]
+    fn the_lease_of_a_stopped_daemon_has_ended() {
+        let lease = lease(LeaseState::Active);
+        let at = |millis| {
+            let mut health = Health::unknown(String::new());
+            (health.ok, health.attention) = (true, Vec::new());
+            health.add_lease(&lease, BootInstant::from_millis(millis));
+            let lease = health.role.unwrap().describe_lease();
+            (lease, health.attention)
+        };
+        assert_eq!(at(1_000), ("host a has the lease, for 14 s unless it is renewed".into(), Vec::new()));
+        let (lease, attention) = at(16_000);
+        assert_eq!(lease, "its lease has ended");
+        assert!(attention[0].contains("has ended, and the daemon makes no progress"), "{attention:?}");
+    }
+
+    #[test]
+    fn an_unreadable_lease_may_belong_to_another_host() {
+        let mut lease = LeaseView::default();
+        let mut says = |problem: Option<&str>| {
+            lease.problem = problem.map(str::to_owned);
+            let health = Health::of_standby(&lease, &OwnProgram::default(), BootInstant::from_millis(1_000));
+            let role = health.role.unwrap();
+            (role.line().unwrap(), role.describe_lease())
+        };
+        let unknown = ("standing by; the lease is not known", "it does not know which host has the lease");
+        assert_eq!(says(Some("no server")), (unknown.0.into(), unknown.1.into()));
+        assert_eq!(says(None), ("standing by; no host is active".into(), "no host has the lease".into()));
     }
 }
