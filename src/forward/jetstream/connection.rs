@@ -6,18 +6,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::inspect::Inspection;
 use super::{StreamProblem, StreamTarget};
-use crate::db::{OutboundEvent, StreamReceipt};
+use crate::db::{DeliveredEvent, OutboundEvent, StreamReceipt};
 use crate::forward::attempt::{AttemptEnd, Failure, RetryRule};
 use crate::forward::target::CommonTarget;
 use crate::forward::worker::{CONCURRENCY, Sending};
-use crate::model::{AttemptResult, NO_ANSWER};
+use crate::model::{AttemptResult, NO_ANSWER, iso};
 use crate::nats::{JetStreamError, NatsConnection, PublishAnswer, StoredMessage};
 use crate::sending_permit::NO_PERMIT;
+
+/// A message counts as expired this long before its age reaches the stream's `max_age`, because the clocks may differ.
+const EXPIRES_SOON: Duration = Duration::from_secs(3600);
 
 /// A connection to a NATS server, for publishing events to one stream.
 pub(in crate::forward) struct StreamConnection {
@@ -27,6 +31,8 @@ pub(in crate::forward) struct StreamConnection {
     reads_directly: bool,
     /// The last sequence number of the stream at the connect; `None` if the server does not report it.
     last_sequence: Option<u64>,
+    /// The age at which the stream deletes messages (`max_age`); `None`: it keeps them.
+    max_age: Option<Duration>,
     version: String,
     notes: Vec<String>,
     /// Whether the stream has acknowledged an event on this connection. Before the first acknowledgement, the worker makes one
@@ -64,6 +70,7 @@ impl StreamConnection {
             nats,
             reads_directly: info.allows_direct(),
             last_sequence: info.last_sequence(),
+            max_age: info.max_age(),
             version,
             notes: fitness.notes,
             is_acknowledged: AtomicBool::new(false),
@@ -132,6 +139,14 @@ impl StreamConnection {
     /// The last sequence number of the stream at the connect; `None` if the server does not report it.
     pub(super) fn last_sequence(&self) -> Option<u64> {
         self.last_sequence
+    }
+
+    /// Whether the stream has deleted the message of an event because of its age, or will do so within an hour. Such an event must
+    /// not be published again: the stream would store it a second time.
+    pub(super) fn has_expired(&self, delivered: &DeliveredEvent) -> bool {
+        let age = self.max_age.map(|age| age.saturating_sub(EXPIRES_SOON));
+        let oldest = age.and_then(|age| Timestamp::now().checked_sub(age).ok());
+        oldest.is_some_and(|oldest| delivered.acknowledged_at <= iso(oldest))
     }
 
     pub(super) fn version(&self) -> &str {

@@ -68,7 +68,7 @@ pub(super) async fn republish(
         }
         let mut running = FuturesUnordered::new();
         let mut sessions: Vec<Option<String>> = Vec::new();
-        for delivered in page {
+        for delivered in page.into_iter().filter(|delivered| !connection.has_expired(delivered)) {
             while running.len() >= CONCURRENCY || is_blocked(&sessions, &delivered) {
                 replay.refilled += u64::from(finish(running.next().await, &mut sessions)?);
             }

@@ -1,7 +1,6 @@
 //! Compares a target's stream with the delivered events in the database, for `deliveries verify`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use jiff::Timestamp;
@@ -13,11 +12,7 @@ use crate::db::{DeliveredEvent, DeliveredPosition, Store};
 use crate::forward::Target;
 use crate::forward::target::{CommonTarget, TargetKind};
 use crate::forward::worker::{CONCURRENCY, Sending};
-use crate::model::iso;
 use crate::nats::{PublishAnswer, StoredMessage};
-
-/// Events are not compared if they expire within this time: they may expire during the comparison, and the clocks may differ.
-const EXPIRES_SOON: Duration = Duration::from_secs(3600);
 
 /// An event that the stream has lost, or has with another body than the delivered one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +78,7 @@ pub async fn verify(
     let TargetKind::Stream(stream) = &target.kind else { return None };
     let compared = async {
         let began = Timestamp::now();
-        let (connection, expired) = open(stream, refill).await?;
+        let connection = open(stream, refill).await?;
         let mut counts = Verification::default();
         let mut reader = DeliveredReader::new(DeliveredPosition::before(since));
         loop {
@@ -95,7 +90,7 @@ pub async fn verify(
                 return Ok(counts);
             }
             let read = page.len();
-            page.retain(|delivered| delivered.acknowledged_at > expired);
+            page.retain(|delivered| !connection.has_expired(delivered));
             counts.expired += (read - page.len()) as u64;
             let mut reading = stream::iter(page)
                 .map(|delivered| async { (connection.stored(&delivered.event).await, delivered) })
@@ -128,18 +123,14 @@ pub async fn verify(
     Some(compared.await)
 }
 
-/// Connects to the stream for the comparison. Returns the connection, and the time until which acknowledged messages have expired
-/// or will expire soon; it is empty if messages do not expire. If `refill` is true, a stream whose configuration forbids its use is
-/// an error.
-async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<(StreamConnection, String), String> {
+/// Connects to the stream for the comparison. If `refill` is true, a stream whose configuration forbids its use is an error.
+async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamConnection, String> {
     let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
     let problems = stream.problems(&inspection);
     if refill && !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    let expires_after = inspection.info.max_age().map(|age| age.saturating_sub(EXPIRES_SOON));
-    let expired = expires_after.and_then(|age| Timestamp::now().checked_sub(age).ok()).map(iso).unwrap_or_default();
-    Ok((StreamConnection::new(stream, Sending::default(), inspection), expired))
+    Ok(StreamConnection::new(stream, Sending::default(), inspection))
 }
 
 /// The result of the comparison of one event with its message.

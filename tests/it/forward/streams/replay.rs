@@ -52,6 +52,26 @@ async fn a_loss_before_the_replay_is_reported() {
 }
 
 #[tokio::test]
+async fn expired_messages_are_not_published_again() {
+    let server = NatsServer::start();
+    create_stream(&server, json!({"max_age": 400 * 86_400 * 1_000_000_000_i64})).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=2).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    // The last payment was 401 days ago, so its message and the one before have expired.
+    setup.age("-401 * 1440");
+    server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
+    create_stream(&server, json!({"max_age": 400 * 86_400 * 1_000_000_000_i64})).await;
+    setup.start();
+    setup.record(vec![paid(Some(3), 3)]).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    assert_eq!(server.count(STREAM).await, 1, "only the new payment");
+}
+
+#[tokio::test]
 async fn an_interrupted_replay_begins_again() {
     let events = [failed(1, 1), paid(Some(1), 2)];
     let second = events[1].id().unwrap().to_string();
