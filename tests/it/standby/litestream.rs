@@ -242,7 +242,7 @@ fn the_last_mail_decides_which_copy_is_newest() {
     let (copies, a, b) = (Copies::new(), database_with(2), database_with(3));
     copies.store("a", &a.database());
     copies.store("b", &b.database());
-    // The clock of `a` was an hour ahead. In a folder, the time of a file is the time of the change.
+    // The clock of `a` was an hour ahead. If copies are in a folder, Litestream reports the times of the files.
     let set_time = |host: &str, time: &str| {
         let files = fs::read_dir(copies.of(host).join("ltx/0")).unwrap().map(|file| file.unwrap().path());
         assert!(Command::new("touch").args(["-d", time]).args(files).status().unwrap().success());
