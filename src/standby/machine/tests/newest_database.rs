@@ -1,4 +1,4 @@
-//! What a host knows about the newest database, and what it tells the other hosts.
+//! A host knows which database is the newest, and passes this knowledge on in the lease.
 
 use super::*;
 
