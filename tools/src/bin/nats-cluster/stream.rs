@@ -92,14 +92,16 @@ struct Disturbance<'a> {
 impl Disturbance<'_> {
     /// Makes all failures, one after the other, and returns the longest outage.
     fn run(&mut self, homes: &[Home; 2]) -> Duration {
-        let mut daemon = homes[0].start();
+        let mut home = &homes[0];
+        let mut daemon = home.start();
         self.until_recovered();
         let mut longest = Duration::ZERO;
         for n in 0..LEADER_KILLS {
             if n == HANDOVER {
                 let killed = Instant::now();
                 daemon.kill();
-                daemon = homes[1].start();
+                home = &homes[1];
+                daemon = home.start();
                 self.until_recovered();
                 self.print_outage("another daemon", killed);
             }
@@ -108,6 +110,7 @@ impl Disturbance<'_> {
             self.cluster.kill(leader);
             self.until_recovered();
             longest = longest.max(self.print_outage("the leader killed", killed));
+            print_acknowledgements(home, killed);
             self.cluster.restart(leader);
             self.runtime.block_on(self.cluster.until_current(STREAM));
         }
@@ -115,6 +118,7 @@ impl Disturbance<'_> {
         self.cluster.kill_all();
         self.until_recovered();
         longest = longest.max(self.print_outage("all servers killed", killed));
+        print_acknowledgements(home, killed);
         assert_eq!(daemon.end(), Some(0));
         longest
     }
@@ -138,4 +142,15 @@ impl Disturbance<'_> {
         }
         outages[0].1.max(outages[1].1)
     }
+}
+
+/// Prints the longest time without an acknowledgement for the daemon, after a failure: the servers' part of an outage.
+fn print_acknowledgements(home: &Home, at: Instant) {
+    let seconds = at.elapsed().as_secs_f64();
+    let gap = home.ask(&format!(
+        "SELECT printf('%.1f', max(gap)) FROM (SELECT julianday(delivered_at) AS at,
+           (julianday(delivered_at) - julianday(lag(delivered_at) OVER (ORDER BY delivered_at))) * 86400 AS gap
+         FROM deliveries WHERE delivered_at IS NOT NULL) WHERE at > julianday('now') - {seconds} / 86400"
+    ));
+    println!("  {gap} s without an acknowledgement for the daemon");
 }
