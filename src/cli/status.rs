@@ -61,7 +61,7 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         line(&format!("  - {}", crate::model::printable(problem, 400)))?;
     }
     if let Some(role) = &health.role {
-        line(&format!("\nthis host is {}; {}", role.state.as_str(), cell(Some(&role.describe_lease()))))?;
+        line(&format!("\nthis host is {}; {}", role.state.as_str(), cell(Some(&role.lease.describe()))))?;
     }
     if !health.mailboxes.is_empty() {
         line("")?;

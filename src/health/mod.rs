@@ -24,7 +24,7 @@ use crate::standby::LeaseView;
 pub use chains::ChainHealth;
 pub use mailboxes::{Mailbox, WatchedMailbox};
 pub use resmic::ResmicHealth;
-pub use role::{OwnProgram, Role};
+pub use role::{KnownLease, OwnProgram, Role};
 pub use silence::{AccountHealth, ParsingHealth, WatchedAccount};
 pub use streams::StreamHealth;
 

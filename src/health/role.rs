@@ -12,16 +12,87 @@ use crate::standby::{ConfigurationHashes, LeaseState, LeaseView};
 pub struct Role {
     /// The state of this host, for example active or standby.
     pub state: LeaseState,
-    /// The host that has the lease.
-    pub holder: Option<String>,
-    /// The seconds until the lease ends, unless it is renewed.
-    pub lease_left_s: Option<u64>,
-    /// The lease cannot be read or written. So if there is no `holder`, another host may have the lease.
-    #[serde(skip)]
-    pub is_lease_unknown: bool,
+    /// The lease, as this host knows it.
+    #[serde(flatten)]
+    pub lease: KnownLease,
+}
+
+/// The lease, as a host knows it. In JSON, `holder` and `lease_left_s`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "LeaseFields")]
+pub enum KnownLease {
+    /// A host has the lease.
+    Held {
+        /// The name of the host.
+        holder: String,
+        /// The seconds until the lease ends, unless the host renews it.
+        left_s: u64,
+    },
     /// The lease of this host has ended, and the daemon has not become a standby, because the daemon is stopped or hangs.
-    #[serde(skip)]
-    pub has_lease_ended: bool,
+    OwnEnded {
+        /// The name of this host.
+        holder: String,
+    },
+    /// The lease cannot be read. The host that had it last may have renewed it.
+    LastSeen {
+        /// The name of that host.
+        holder: String,
+    },
+    /// The lease cannot be read. No host is known to have it.
+    Unknown,
+    /// No host has the lease.
+    Free,
+}
+
+/// The fields of a [`KnownLease`] in JSON.
+#[derive(Serialize)]
+struct LeaseFields {
+    holder: Option<String>,
+    lease_left_s: Option<u64>,
+}
+
+impl From<KnownLease> for LeaseFields {
+    fn from(lease: KnownLease) -> Self {
+        let (holder, lease_left_s) = match lease {
+            KnownLease::Held { holder, left_s } => (Some(holder), Some(left_s)),
+            KnownLease::OwnEnded { holder } | KnownLease::LastSeen { holder } => (Some(holder), Some(0)),
+            KnownLease::Unknown | KnownLease::Free => (None, None),
+        };
+        LeaseFields { holder, lease_left_s }
+    }
+}
+
+impl KnownLease {
+    fn new(lease: &LeaseView, now: BootInstant) -> Self {
+        let is_own = matches!(lease.state, LeaseState::Active | LeaseState::TakingOver);
+        match (&lease.holder, lease.ends, &lease.problem) {
+            (Some(value), Some(ends), _) if now < ends => {
+                KnownLease::Held { holder: value.host.clone(), left_s: ends.since(now).as_secs() }
+            }
+            (Some(value), _, _) if is_own => KnownLease::OwnEnded { holder: value.host.clone() },
+            (Some(value), _, Some(_)) => KnownLease::LastSeen { holder: value.host.clone() },
+            // The holder has not renewed its lease, so this host can take the lease at any moment.
+            (Some(value), _, None) => KnownLease::Held { holder: value.host.clone(), left_s: 0 },
+            (None, _, Some(_)) => KnownLease::Unknown,
+            (None, _, None) => KnownLease::Free,
+        }
+    }
+
+    /// Describes for people which host has the lease, and for how long.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            KnownLease::Held { holder, left_s } => {
+                format!("host {holder} has the lease, for {left_s} s unless it is renewed")
+            }
+            KnownLease::OwnEnded { .. } => "its lease has ended".into(),
+            KnownLease::LastSeen { holder } => {
+                format!("host {holder} had the lease; whether it still has the lease is not known")
+            }
+            KnownLease::Unknown => "it does not know which host has the lease".into(),
+            KnownLease::Free => "no host has the lease".into(),
+        }
+    }
 }
 
 /// The values that a host compares with those of the holder of the lease.
@@ -38,24 +109,16 @@ pub struct OwnProgram {
 impl Role {
     /// One line for `systemctl status`; `None` for the active host, which reports its work instead.
     pub(super) fn line(&self) -> Option<String> {
-        match (self.state, &self.holder) {
+        match (self.state, &self.lease) {
             (LeaseState::Active, _) => None,
             (LeaseState::TakingOver, _) => Some("taking over".into()),
-            (_, Some(holder)) => Some(format!("standing by for host {holder}")),
-            (_, None) if self.is_lease_unknown => Some("standing by; the lease is not known".into()),
-            (_, None) => Some("standing by; no host is active".into()),
-        }
-    }
-
-    /// Which host has the lease, and for how long.
-    #[must_use]
-    pub fn describe_lease(&self) -> String {
-        let left = self.lease_left_s.map_or(String::new(), |left| format!(", for {left} s unless it is renewed"));
-        match &self.holder {
-            Some(_) if self.has_lease_ended => "its lease has ended".into(),
-            Some(holder) => format!("host {holder} has the lease{left}"),
-            None if self.is_lease_unknown => "it does not know which host has the lease".into(),
-            None => "no host has the lease".into(),
+            (_, KnownLease::Held { holder, .. } | KnownLease::OwnEnded { holder }) => {
+                Some(format!("standing by for host {holder}"))
+            }
+            (_, KnownLease::LastSeen { .. } | KnownLease::Unknown) => {
+                Some("standing by; the lease is not known".into())
+            }
+            (_, KnownLease::Free) => Some("standing by; no host is active".into()),
         }
     }
 }
@@ -82,28 +145,24 @@ impl Health {
 
     /// Adds the host's role, and a problem of the lease if there is one.
     pub fn add_lease(&mut self, lease: &LeaseView, now: BootInstant) {
-        let holder = lease.holder.as_ref().map(|holder| holder.host.clone());
-        let left = lease.ends.map(|ends| ends.since(now).as_secs());
-        let has_lease = matches!(lease.state, LeaseState::Active | LeaseState::TakingOver);
-        let has_lease_ended = has_lease && lease.ends.is_some_and(|ends| ends <= now);
-        let is_lease_unknown = lease.problem.is_some();
-        self.role = Some(Role { state: lease.state, holder, lease_left_s: left, is_lease_unknown, has_lease_ended });
-        let problem = match (lease.state, &lease.problem, left) {
-            (LeaseState::Active | LeaseState::TakingOver, Some(problem), Some(left)) => {
+        let known = KnownLease::new(lease, now);
+        let problem = match (lease.state, &lease.problem, &known) {
+            (LeaseState::Active | LeaseState::TakingOver, Some(problem), KnownLease::Held { left_s: left, .. }) => {
                 Some(format!("the lease cannot be renewed, and ends in {left} s: {problem}"))
             }
-            (_, None, _) if has_lease_ended => {
+            (_, _, KnownLease::OwnEnded { .. }) => {
                 Some("the lease of this host has ended, and the daemon makes no progress: restart the daemon".into())
             }
             (_, Some(problem), _) => Some(format!("this host cannot take over: the lease: {problem}")),
             (LeaseState::TakingOver, None, _) => {
                 Some("no host is active: this one fetches and opens the database".into())
             }
-            (LeaseState::Standby, None, _) if lease.holder.is_none() => {
+            (LeaseState::Standby, None, KnownLease::Free) => {
                 Some("no host is active: this one takes over when the lease allows it".into())
             }
             _ => None,
         };
+        self.role = Some(Role { state: lease.state, lease: known });
         let failure = lease.failure.as_ref().map(|failure| format!("this host could not take over: {failure}"));
         self.attention.extend(problem.into_iter().chain(failure));
         self.ok &= self.attention.is_empty();
@@ -163,13 +222,7 @@ mod tests {
             configuration: ConfigurationHashes { trust: "t".into(), ..ConfigurationHashes::default() },
         };
         let health = Health::of_standby(&lease(LeaseState::Standby), &same, now);
-        let role = Role {
-            state: LeaseState::Standby,
-            holder: Some("a".into()),
-            lease_left_s: Some(14),
-            is_lease_unknown: false,
-            has_lease_ended: false,
-        };
+        let role = Role { state: LeaseState::Standby, lease: KnownLease::Held { holder: "a".into(), left_s: 14 } };
         assert_eq!((health.ok, health.line(), health.role), (true, "standing by for host a".into(), Some(role)));
         let forward = ConfigurationHashes { forward: "f".into(), ..same.configuration.clone() };
         for (own, expected) in [
@@ -199,7 +252,7 @@ mod tests {
             let mut health = Health::unknown(String::new());
             (health.ok, health.attention) = (true, Vec::new());
             health.add_lease(&lease, BootInstant::from_millis(millis));
-            let lease = health.role.unwrap().describe_lease();
+            let lease = health.role.unwrap().lease.describe();
             (lease, health.attention)
         };
         assert_eq!(at(1_000), ("host a has the lease, for 14 s unless it is renewed".into(), Vec::new()));
@@ -215,10 +268,25 @@ mod tests {
             lease.problem = problem.map(str::to_owned);
             let health = Health::of_standby(&lease, &OwnProgram::default(), BootInstant::from_millis(1_000));
             let role = health.role.unwrap();
-            (role.line().unwrap(), role.describe_lease())
+            (role.line().unwrap(), role.lease.describe())
         };
         let unknown = ("standing by; the lease is not known", "it does not know which host has the lease");
         assert_eq!(says(Some("no server")), (unknown.0.into(), unknown.1.into()));
         assert_eq!(says(None), ("standing by; no host is active".into(), "no host has the lease".into()));
+    }
+
+    #[test]
+    fn an_old_holder_may_have_renewed_its_lease() {
+        let lease = LeaseView { problem: Some("no server".into()), ..lease(LeaseState::Standby) };
+        let role = |millis| {
+            let health = Health::of_standby(&lease, &OwnProgram::default(), BootInstant::from_millis(millis));
+            health.role.unwrap()
+        };
+        assert_eq!(role(1_000).lease.describe(), "host a has the lease, for 14 s unless it is renewed");
+        let role = role(16_000);
+        assert_eq!(role.lease.describe(), "host a had the lease; whether it still has the lease is not known");
+        assert_eq!(role.line().unwrap(), "standing by; the lease is not known");
+        let json = serde_json::to_string(&role).unwrap();
+        assert_eq!(json, r#"{"state":"standby","holder":"a","lease_left_s":0}"#);
     }
 }
