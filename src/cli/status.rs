@@ -11,8 +11,8 @@ use super::output::{self, cell, line};
 use crate::app;
 use crate::boot_clock::BootInstant;
 use crate::config::Config;
-use crate::db::{self, DaemonLock, StoreReader};
-use crate::health::{self, ChainHealth, Health, Mailbox, StreamHealth};
+use crate::db::{self, DaemonLock, StoreReader, StreamRow};
+use crate::health::{self, ChainHealth, Health, Mailbox};
 use crate::model::MailboxState;
 use crate::standby::{LeaseState, LeaseView};
 
@@ -106,7 +106,7 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
 }
 
 /// Prints a line for a target that is a stream, and a line for each note about the stream.
-fn print_stream(stream: &StreamHealth) -> anyhow::Result<()> {
+fn print_stream(stream: &StreamRow) -> anyhow::Result<()> {
     let version = stream.version.as_ref().map_or(String::new(), |version| format!(", NATS {}", cell(Some(version))));
     line(&format!(
         "target {}: stream {} at {}{version}; {}",

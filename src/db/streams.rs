@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 use rusqlite::params;
+use serde::Serialize;
 
 use super::{Result, Store, StoreReader, current_time, word};
 use crate::model::{StreamState, iso};
 
-/// A row of `streams`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A row of `streams`: a target that is a JetStream stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StreamRow {
     /// The target's name.
     pub target: String,
@@ -20,12 +21,14 @@ pub struct StreamRow {
     /// The version of the server to which the daemon connected last.
     pub version: Option<String>,
     /// Since when the daemon cannot publish; `None`: it can, or it connects for the first time since its start.
+    #[serde(skip)]
     pub failing_since: Option<String>,
     /// Why the daemon cannot publish.
     pub problems: Vec<String>,
     /// The settings that should be changed, one text for each.
     pub notes: Vec<String>,
     /// Whether a person must correct the cause of the problem.
+    #[serde(skip)]
     pub needs_person: bool,
     /// How many deliveries had their message in the stream already before an attempt.
     pub there_already: i64,

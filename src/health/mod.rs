@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::boot_clock::BootInstant;
 use crate::chain::ConfirmationState;
-use crate::db::{self, Store, StoreReader};
+use crate::db::{self, Store, StoreReader, StreamRow};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, Outcome, Status, StreamState};
 use crate::standby::LeaseView;
@@ -26,7 +26,6 @@ pub use mailboxes::{Mailbox, WatchedMailbox};
 pub use resmic::ResmicHealth;
 pub use role::{KnownLease, OwnProgram, Role};
 pub use silence::{AccountHealth, ParsingHealth, WatchedAccount};
-pub use streams::StreamHealth;
 
 /// The text about a daemon that does not run.
 pub const NOT_RUNNING: &str = "the daemon is not running: start it with `systemctl start resmic-mailhook`";
@@ -71,7 +70,7 @@ pub struct Health {
     /// How many events have each state of confirmation.
     pub confirmations: BTreeMap<String, i64>,
     /// The targets that are streams. A target is listed as soon as the daemon has begun to connect to its stream.
-    pub streams: Vec<StreamHealth>,
+    pub streams: Vec<StreamRow>,
     /// The configured chains whose nodes the daemon has asked.
     pub chains: Vec<ChainHealth>,
     /// Resmic's API; `null` without `[resmic]`.
