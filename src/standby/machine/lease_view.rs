@@ -29,7 +29,7 @@ impl LeaseMachine {
         match &self.place {
             Place::Holder(holder) => {
                 view.state = match &holder.stage {
-                    HolderStage::TakingOver => LeaseState::TakingOver,
+                    HolderStage::TakingOver | HolderStage::Opened { .. } => LeaseState::TakingOver,
                     HolderStage::Active => LeaseState::Active,
                     HolderStage::Releasing { failure: Some(_), .. } => LeaseState::Waiting,
                     HolderStage::Releasing { .. } => LeaseState::Standby,

@@ -13,6 +13,8 @@
 //!   has not watched the holder waits for L and the margin after the host first sees that the key is missing. If the key
 //!   is missing, the host takes the lease without this wait in two cases: no host ever had the lease; or the host knows the last
 //!   write of the key, and that write names the database of this host as the newest.
+//! - A host becomes active, and delivers, when it has written into the key that its database is the newest. If it delivered
+//!   before, and failed before this write, another host could count an older database as the newest.
 //! - A host that cannot know which database is the newest writes no such database into the key before the host is active. So
 //!   its old knowledge does not replace the better knowledge of another host.
 //! - A released lease can be taken at once.
@@ -141,7 +143,7 @@ impl LeaseMachine {
             count: self.count + 1,
             stage: match stage {
                 HolderStage::TakingOver => LeaseStage::TakingOver,
-                HolderStage::Active => LeaseStage::Active,
+                HolderStage::Opened { .. } | HolderStage::Active => LeaseStage::Active,
                 HolderStage::Releasing { .. } => LeaseStage::Released,
             },
             release: false,
@@ -149,7 +151,10 @@ impl LeaseMachine {
             version: me.version.clone(),
             schema: me.schema,
             configuration: me.configuration.clone(),
-            data: self.known.data.clone().filter(|_| self.certainty != Certainty::Uncertain),
+            data: match stage {
+                HolderStage::Opened { last_mail_id } => Some(self.owner(*last_mail_id)),
+                _ => self.known.data.clone().filter(|_| self.certainty != Certainty::Uncertain),
+            },
         }
     }
 
@@ -325,6 +330,11 @@ impl LeaseMachine {
                 (holder.revision, holder.sent, holder.next_at) = (revision, sent, next_at);
                 holder.lease = value.lease();
                 holder.is_challenged = false;
+                if value.stage == LeaseStage::Active && matches!(holder.stage, HolderStage::Opened { .. }) {
+                    holder.stage = HolderStage::Active;
+                    self.known.data.clone_from(&value.data);
+                    self.takeovers += 1;
+                }
                 if value.stage == LeaseStage::Released {
                     self.stand_by(now);
                 }
@@ -365,34 +375,33 @@ impl LeaseMachine {
         }
     }
 
-    /// The database was opened in `term`, so this host becomes active. The call has no effect if this host no longer takes over
-    /// in that term. `last_mail_id`: the last `mails.id` of the database.
+    /// The database was opened in `term`. This host becomes active when it has written that into the key. The call has no effect
+    /// if this host no longer takes over in that term. `last_mail_id`: the last `mails.id` of the database.
     pub(super) fn opened(&mut self, now: BootInstant, term: u64, last_mail_id: i64) {
         if let Place::Holder(holder) = &mut self.place
             && holder.stage == HolderStage::TakingOver
             && self.term == term
         {
-            (holder.stage, holder.next_at) = (HolderStage::Active, now);
-            self.takeovers += 1;
-            // The database of the active host is the newest.
-            self.certainty = Certainty::Exact;
-            self.note_last_mail(now, last_mail_id);
+            (holder.stage, holder.next_at) = (HolderStage::Opened { last_mail_id }, now);
         }
     }
 
     /// Stores the last `mails.id` of the database in `known`, if this host is active. If the id has changed, this host writes the
     /// id into the key at once, so that the next host can recognise an older copy.
     pub(super) fn note_last_mail(&mut self, now: BootInstant, last_mail_id: i64) {
-        let Place::Holder(holder) = &mut self.place else { return };
-        if holder.stage != HolderStage::Active {
-            return;
-        }
-        let (host, home) = (self.me.host.clone(), self.me.home.clone());
-        let data = Some(DataOwner { host, home, last_mail_id });
-        if self.known.data != data {
+        let data = Some(self.owner(last_mail_id));
+        if let Place::Holder(holder) = &mut self.place
+            && holder.stage == HolderStage::Active
+            && self.known.data != data
+        {
             self.known.data = data;
             holder.next_at = holder.next_at.min(now);
         }
+    }
+
+    /// This host as the owner of the newest database.
+    fn owner(&self, last_mail_id: i64) -> DataOwner {
+        DataOwner { host: self.me.host.clone(), home: self.me.home.clone(), last_mail_id }
     }
 
     /// Makes the release of the lease the next write, because this host has stopped its work. This host then leaves the lease to

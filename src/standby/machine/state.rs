@@ -182,6 +182,11 @@ pub(super) struct Holder {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum HolderStage {
     TakingOver,
+    /// The database is open, and the key does not show yet that this is the newest database.
+    Opened {
+        /// The last `mails.id` of the database.
+        last_mail_id: i64,
+    },
     Active,
     /// This host has stopped its work, and writes the release. After the release, this host leaves the lease to others until
     /// `pause` is over, or until another host becomes active.

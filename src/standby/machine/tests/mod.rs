@@ -136,7 +136,23 @@ fn a_lease_taken_again_is_another_term() {
     machine.opened(at(30_000), 1, 7);
     assert_eq!(machine.view().state, LeaseState::TakingOver, "the database was opened for the first term");
     machine.opened(at(30_000), 2, 7);
+    write(&mut machine, 30_000, WriteResult::Stored(6));
     assert_eq!(machine.view().state, LeaseState::Active);
+}
+
+#[test]
+fn an_active_host_is_known_as_the_newest() {
+    let mut machine = machine("a");
+    machine.on_read(at(0), entry(1, LeaseValue { data: owner("b", 5), ..value("b", LeaseStage::Released, 1) }));
+    write(&mut machine, 0, WriteResult::Stored(2));
+    machine.opened(at(0), machine.term, 5);
+    // The server does not answer. If it has not stored the value, another host counts the database of b as the newest.
+    assert_eq!(write(&mut machine, 0, WriteResult::Unknown).data, owner("a", 5));
+    assert_eq!((machine.view().state, machine.sends_until()), (LeaseState::TakingOver, BootInstant::default()));
+    machine.on_read(at(1_000), entry(2, LeaseValue { data: owner("b", 5), ..value("a", LeaseStage::TakingOver, 1) }));
+    assert_eq!(write(&mut machine, 1_000, WriteResult::Stored(3)).data, owner("a", 5));
+    assert_eq!((machine.view().state, machine.view().takeovers), (LeaseState::Active, 1));
+    assert!(machine.sends_until() > at(1_000));
 }
 
 #[test]
