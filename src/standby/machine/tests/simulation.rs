@@ -26,8 +26,6 @@ struct SimulatedNats {
     last_revision: u64,
     /// How many milliseconds the clock of the server is ahead.
     ahead: u64,
-    /// The newest database, by the last value of an active host.
-    newest: Option<DataOwner>,
 }
 
 impl SimulatedNats {
@@ -45,9 +43,6 @@ impl SimulatedNats {
             return WriteResult::Conflict;
         }
         self.last_revision += 1;
-        if value.stage == LeaseStage::Active {
-            self.newest.clone_from(&value.data);
-        }
         self.key = Some((self.last_revision, value.clone(), now + self.ahead));
         WriteResult::Stored(self.last_revision)
     }
@@ -77,8 +72,8 @@ struct Host {
     request: Option<Request>,
     opens_at: Option<u64>,
     processes: u32,
-    /// The last `mails.id` of this host's database.
-    last_mail: i64,
+    /// The content of this host's database. A host that is active changes it, and the number grows.
+    database: i64,
 }
 
 struct World {
@@ -88,6 +83,8 @@ struct World {
     hosts: Vec<Host>,
     /// Writes that arrive after their sender has stopped waiting.
     late: Vec<(u64, u64, LeaseValue)>,
+    /// The newest content of a database.
+    newest: i64,
     faults: Faults,
     /// For how many milliseconds each host was permitted to send.
     active: Vec<u64>,
@@ -116,7 +113,7 @@ impl World {
             request: None,
             opens_at: None,
             processes: 1,
-            last_mail: 0,
+            database: 0,
         });
         World {
             dice: Dice(seed * 2 + 1),
@@ -124,6 +121,7 @@ impl World {
             nats: SimulatedNats::default(),
             hosts: hosts.into(),
             late: Vec::new(),
+            newest: 0,
             faults,
             active: vec![0; 3],
             trace: Vec::new(),
@@ -222,20 +220,7 @@ impl World {
                 match &request.step {
                     LeaseStep::Write { expected, value } => {
                         let result = self.nats.write(now, *expected, value);
-                        let LeaseValue { process, stage, data, .. } = value;
-                        // Without a fault of the network, a host that takes over names the newest database, or none.
-                        if let (WriteResult::Stored(_), Some(data), false) = (result, data, self.faults.network)
-                            && *stage == LeaseStage::TakingOver
-                        {
-                            let newest = self.nats.newest.as_ref().map(|newest| &newest.host);
-                            let tail = self.trace.len().saturating_sub(60);
-                            let trace = self.trace[tail..].join("\n");
-                            assert_eq!(
-                                Some(&data.host),
-                                newest,
-                                "{process} names an older database at {now}:\n{trace}"
-                            );
-                        }
+                        let LeaseValue { process, stage, .. } = value;
                         self.trace.push(format!(
                             "{now} {process} writes {stage:?} over {expected}: {result:?}, sent {}",
                             request.sent
@@ -265,13 +250,17 @@ impl World {
             }
         }
         let view = host.machine.view();
-        if view.state == LeaseState::Active && self.dice.one_in(20) {
-            host.last_mail += 1;
-            host.machine.note_last_mail(at(now), host.last_mail);
+        if view.state == LeaseState::Active
+            && view.is_held(at(now))
+            && (host.opens_at.take().is_some() || self.dice.one_in(20))
+        {
+            self.newest += 1;
+            host.database = self.newest;
+            host.machine.note_last_mail(at(now), host.database);
         }
         if view.state == LeaseState::Active && self.faults.network && self.dice.one_in(3_000) {
             host.machine.release(at(now), Duration::from_secs(5), None);
-        } else if view.state != LeaseState::TakingOver {
+        } else if view.state != LeaseState::TakingOver || !view.is_held(at(now)) {
             host.opens_at = None;
         } else if host.opens_at.is_none() {
             host.opens_at = Some(now + self.dice.below(3_000));
@@ -280,19 +269,32 @@ impl World {
                 host.machine.release(at(now), Duration::from_secs(2), Some("no copy".into()));
             } else {
                 let takeover = view.takeover.unwrap_or_default();
-                let newest = self.nats.newest.as_ref();
-                if let (false, true, Some(newest)) = (self.faults.network, takeover.is_newest_here, newest) {
-                    assert_eq!(host.machine.me.host, newest.host, "the newest database at {now}");
-                }
-                host.last_mail = host.last_mail.max(newest.map_or(0, |newest| newest.last_mail_id));
-                host.machine.opened(at(now), view.term, host.last_mail);
+                self.restore(n, &takeover);
+                let host = &mut self.hosts[n];
+                host.machine.opened(at(now), view.term, host.database);
             }
         }
+        let host = &mut self.hosts[n];
         match host.machine.next_step(at(now)) {
             LeaseStep::Wait(_) => {}
             step => self.send(n, step),
         }
         announced
+    }
+
+    /// Gives host `n` the database that the takeover wants, and checks that it is the newest one.
+    fn restore(&mut self, n: usize, takeover: &Takeover) {
+        let certain = self.hosts[n].machine.value(&HolderStage::TakingOver).data;
+        let database = |name: &str| self.hosts.iter().find(|host| host.machine.me.host == name).unwrap().database;
+        let found = match certain {
+            _ if takeover.is_newest_here => self.hosts[n].database,
+            Some(owner) => database(&owner.host),
+            // The restore command gets no certain name, and finds the newest database by itself.
+            None => self.newest,
+        };
+        let tail = self.trace[self.trace.len().saturating_sub(100)..].join("\n");
+        assert_eq!(found, self.newest, "{n} opens an old database at {}: {takeover:?}\n{tail}", self.now);
+        self.hosts[n].database = found;
     }
 
     fn send(&mut self, n: usize, step: LeaseStep) {
