@@ -20,6 +20,9 @@ pub(super) fn event_headers(signer: &Signer, event: &OutboundEvent, now: Timesta
     if let Some(order_ref) = &event.order_ref {
         headers.push(("X-Mailhook-Order-Ref", sign::header_text(order_ref)));
     }
+    if let Some(account) = &event.account {
+        headers.push(("X-Mailhook-Account", sign::header_text(account)));
+    }
     if let Some(DeliveredConfirmation { state, received, arrival }) = &event.confirmation {
         headers.push(("X-Mailhook-Chain", state.to_string()));
         let arrived = received.iter().map(|value| ("X-Mailhook-Received", value));

@@ -23,7 +23,6 @@ pub use verify::{FindingKind, StreamFinding, Verification, verify};
 
 use super::headers::event_headers;
 use super::settings::ForwardSettings;
-use super::sign;
 use super::target::CommonTarget;
 use crate::db::OutboundEvent;
 use crate::model::Status;
@@ -94,9 +93,6 @@ impl StreamTarget {
         add("Nats-Expected-Stream", &self.name)?;
         for (name, value) in event_headers(&target.signer, event, Timestamp::now()) {
             add(name, &value)?;
-        }
-        if let Some(account) = &event.account {
-            add("X-Mailhook-Account", &sign::header_text(account))?;
         }
         Ok(headers)
     }

@@ -30,6 +30,7 @@ async fn an_event_has_the_form_of_the_webhook() {
     );
     assert_eq!((request.header("webhook-signature"), request.header("webhook-timestamp")), (None, None));
     assert_eq!(request.header("x-mailhook-order-ref"), Some("Gr%C3%B6%C3%9Fe%205"));
+    assert_eq!(request.header("x-mailhook-account"), Some("shop"));
     assert_eq!(request.header("user-agent"), Some(concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION"))));
     assert_eq!((row.attempts, row.last_status, row.last_error), (1, Some(204), None));
     assert!(row.delivered_at.is_some());
