@@ -21,6 +21,7 @@
 //! - If the holder's daemon is killed, the next daemon on the same host takes the lease again after a third of L without a new
 //!   write. The lock of the standby file proves that no other process of this host has the lease.
 
+mod last_mails;
 mod lease_view;
 mod standing_by;
 mod state;
@@ -29,6 +30,7 @@ mod tests;
 
 use std::time::Duration;
 
+use last_mails::LastMails;
 use state::{Awaited, Certainty, Holder, HolderStage, Place, SeenEntry, StandbyHost};
 pub(super) use state::{Entry, EntryContent, LeaseStep, WriteResult};
 pub use state::{KnownData, Member};
@@ -113,6 +115,7 @@ impl LeaseMachine {
     /// Returns the next step for the driver. If the lease of this host has ended, this host first becomes a standby.
     pub(super) fn next_step(&mut self, now: BootInstant) -> LeaseStep {
         self.tick(now);
+        self.renew_last_mail(now);
         let slack = self.lease / 4;
         if let Place::Standby(standby) = &mut self.place
             && now > self.awaited_by.plus(slack)
@@ -121,7 +124,10 @@ impl LeaseMachine {
         }
         let step = match &self.place {
             Place::Standby(standby) => self.standby_step(standby, now),
-            Place::Holder(holder) if holder.next_at > now => LeaseStep::Wait(holder.next_at.min(self.ends(holder))),
+            Place::Holder(holder) if holder.next_at > now => {
+                let until = holder.next_at.min(self.ends(holder));
+                LeaseStep::Wait(holder.last_mails.next_at().map_or(until, |at| at.min(until)))
+            }
             Place::Holder(holder) if holder.must_read => LeaseStep::Read,
             Place::Holder(holder) => LeaseStep::Write { expected: holder.revision, value: self.value(&holder.stage) },
         };
@@ -321,6 +327,7 @@ impl LeaseMachine {
                     is_asked: false,
                     is_challenged: false,
                     takeover,
+                    last_mails: LastMails::default(),
                 };
                 self.place = Place::Holder(holder);
                 self.term += 1;
@@ -332,6 +339,9 @@ impl LeaseMachine {
                 holder.is_challenged = false;
                 if value.stage == LeaseStage::Active && matches!(holder.stage, HolderStage::Opened { .. }) {
                     holder.stage = HolderStage::Active;
+                    if let Some(data) = &value.data {
+                        holder.last_mails.written(data.last_mail_id);
+                    }
                     self.known.data.clone_from(&value.data);
                     self.takeovers += 1;
                 }
@@ -386,16 +396,24 @@ impl LeaseMachine {
         }
     }
 
-    /// Stores the last `mails.id` of the database in `known`, if this host is active. If the id has changed, this host writes the
-    /// id into the key at once, so that the next host can recognise an older copy.
+    /// Notes the last `mails.id` of the database, if this host is active. This host writes the id into the key, so that the next
+    /// host can recognise an older copy.
     pub(super) fn note_last_mail(&mut self, now: BootInstant, last_mail_id: i64) {
-        let data = Some(self.owner(last_mail_id));
         if let Place::Holder(holder) = &mut self.place
             && holder.stage == HolderStage::Active
-            && self.known.data != data
         {
-            self.known.data = data;
-            holder.next_at = holder.next_at.min(now);
+            holder.last_mails.note(now, last_mail_id);
+        }
+    }
+
+    /// Makes a write of the key the next step if a newer `mails.id` may be written into the key.
+    fn renew_last_mail(&mut self, now: BootInstant) {
+        if let Place::Holder(holder) = &mut self.place
+            && holder.stage == HolderStage::Active
+            && let Some(last_mail_id) = holder.last_mails.take(now)
+        {
+            holder.next_at = now;
+            self.known.data = Some(self.owner(last_mail_id));
         }
     }
 
@@ -407,8 +425,11 @@ impl LeaseMachine {
     /// Makes the release of the lease the next write, because this host has stopped its work. This host then leaves the lease to
     /// others until `pause` is over, or until another host becomes active. `failure`: why this host could not take over.
     pub(super) fn release(&mut self, now: BootInstant, pause: Duration, failure: Option<String>) {
-        if let Place::Holder(holder) = &mut self.place {
-            (holder.stage, holder.next_at) = (HolderStage::Releasing { pause, failure }, now);
+        let Place::Holder(holder) = &mut self.place else { return };
+        let last_mail_id = holder.last_mails.latest();
+        (holder.stage, holder.next_at) = (HolderStage::Releasing { pause, failure }, now);
+        if let Some(last_mail_id) = last_mail_id {
+            self.known.data = Some(self.owner(last_mail_id));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::last_mails::LastMails;
 use crate::boot_clock::BootInstant;
 use crate::standby::lease_value::{ConfigurationHashes, DataOwner, LeaseValue};
 use crate::standby::view::Takeover;
@@ -177,6 +178,8 @@ pub(super) struct Holder {
     pub(super) is_challenged: bool,
     /// The facts that this host knew about the newest database when it took the lease.
     pub(super) takeover: Takeover,
+    /// The last mails that are not in the key yet.
+    pub(super) last_mails: LastMails,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -106,14 +106,26 @@ fn the_holder_counts_from_the_send_time() {
 }
 
 #[test]
-fn a_new_mail_is_written_at_once() {
+fn a_new_mail_is_written_after_its_copy() {
     let mut machine = holder();
     machine.note_last_mail(at(300), 7);
     assert_eq!(machine.next_step(at(300)), LeaseStep::Wait(at(5_000)), "nothing has changed");
     machine.note_last_mail(at(300), 8);
-    let written = write(&mut machine, 300, WriteResult::Stored(3));
-    assert_eq!(written.data.unwrap().last_mail_id, 8);
-    assert_eq!(machine.next_step(at(300)), LeaseStep::Wait(at(5_300)));
+    machine.note_last_mail(at(900), 9);
+    assert_eq!(machine.next_step(at(900)), LeaseStep::Wait(at(2_300)), "a copy may lack the mail until then");
+    assert_eq!(write(&mut machine, 2_300, WriteResult::Stored(3)).data, owner("a", 8));
+    assert_eq!(machine.next_step(at(2_300)), LeaseStep::Wait(at(4_300)));
+    assert_eq!(write(&mut machine, 4_300, WriteResult::Stored(4)).data, owner("a", 9));
+    assert_eq!(machine.next_step(at(4_300)), LeaseStep::Wait(at(9_300)));
+}
+
+#[test]
+fn a_release_names_the_last_mail() {
+    let mut machine = holder();
+    machine.note_last_mail(at(300), 8);
+    machine.release(at(400), Duration::ZERO, None);
+    let released = write(&mut machine, 400, WriteResult::Stored(3));
+    assert_eq!((released.stage, released.data), (LeaseStage::Released, owner("a", 8)));
 }
 
 #[test]
