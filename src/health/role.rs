@@ -195,8 +195,12 @@ mod tests {
     use super::*;
     use crate::standby::{LeaseStage, LeaseValue};
 
+    fn hashes(configuration: &str) -> ConfigurationHashes {
+        ConfigurationHashes::new(&configuration.parse().unwrap())
+    }
+
     fn lease(state: LeaseState) -> LeaseView {
-        let configuration = ConfigurationHashes { trust: "t".into(), ..ConfigurationHashes::default() };
+        let configuration = hashes("");
         let holder = LeaseValue {
             host: "a".into(),
             process: "p".into(),
@@ -216,15 +220,11 @@ mod tests {
     #[test]
     fn a_standby_that_differs_needs_attention() {
         let now = BootInstant::from_millis(1_000);
-        let same = OwnProgram {
-            version: "0.2.0".into(),
-            schema: 2,
-            configuration: ConfigurationHashes { trust: "t".into(), ..ConfigurationHashes::default() },
-        };
+        let same = OwnProgram { version: "0.2.0".into(), schema: 2, configuration: hashes("") };
         let health = Health::of_standby(&lease(LeaseState::Standby), &same, now);
         let role = Role { state: LeaseState::Standby, lease: KnownLease::Held { holder: "a".into(), left_s: 14 } };
         assert_eq!((health.ok, health.line(), health.role), (true, "standing by for host a".into(), Some(role)));
-        let forward = ConfigurationHashes { forward: "f".into(), ..same.configuration.clone() };
+        let forward = hashes("[[forward]]\nname = \"shop\"");
         for (own, expected) in [
             (OwnProgram { version: "0.1.0".into(), ..same.clone() }, "has version 0.1.0, and that of host a"),
             (OwnProgram { schema: 1, ..same.clone() }, "has schema 1"),

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::connection::LeasePlace;
 use super::driver::{Driver, LeaseCommand};
-use super::lease_value::ConfigurationHashes;
+use super::hashes::ConfigurationHashes;
 use super::machine::{LeaseMachine, Member};
 use super::standby_file::{Report, StandbyFile};
 use super::view::LeaseView;

@@ -10,7 +10,8 @@ use tokio::time::sleep;
 
 use super::bucket::LeaseBucket;
 use super::connection::{LeaseConnection, LeasePlace, open_connection};
-use super::lease_value::{ConfigurationHashes, LeaseValue};
+use super::hashes::ConfigurationHashes;
+use super::lease_value::LeaseValue;
 use super::machine::{LeaseMachine, LeaseStep, WriteResult};
 use super::standby_file::{Report, StandbyFile};
 use super::view::{LeaseState, LeaseView};

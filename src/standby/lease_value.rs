@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::hashes::ConfigurationHashes;
+
 /// The longest lease (TTL of a bucket) that this program accepts.
 pub(super) const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
 /// The longest lease value that is parsed, in bytes.
@@ -56,17 +58,6 @@ pub enum LeaseStage {
     Released,
 }
 
-/// Hashes of the configuration tables that decide which events exist and where they are delivered.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConfigurationHashes {
-    /// `[trust]`
-    pub trust: String,
-    /// `[sessions]`
-    pub sessions: String,
-    /// `[[forward]]`
-    pub forward: String,
-}
-
 /// The host with the newest database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataOwner {
@@ -89,9 +80,8 @@ impl LeaseValue {
     /// Whether each text of the value has at most [`MAX_TEXT`] bytes, all of them visible ASCII characters.
     fn is_plain(&self) -> bool {
         let LeaseValue { host, process, home, version, configuration, data, .. } = self;
-        let ConfigurationHashes { trust, sessions, forward } = configuration;
         let owner = data.iter().flat_map(|owner| [&owner.host, &owner.home]);
-        let mut texts = [host, process, home, version, trust, sessions, forward].into_iter().chain(owner);
+        let mut texts = [host, process, home, version].into_iter().chain(configuration.texts()).chain(owner);
         texts.all(|text| text.len() <= MAX_TEXT && text.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 
@@ -130,7 +120,7 @@ mod tests {
             lease_ms: 20_000,
             version: "0.1.0".into(),
             schema: 1,
-            configuration: ConfigurationHashes { trust: "t".into(), sessions: "s".into(), forward: "f".into() },
+            configuration: ConfigurationHashes::new(&toml::Table::new()),
             data: Some(DataOwner { host: "b".into(), home: "89ab".into(), last_mail_id: 5 }),
         }
     }

@@ -21,7 +21,8 @@ mod view;
 
 pub use agent::{AGENT_HEARTBEAT, LeaseAgent};
 pub use connection::LeasePlace;
-pub use lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
+pub use hashes::ConfigurationHashes;
+pub use lease_value::{DataOwner, LeaseStage, LeaseValue};
 pub use machine::{KnownData, Member};
 pub use probe::{Handover, LeaseHolder, check_bucket, find_holder, request_release};
 pub use restore::{RestoreError, run_restore};

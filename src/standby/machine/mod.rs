@@ -35,7 +35,8 @@ use state::{Awaited, Certainty, Holder, HolderStage, Place, SeenEntry, StandbyHo
 pub(super) use state::{Entry, EntryContent, LeaseStep, WriteResult};
 pub use state::{KnownData, Member};
 
-use super::lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
+use super::hashes::ConfigurationHashes;
+use super::lease_value::{DataOwner, LeaseStage, LeaseValue};
 use super::view::Takeover;
 use crate::boot_clock::BootInstant;
 

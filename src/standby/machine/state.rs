@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::last_mails::LastMails;
 use crate::boot_clock::BootInstant;
-use crate::standby::lease_value::{ConfigurationHashes, DataOwner, LeaseValue};
+use crate::standby::hashes::ConfigurationHashes;
+use crate::standby::lease_value::{DataOwner, LeaseValue};
 use crate::standby::view::Takeover;
 
 /// The description of this process, which each of its lease values contains.
@@ -35,7 +36,6 @@ pub(in crate::standby) struct Entry {
 
 /// The content of the key of the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(in crate::standby) enum EntryContent {
     /// The key does not exist, or has expired.
     Absent {
@@ -52,7 +52,6 @@ pub(in crate::standby) enum EntryContent {
 
 /// The next step of the machine, which the driver executes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(in crate::standby) enum LeaseStep {
     /// Read the key.
     Read,
@@ -100,7 +99,7 @@ pub(super) enum Certainty {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
 pub(super) enum Place {
     Standby(StandbyHost),
     Holder(Holder),
