@@ -43,19 +43,24 @@ impl Chores {
             serving.spawn(metrics::serve(listener, endpoint, shutdown));
         }
         let pause = systemd::watchdog_interval().map_or(LONGEST_PAUSE, |interval| (interval / 2).min(LONGEST_PAUSE));
-        let mut reported = String::new();
+        let (mut reported, mut had_changed) = (String::new(), false);
         loop {
             let health = Health::of_standby(&lease.borrow_and_update(), &own, BootInstant::now());
             let line = health.line();
-            if line != reported {
+            let has_changed = line != reported;
+            if has_changed {
                 systemd::status(&line);
                 reported = line;
-                // The role has changed, so the code of the start, or of the time as active host, is no longer needed.
-                #[cfg(target_os = "linux")]
-                if let Err(error) = unmap_code() {
-                    tracing::debug!("the code of the program stays in memory: {error}");
-                }
             }
+            // After a change of the role, the code of the start, or of the time as active host, is no longer needed. The code of
+            // the change itself, such as the opening of a connection, is unmapped the next time.
+            #[cfg(target_os = "linux")]
+            if (has_changed || had_changed)
+                && let Err(error) = unmap_code()
+            {
+                tracing::debug!("the code of the program stays in memory: {error}");
+            }
+            had_changed = has_changed;
             match heartbeats.late() {
                 late if late.is_empty() => systemd::watchdog(),
                 late => tracing::error!("no progress: {}", late.join(", ")),
