@@ -1,4 +1,4 @@
-//! Durations and sizes as they are written in the configuration: `9m`, `1 MiB`.
+//! Durations and sizes as they are written in the configuration: `9m`, `1 MiB`. Counts as they are shown: `1 event`, `2 events`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -95,9 +95,29 @@ impl fmt::Display for HumanDuration {
     }
 }
 
+/// A count with its noun, in the singular or the plural: "1 delivery", "2 deliveries".
+#[must_use]
+pub fn count(number: impl TryInto<u64>, noun: &str) -> String {
+    // A negative count does not occur.
+    let number = number.try_into().unwrap_or_default();
+    let ends_in_y = noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u']));
+    match (number, ends_in_y) {
+        (1, _) => format!("{number} {noun}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {noun}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_counted_in_the_singular() {
+        assert_eq!([count(1_u32, "event"), count(1_i64, "delivery")], ["1 event", "1 delivery"]);
+        assert_eq!([count(0_usize, "mail"), count(2_u64, "delivery")], ["0 mails", "2 deliveries"]);
+        assert_eq!(count(2_u8, "day"), "2 days");
+    }
 
     #[test]
     fn durations_and_sizes_are_parsed() {

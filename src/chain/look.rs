@@ -15,6 +15,7 @@ use super::node_error::NodeError;
 use super::rpc::Node;
 use super::settings::Finality;
 use super::verdict::BlockId;
+use crate::units::count;
 
 /// The most temporary wallets whose outgoing transfers one look searches. A temporary wallet gets the money from the payer and
 /// passes it on to the merchant. A genuine payment uses at most one temporary wallet.
@@ -230,10 +231,6 @@ fn temporary_wallets(question: &Question<'_>, token: Address, payment: &Receipt)
 fn distinct(hashes: impl Iterator<Item = Hash>) -> Vec<Hash> {
     let mut known = HashSet::new();
     hashes.filter(|hash| known.insert(*hash)).take(MOST_CANDIDATES).collect()
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 fn describe_receipt(receipt: &Receipt) -> String {

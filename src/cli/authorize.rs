@@ -16,6 +16,7 @@ use crate::setup::Replacement;
 use crate::setup::oauth::{AuthorizationWay, DeviceCode, Loopback, OAuthClient};
 use crate::source::imap;
 use crate::tls;
+use crate::units::count;
 
 pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let found = config.accounts.iter().position(|account| account.name == name);
@@ -69,7 +70,7 @@ async fn by_device(client: &OAuthClient, url: &Url, user: &str) -> Result<Secret
     message("Open this page in a browser on any device:");
     message(&format!("  {}", code.verification_uri));
     message(&format!("and enter the code {}. Sign in as {user}.", code.user_code));
-    message(&format!("Waiting, for at most {} minutes …", code.expires_in.as_secs().div_ceil(60)));
+    message(&format!("Waiting, for at most {} …", count(code.expires_in.as_secs().div_ceil(60), "minute")));
     code.wait(client).await
 }
 

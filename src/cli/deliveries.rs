@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::db::{RetrySelection, StoreReader};
 use crate::forward::{self, FindingKind, StreamFinding};
 use crate::model::DeliveryState;
+use crate::units::count;
 
 pub(super) fn list(
     config: &Config,
@@ -50,7 +51,7 @@ pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow:
     drop(StoreReader::open(&config.database())?);
     let selection = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
     let changed = super::with_store(config, async |store| store.retry(selection).await).await?;
-    message(&format!("{changed} deliveries are due now; the daemon sends them"));
+    message(&format!("{} due now; the daemon sends what is due", count(changed, "delivery")));
     Ok(())
 }
 

@@ -45,7 +45,7 @@ pub(super) async fn run(
         latency: PushLatency::default(),
     };
     let (mut mails, reading) = super::read_files(paths, account.max_size.0);
-    let progress = output::progress("{spinner} {pos} mails, {per_sec}");
+    let progress = output::progress("{spinner} mails: {pos}, {per_sec}");
     let (mut counts, mut all_read) = (BTreeMap::new(), true);
     let mut batch = Vec::new();
     while mails.recv_many(&mut batch, super::BATCH).await > 0 {

@@ -10,7 +10,7 @@ use crate::app;
 use crate::config::Config;
 use crate::db::{Pruned, Store, StoreReader};
 use crate::model::iso;
-use crate::units::HumanDuration;
+use crate::units::{HumanDuration, count};
 
 pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
@@ -45,6 +45,10 @@ pub(super) async fn prune(config: &Config, age: HumanDuration, quarantined: bool
 fn describe(pruned: &Pruned) -> String {
     let Pruned { raw, mails, attempts, pages, .. } = pruned;
     format!(
-        "deleted the bytes of {raw} mails, {mails} ignored mails and {attempts} attempts, returned {pages} pages to the file system"
+        "deleted the bytes of {}, {} and {}, returned {} to the file system",
+        count(*raw, "mail"),
+        count(*mails, "ignored mail"),
+        count(*attempts, "attempt"),
+        count(*pages, "page"),
     )
 }

@@ -15,6 +15,7 @@ use crate::db::{self, DaemonLock, StoreReader, StreamRow};
 use crate::health::{self, ChainHealth, Health, Mailbox};
 use crate::model::MailboxState;
 use crate::standby::{LeaseState, LeaseView};
+use crate::units::count;
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     // If the database cannot be read, the output is a report that has only this problem. So `status --json` always prints JSON.
@@ -79,10 +80,10 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         let asked = resmic.asked_at.as_deref().map_or("not asked yet".to_owned(), |at| format!("asked {at}"));
         let error = resmic.last_error.as_ref().map_or(String::new(), |error| format!("; {}", cell(Some(error))));
         line(&format!(
-            "\nresmic at {}: {} events waiting, {} sessions without their mail; {asked}{error}",
+            "\nresmic at {}: {} waiting, {} without a mail; {asked}{error}",
             cell(resmic.host.as_deref()),
-            resmic.waiting,
-            resmic.missing_mails
+            count(resmic.waiting, "event"),
+            count(resmic.missing_mails, "session")
         ))?;
     }
     line("")?;
@@ -125,14 +126,14 @@ fn print_chain(chain: &ChainHealth) -> anyhow::Result<()> {
     let asked = chain.asked_at.as_deref().map_or("not asked yet".to_owned(), |at| format!("asked {at}"));
     let error = chain.last_error.as_ref().map_or(String::new(), |error| format!("; {}", cell(Some(error))));
     line(&format!(
-        "chain {} at {}: newest block {}, {} s old; final is {} blocks ({} s) behind; {} waiting; {asked}{error}",
+        "chain {} at {}: newest block {}, {} s old; final is {} ({} s) behind; {} waiting; {asked}{error}",
         cell(Some(&chain.name)),
         cell(Some(&chain.nodes.join(", "))),
         number(chain.head),
         number(chain.head_age_s),
-        number(behind),
+        behind.map_or_else(|| "-".to_owned(), |blocks| count(blocks, "block")),
         number(chain.final_lag_s),
-        chain.waiting,
+        count(chain.waiting, "event"),
     ))
 }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use super::WatchedChain;
 use super::chain_status::{NodeBlocks, ask};
 use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
+use crate::units::count;
 
 /// If the newest block of a node is older than this number of seconds, the node is too far behind its chain.
 const STALE_SECONDS: i64 = 600;
@@ -55,10 +56,12 @@ async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
 async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>> {
     let contract = coin.contract?;
     Some(match node.decimals(contract).await {
-        Ok(decimals) if decimals == coin.decimals => Ok(format!("{} has {decimals} decimals", coin.symbol)),
+        Ok(decimals) if decimals == coin.decimals => Ok(format!("{} has {}", coin.symbol, count(decimals, "decimal"))),
         Ok(decimals) => Err(format!(
-            "{} at {contract} has {decimals} decimals, and {} are configured; correct [chain.tokens]",
-            coin.symbol, coin.decimals
+            "{} at {contract} has {}, and [chain.tokens] has `decimals = {}`; correct it there",
+            coin.symbol,
+            count(decimals, "decimal"),
+            coin.decimals
         )),
         Err(error) => Err(format!("{} at {contract}: {error}", coin.symbol)),
     })

@@ -8,7 +8,7 @@ use super::retry;
 use super::target::CommonTarget;
 use crate::db::{Claimed, FinishedAttempt, NextStep, StreamReceipt};
 use crate::model::AttemptResult;
-use crate::units::HumanDuration;
+use crate::units::{HumanDuration, count};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -80,7 +80,10 @@ fn after_failure(target: &CommonTarget, claimed: &Claimed, now: Timestamp, failu
         Some(at) => NextStep::RetryAt(error, at),
         None => {
             let after = HumanDuration(target.give_up_after);
-            NextStep::GiveUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
+            NextStep::GiveUp(format!(
+                "given up after {after} and {}; the last: {error}",
+                count(claimed.attempt, "attempt")
+            ))
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Expected;
 use crate::db::{self, MailboxRow, StoreReader};
 use crate::model::{MailboxState, same_mailbox};
+use crate::units::count;
 
 /// How much longer than `idle_renew` a mailbox may be without a completed round trip.
 const SLACK: Duration = Duration::from_secs(5 * 60);
@@ -110,8 +111,8 @@ fn problem(watched: &WatchedMailbox, row: &MailboxRow, running: bool, now: Times
     if !running || age <= limit {
         return None;
     }
-    let minutes = age.as_secs() / 60;
-    Some(format!("{name}: no completed round trip for {minutes} minutes; restart the daemon if this stays"))
+    let minutes = count(age.as_secs() / 60, "minute");
+    Some(format!("{name}: no completed round trip for {minutes}; restart the daemon if this stays"))
 }
 
 #[cfg(test)]

@@ -176,7 +176,9 @@ fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));
     let configuration = (!tables.is_empty()).then(|| {
         let tables = tables.join(" and ");
-        format!("{tables} of the configuration differ from those of host {host}, which is active: make them the same")
+        format!(
+            "the configuration differs from that of host {host}, which is active, in {tables}: make both the same there"
+        )
     });
     let versions = [
         ("version", own.version.clone(), holder.version.clone()),
@@ -228,7 +230,7 @@ mod tests {
         for (own, expected) in [
             (OwnProgram { version: "0.1.0".into(), ..same.clone() }, "has version 0.1.0, and that of host a"),
             (OwnProgram { schema: 1, ..same.clone() }, "has schema 1"),
-            (OwnProgram { configuration: forward, ..same.clone() }, "[[forward]] of the configuration differ"),
+            (OwnProgram { configuration: forward, ..same.clone() }, "active, in [[forward]]: make both the same"),
         ] {
             let health = Health::of_standby(&lease(LeaseState::Standby), &own, now);
             assert!(!health.ok && health.attention.len() == 1 && health.attention[0].contains(expected), "{health:?}");

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Mailbox;
 use crate::db::{AccountRow, RecentParses};
 use crate::model::{MailboxState, iso};
+use crate::units::count;
 
 /// Fewer unparsed notifications than this number are no problem, because single mails may have an unusual layout.
 const FEWEST_UNPARSED: i64 = 3;
@@ -98,10 +99,10 @@ fn age(since: Timestamp, now: Timestamp) -> Duration {
 fn in_words(age: Duration) -> String {
     let seconds = age.as_secs();
     match seconds {
-        0..120 => format!("{seconds} seconds"),
-        120..7_200 => format!("{} minutes", seconds / 60),
-        7_200..172_800 => format!("{} hours", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
+        0..120 => count(seconds, "second"),
+        120..7_200 => count(seconds / 60, "minute"),
+        7_200..172_800 => count(seconds / 3_600, "hour"),
+        _ => count(seconds / 86_400, "day"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Expected;
 use crate::db::{self, StoreReader};
+use crate::units::count;
 
 /// Returns a line of advice, with a count, for each kind of mails, events and deliveries that wait for an operator.
 pub(super) fn waiting(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
@@ -59,10 +60,5 @@ pub(super) fn waiting(reader: &StoreReader, expected: &Expected) -> db::Result<V
 
 /// A count with its noun and a text: "2 deliveries given up".
 pub(super) fn counted(n: i64, noun: &str, text: &str) -> String {
-    let noun = match (n, noun) {
-        (1, noun) => noun.to_owned(),
-        (_, "delivery") => "deliveries".to_owned(),
-        (_, noun) => format!("{noun}s"),
-    };
-    format!("{n} {noun} {text}")
+    format!("{} {text}", count(n, noun))
 }

@@ -9,6 +9,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::model::printable;
+use crate::units::count;
 
 /// The limits of the restore command's output in the log: the length of a line in characters, and the number of lines of each
 /// stream (standard output, standard error).
@@ -102,7 +103,7 @@ async fn log_lines(output: Option<impl AsyncRead + Unpin>) {
     }
     log_line(&line, &mut lines);
     if lines > MAX_LINES {
-        tracing::info!("restore command: {} more lines", lines - MAX_LINES);
+        tracing::info!("restore command: {}", count(lines - MAX_LINES, "more line"));
     }
 }
 

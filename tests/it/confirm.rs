@@ -427,7 +427,7 @@ async fn check_connect_tests_each_node() {
     let shop = Shop::with(anvil, chain, "").await;
     let printed = String::from_utf8(shop.home.run(&["check", "--connect"]).stdout).unwrap();
     assert!(printed.contains("chain Sepolia: 127.0.0.1: chain 11155111; newest block"), "{printed}");
-    assert!(printed.contains("has 6 decimals, and 18 are configured"), "{printed}");
+    assert!(printed.contains("has 6 decimals, and [chain.tokens] has `decimals = 18`"), "{printed}");
     assert!(printed.contains("it answers debug_traceTransaction"), "{printed}");
 }
 

@@ -3,6 +3,7 @@
 use super::{StreamProblem, StreamTarget};
 use crate::model::printable;
 use crate::nats::{Fitness, JetStreamError, NatsConnection, NatsError, StreamInfo, judge_server};
+use crate::units::count;
 
 /// A connection, the version of its server, the configuration of the stream, and the problems of this configuration.
 pub(super) struct Inspection {
@@ -72,10 +73,10 @@ pub(in crate::forward) async fn probe(stream: &StreamTarget) -> Vec<Result<Strin
     };
     let Inspection { version, info, fitness, .. } = &inspection;
     let mut lines = vec![Ok(format!(
-        "{} can be reached, NATS {version}; stream {} has {} messages; nothing was published",
+        "{} can be reached, NATS {version}; stream {} has {}; nothing was published",
         stream.servers,
         stream.name,
-        info.messages()
+        count(info.messages(), "message")
     ))];
     lines.extend(fitness.notes.iter().map(|note| Ok(format!("note: {note}"))));
     lines.extend(stream.problems(&inspection).into_iter().map(Err));

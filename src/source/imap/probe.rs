@@ -6,6 +6,7 @@ use super::mailbox;
 use super::settings::ImapSettings;
 use super::timing::Timing;
 use crate::model::printable;
+use crate::units::count;
 
 /// Logs in and opens each mailbox. Returns a line for each finding: Ok, or Err for a mailbox that cannot be opened.
 ///
@@ -26,7 +27,7 @@ pub async fn probe(settings: &ImapSettings, login: &Login) -> Result<Vec<std::re
         };
         let display = printable(&name.display, 100);
         lines.push(match mailbox::select(&mut connection, &name, false).await {
-            Ok(selected) => Ok(format!("mailbox {display}: {} mails", selected.exists)),
+            Ok(selected) => Ok(format!("mailbox {display}: {}", count(selected.exists, "mail"))),
             // After this refusal, the connection still works, so the other mailboxes are tested, too.
             Err(error @ Error::Refused { .. }) => Err(format!("mailbox {display}: {error}")),
             Err(error) => return Err(error),

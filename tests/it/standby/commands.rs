@@ -139,7 +139,7 @@ fn status_is_red_if_hosts_differ() {
         found["attention"][0]
             .as_str()
             .unwrap()
-            .starts_with("[sessions] of the configuration differ from those of host a"),
+            .starts_with("the configuration differs from that of host a, which is active, in [sessions]"),
         "{found}"
     );
     assert_eq!(hosts.b.run(&["status"]).status.code(), Some(1));

@@ -108,7 +108,7 @@ async fn the_program_tells_what_a_stream_lacks() {
     let listed = home.data(&["deliveries", "--json"]);
     assert!(listed.contains("\"receipt\":\"PAID:1\""), "{listed}");
     let fits = checked(&home);
-    assert!(fits.contains("stream PAID has 1 messages; nothing was published"), "{fits}");
+    assert!(fits.contains("stream PAID has 1 message; nothing was published"), "{fits}");
     assert_eq!(daemon.end(), Some(0));
     assert!(!home.run(&["status"]).stdout.is_empty());
 }
