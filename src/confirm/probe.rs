@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::WatchedChain;
 use super::chain_status::{NodeBlocks, ask};
-use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
+use crate::chain::{Chain, Coin, Finality, Hash, Node, NodeErrorKind};
 use crate::units::count;
 
 /// If the newest block of a node is older than this number of seconds, the node is too far behind its chain.
@@ -32,12 +32,16 @@ async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
     };
     let seconds = |timestamp: u64| i64::try_from(timestamp).unwrap_or(i64::MAX);
     let age = Timestamp::now().as_second().saturating_sub(seconds(head.timestamp));
+    let finality = match chain.finality {
+        Finality::Depth(blocks) => blocks.to_string(),
+        tag => format!("{:?}", tag.to_string()),
+    };
     let message = format!(
-        "chain {}; newest block {}, {age} s old; {} is {} blocks behind",
+        "chain {}; newest block {}, {age} s old; last final block {}, {} behind (final = {finality})",
         chain.id,
         head.number,
-        chain.finality,
-        head.number.saturating_sub(last.number)
+        last.number,
+        count(head.number.saturating_sub(last.number), "block")
     );
     let mut lines = vec![if age > STALE_SECONDS {
         Err(format!("{message}: the node does not follow its chain"))

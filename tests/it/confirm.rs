@@ -422,11 +422,14 @@ async fn a_node_of_another_chain_is_refused() {
 async fn check_connect_tests_each_node() {
     let anvil = Anvil::start();
     let (node, wallet) = (anvil.url(), anvil.accounts[0].clone());
-    let chain =
-        |token: &str| sepolia(&[&node], &wallet, token, "trace = true").replace("decimals = 6", "decimals = 18");
+    let chain = |token: &str| {
+        sepolia(&[&node], &wallet, token, "trace = true\nfinal = 2").replace("decimals = 6", "decimals = 18")
+    };
     let shop = Shop::with(anvil, chain, "").await;
+    shop.anvil.mine(3);
     let printed = String::from_utf8(shop.home.run(&["check", "--connect"]).stdout).unwrap();
     assert!(printed.contains("chain Sepolia: 127.0.0.1: chain 11155111; newest block"), "{printed}");
+    assert!(printed.contains(", 1 block behind (final = 2)"), "{printed}");
     assert!(printed.contains("has 6 decimals, and [chain.tokens] has `decimals = 18`"), "{printed}");
     assert!(printed.contains("it answers debug_traceTransaction"), "{printed}");
 }
