@@ -113,16 +113,20 @@ impl Node {
         self.call("debug_traceTransaction", json!([hash.to_string(), { "tracer": "callTracer" }])).await
     }
 
-    /// A token's `decimals()`.
+    /// A token's `decimals()`. `None`: the address returned nothing, so it has no code, or the code of another contract.
     ///
     /// # Errors
     /// [`NodeError`].
-    pub async fn decimals(&self, token: Address) -> Result<u8, NodeError> {
+    pub async fn decimals(&self, token: Address) -> Result<Option<u8>, NodeError> {
         const METHOD: &str = "eth_call";
         let params = json!([{ "to": token.to_string(), "data": DECIMALS }, "latest"]);
-        let word: Hash = self.call(METHOD, params).await?;
-        let value = super::hex::word(&word.0).and_then(|value| u8::try_from(value).ok());
-        value.ok_or_else(|| self.bad(METHOD, "decimals() is larger than 255".into()))
+        let text: String = self.call(METHOD, params).await?;
+        let bytes = super::hex::data(&text).map_err(|problem| self.bad(METHOD, problem))?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let value = super::hex::word(&bytes).and_then(|value| u8::try_from(value).ok());
+        value.map(Some).ok_or_else(|| self.bad(METHOD, "decimals() is no number up to 255".into()))
     }
 
     /// Searches the logs of the blocks from `from` to `to`, both included. Blocks after the first 500 are not searched. One call

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::WatchedChain;
 use super::chain_status::{NodeBlocks, ask};
-use crate::chain::{Chain, Coin, Finality, Hash, Node, NodeErrorKind};
+use crate::chain::{Chain, Coin, Finality, Hash, Node, NodeError, NodeErrorKind};
 use crate::units::count;
 
 /// If the newest block of a node is older than this number of seconds, the node is too far behind its chain.
@@ -49,7 +49,7 @@ async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
         Ok(message)
     }];
     for coin in &chain.tokens {
-        lines.extend(probe_token(node, coin).await);
+        lines.extend(probe_token(node, chain, coin).await);
     }
     if chain.trace {
         lines.push(probe_trace(node).await);
@@ -57,17 +57,27 @@ async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
     lines
 }
 
-async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>> {
+async fn probe_token(node: &Node, chain: &Chain, coin: &Coin) -> Option<Result<String, String>> {
     let contract = coin.contract?;
     Some(match node.decimals(contract).await {
-        Ok(decimals) if decimals == coin.decimals => Ok(format!("{} has {}", coin.symbol, count(decimals, "decimal"))),
-        Ok(decimals) => Err(format!(
+        Ok(Some(decimals)) if decimals == coin.decimals => {
+            Ok(format!("{} has {}", coin.symbol, count(decimals, "decimal")))
+        }
+        Ok(Some(decimals)) => Err(format!(
             "{} at {contract} has {}, and [chain.tokens] has `decimals = {}`; correct it there",
             coin.symbol,
             count(decimals, "decimal"),
             coin.decimals
         )),
-        Err(error) => Err(format!("{} at {contract}: {error}", coin.symbol)),
+        Ok(None) => Err(format!(
+            "{}: there is no token contract at {contract} on chain {}; correct [chain.tokens]",
+            coin.symbol, chain.id
+        )),
+        Err(NodeError { method, kind: kind @ NodeErrorKind::Rejected { .. }, .. }) => Err(format!(
+            "{} at {contract}: {method}: {kind}; if this is no token contract, correct [chain.tokens]",
+            coin.symbol
+        )),
+        Err(NodeError { method, kind, .. }) => Err(format!("{} at {contract}: {method}: {kind}", coin.symbol)),
     })
 }
 
@@ -76,7 +86,7 @@ async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>>
 async fn probe_trace(node: &Node) -> Result<String, String> {
     match node.trace(Hash([0; 32])).await {
         Err(error) if error.is_of_node() || matches!(error.kind, NodeErrorKind::NoMethod(_)) => {
-            Err(format!("trace = true, but {error}"))
+            Err(format!("trace = true, but {}: {}", error.method, error.kind))
         }
         _ => Ok("it answers debug_traceTransaction".into()),
     }

@@ -435,6 +435,16 @@ async fn check_connect_tests_each_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_connect_names_a_wrong_token_address() {
+    let anvil = Anvil::start();
+    let (node, wallet, stranger) = (anvil.url(), anvil.accounts[0].clone(), anvil.accounts[1].clone());
+    let shop = Shop::with(anvil, |_| sepolia(&[&node], &wallet, &stranger, ""), "").await;
+    let printed = String::from_utf8(shop.home.run(&["check", "--connect"]).stdout).unwrap();
+    let expected = "FAILED: 127.0.0.1: USDC: there is no token contract at ";
+    assert!(printed.contains(expected) && printed.contains("; correct [chain.tokens]"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_connect_reports_unanswered_traces() {
     let anvil = Anvil::start();
     let node = ScriptedNode::altering(anvil.port, |request, answer| {
@@ -447,7 +457,7 @@ async fn check_connect_reports_unanswered_traces() {
     let checked = shop.home.run(&["check", "--connect"]);
     let printed = String::from_utf8(checked.stdout).unwrap() + &String::from_utf8(checked.stderr).unwrap();
     assert!(
-        printed.contains("trace = true, but 127.0.0.1: debug_traceTransaction: the node throttles us"),
+        printed.contains("127.0.0.1: trace = true, but debug_traceTransaction: the node throttles us"),
         "{printed}"
     );
     assert!(!printed.contains("it answers debug_traceTransaction"), "{printed}");

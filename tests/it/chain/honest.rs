@@ -70,7 +70,7 @@ async fn a_token_may_have_18_decimals() {
     let chain = setup.chain_with("", 18);
     assert_eq!(setup.code(&chain, &setup.claim("USDC", &hash)).await, "confirmed");
     let token = chain.coin("USDC").unwrap().contract.unwrap();
-    assert_eq!(setup.node().decimals(token).await.unwrap(), 18);
+    assert_eq!(setup.node().decimals(token).await.unwrap(), Some(18));
 }
 
 #[tokio::test]
