@@ -35,6 +35,8 @@ const LONGEST_ANSWER: usize = 4 * 1024 * 1024;
 const CALLS_PER_SECOND: usize = 5;
 /// Messages of a node are truncated to this number of characters.
 const KEPT_WORDS: usize = 200;
+/// The advice for an answer that comes from a web server and not from a node.
+const CHECK_URL: &str = "check the node's URL, also its path";
 /// A part of a URL's path or query with at least this number of bytes may be a key.
 const SHORTEST_KEY: usize = 6;
 
@@ -262,7 +264,7 @@ fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
         }
         // The Location of a redirect may contain the key, so the error does not quote it.
         status if status.is_redirection() => {
-            return Err(NodeErrorKind::BadAnswer(format!("{status}: a redirect, which is not followed")));
+            return Err(NodeErrorKind::BadAnswer(format!("{status}: a redirect, which is not followed; {CHECK_URL}")));
         }
         _ => {}
     }
@@ -277,9 +279,13 @@ fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
             Err(NodeErrorKind::Unreachable(words))
         }
         Err(e) if status.is_success() => {
-            Err(NodeErrorKind::BadAnswer(printable(&format!("no JSON-RPC response: {e}"), KEPT_WORDS)))
+            Err(NodeErrorKind::BadAnswer(printable(&format!("no JSON-RPC response: {e}; {CHECK_URL}"), KEPT_WORDS)))
         }
-        _ => Err(NodeErrorKind::Rejected { code: status.as_u16().into(), words }),
+        _ => {
+            // The Display of `Rejected` begins with the number of the status.
+            let reason = status.canonical_reason().unwrap_or("an HTTP error without a name");
+            Err(NodeErrorKind::Rejected { code: status.as_u16().into(), words: format!("{reason}; {CHECK_URL}") })
+        }
     }
 }
 
@@ -361,7 +367,7 @@ mod tests {
     fn errors_are_told_apart_by_status_and_code() {
         type Is = fn(&NodeErrorKind) -> bool;
         let error = |code: i64| format!("{{\"id\":7,\"error\":{{\"code\":{code},\"message\":\"words\"}}}}");
-        let cases: [(u16, String, Is); 17] = [
+        let cases: [(u16, String, Is); 18] = [
             (429, "<html>".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
             (503, "".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
             (503, "{\"message\":\"busy\"}".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
@@ -376,9 +382,10 @@ mod tests {
             (200, error(4444), |k| matches!(k, NodeErrorKind::Pruned(_))),
             (400, error(-32602), |k| matches!(k, NodeErrorKind::Rejected { code: -32602, .. })),
             (200, error(-32000).replace('7', "null"), |k| matches!(k, NodeErrorKind::Rejected { code: -32000, .. })),
-            (404, "not here".into(), |k| matches!(k, NodeErrorKind::Rejected { code: 404, .. })),
+            (404, "not here".into(), |k| k.to_string() == format!("error 404: Not Found; {CHECK_URL}")),
             (502, "<html>".into(), |k| matches!(k, NodeErrorKind::Unreachable(_))),
-            (302, "".into(), |k| matches!(k, NodeErrorKind::BadAnswer(_))),
+            (302, "".into(), |k| matches!(k, NodeErrorKind::BadAnswer(w) if w.ends_with(CHECK_URL))),
+            (200, "<html>".into(), |k| matches!(k, NodeErrorKind::BadAnswer(w) if w.ends_with(CHECK_URL))),
         ];
         for (status, body, is) in cases {
             let kind = read(status, &body).unwrap_err();

@@ -445,6 +445,17 @@ async fn check_connect_names_a_wrong_token_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_connect_doubts_a_wrong_node_path() {
+    let anvil = Anvil::start();
+    let node = ScriptedNode::start(|_| Some(NodeReply::new("404 Not Found", "", "not here")));
+    let (url, wallet) = (format!("{}/v3/s3cret-key", node.url()), anvil.accounts[0].clone());
+    let shop = Shop::with(anvil, |token| sepolia(&[&url], &wallet, token, ""), "").await;
+    let printed = String::from_utf8(shop.home.run(&["check", "--connect"]).stdout).unwrap();
+    let expected = "127.0.0.1: eth_chainId: error 404: Not Found; check the node's URL";
+    assert!(printed.contains(expected) && !printed.contains("s3cret"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_connect_reports_unanswered_traces() {
     let anvil = Anvil::start();
     let node = ScriptedNode::altering(anvil.port, |request, answer| {
