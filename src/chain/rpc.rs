@@ -159,6 +159,13 @@ impl Node {
         &self.host
     }
 
+    /// Whether both nodes have the same URL.
+    #[must_use]
+    pub(super) fn has_url_of(&self, other: &Node) -> bool {
+        let of = |url: &Url| (url.tls, url.host.to_ascii_lowercase(), url.port, url.path.clone());
+        of(&self.url) == of(&other.url)
+    }
+
     /// Sends a call and parses its result. If five calls were sent in the last second, the function waits first.
     ///
     /// # Errors

@@ -225,13 +225,16 @@ impl ChainSettings {
         tls: Option<&Arc<ClientConfig>>,
         requests: &NodeRequests,
     ) -> Result<Vec<Node>, Problem> {
-        let mut nodes = Vec::new();
+        let mut nodes: Vec<Node> = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
             let key = || format!("nodes[{n}]");
             let url = node.source().load().await.map_err(|missing| (key(), missing.to_string()))?;
-            nodes.push(
-                Node::new(&url, tls.cloned()).map_err(|message| (key(), message))?.counted_in(requests, &self.name),
-            );
+            let node = Node::new(&url, tls.cloned()).map_err(|message| (key(), message))?;
+            // One node that is asked twice agrees with itself.
+            if nodes.iter().any(|other| other.has_url_of(&node)) {
+                return wrong(key(), "this is the URL of another node in this list; expected independent nodes");
+            }
+            nodes.push(node.counted_in(requests, &self.name));
         }
         Ok(nodes)
     }
@@ -374,6 +377,23 @@ mod tests {
         assert!(check(&[settings("Polygon", ""), settings("Base", "")]).is_ok());
         assert_eq!(check(&[settings("Polygon", ""), settings("polygon", "")]).unwrap_err().0, "chain[1].name");
         assert_eq!(check(&[settings("Polygon", ""), settings("Mine", "\nid = 137")]).unwrap_err().0, "chain[1].id");
+    }
+
+    #[tokio::test]
+    async fn a_node_is_not_configured_twice() {
+        let opened = async |second: &str| {
+            let node = |url: &str| format!("{{ command = [\"echo\", \"{url}\"] }}");
+            let nodes = format!("nodes = [{}, {}]", node("http://localhost:1/v2/s3cret"), node(second));
+            let settings: ChainSettings =
+                toml::from_str(&format!("name = \"Polygon\"{REST}").replace("nodes = [{ env = \"N\" }]", &nodes))
+                    .unwrap();
+            settings.open_nodes(None, &NodeRequests::default()).await.map(|nodes| nodes.len())
+        };
+        let (key, message) = opened("http://localhost:1/v2/s3cret").await.unwrap_err();
+        assert!(key == "nodes[1]" && message.contains("independent") && !message.contains("s3cret"), "{message}");
+        for other in ["http://localhost:2/v2/s3cret", "http://localhost:1/v2/other"] {
+            assert_eq!(opened(other).await.unwrap(), 2, "{other}");
+        }
     }
 
     #[tokio::test]
