@@ -138,11 +138,20 @@ impl SessionRegistration {
         if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {
             return Err(Error::Value(format!("amount {text:?}: expected US dollars in decimal digits, such as 19.99")));
         }
-        let trimmed = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+        // An empty value is probably an unset variable of a script. Without its order reference, no signed address finds the
+        // session.
+        for (name, value) in
+            [("order reference", &self.order_ref), ("blockchain", &self.blockchain), ("token", &self.token)]
+        {
+            if value.as_ref().is_some_and(|text| text.trim().is_empty()) {
+                return Err(Error::Value(format!("the {name} is empty; expected a text, or leave it out")));
+            }
+        }
+        let trimmed = |text: Option<String>| text.map(|t| t.trim().to_owned());
         Ok(SessionRegistration {
             session_id: parse_session_id(&self.session_id)?,
             // The order reference stays unchanged, because it is the merchant's text.
-            order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
+            order_ref: self.order_ref,
             amount,
             blockchain: trimmed(self.blockchain).map(|chain| model::spell_chain(&chain)),
             token: trimmed(self.token),

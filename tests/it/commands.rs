@@ -201,6 +201,8 @@ fn wrong_usage_is_2_and_failure_is_1() {
         (&["parse", "--account", "nobody", folder], 2),
         (&["session", "add", "591abe63"], 2),
         (&["session", "add", id, "--amount", "$20"], 2),
+        (&["session", "add", id, "--order", ""], 2),
+        (&["session", "add", id, "--token", " "], 2),
         (&["session", "assign", &event, "591abe63"], 2),
         (&["events", "--since", "yesterday"], 2),
         (&["mails", "--outcome", "lost"], 2),
