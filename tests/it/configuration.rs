@@ -66,8 +66,16 @@ fn access_tokens_replace_the_password_in_the_example() {
     let both = indented.replace_all(&text, "$1");
     assert!(parse_config(&both).unwrap_err().contains("account[0].oauth2: expected either `password` or `oauth2`"));
     let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();
-    let config = parse_config(&without_password).unwrap();
-    assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
+    let error = parse_config(&without_password).unwrap_err();
+    assert!(
+        error.contains("account[0].oauth2.auth_url: expected either `device_url` or `auth_url`, not both"),
+        "{error}"
+    );
+    for key in ["device_url", "auth_url"] {
+        let one_way = Regex::new(&format!("(?m)^{key} = .*$")).unwrap().replace(&without_password, "").into_owned();
+        let config = parse_config(&one_way).unwrap();
+        assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
+    }
 }
 
 #[test]

@@ -212,8 +212,8 @@ mod tests {
         assert!(way(own).unwrap_err().contains("set device_url or auth_url"));
         let auth = way(&format!("{own}\nauth_url = \"https://login.example/auth\"")).unwrap();
         assert_eq!(auth, AuthorizationWay::Browser("https://login.example/auth".parse().unwrap()));
-        let both_urls = "device_url = \"https://login.example/device\"\nauth_url = \"https://login.example/auth\"";
-        assert!(matches!(way(&format!("{own}\n{both_urls}")).unwrap(), AuthorizationWay::Device(_)));
+        let device = way(&format!("{own}\ndevice_url = \"https://login.example/device\"")).unwrap();
+        assert!(matches!(device, AuthorizationWay::Device(_)));
     }
 
     #[test]

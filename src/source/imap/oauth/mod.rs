@@ -67,6 +67,9 @@ impl OAuthSettings {
                 return wrong(key, "expected https://: an authorization must not be read on the way");
             }
         }
+        if self.device_url.is_some() && self.auth_url.is_some() {
+            return wrong("auth_url", "expected either `device_url` or `auth_url`, not both");
+        }
         if self.client_id.is_empty() {
             return wrong("client_id", "expected the identifier that the provider gave to this application");
         }
