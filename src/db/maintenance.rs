@@ -174,9 +174,12 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] if `to` exists or the copy is damaged; otherwise an error of SQLite or the system.
+    /// [`Error::Refused`] if `to` exists or cannot be written, or if the copy is damaged; otherwise an error of SQLite.
     pub fn backup(&self, to: &Path) -> Result<()> {
-        let io = |source| Error::Io { path: to.to_owned(), source };
+        let io = |error| {
+            let advice = "check that its folder exists and can be written";
+            Error::Refused(format!("cannot write the copy {}: {error}; {advice}", to.display()))
+        };
         let folder = to.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if to.symlink_metadata().is_ok() {
             return Err(Error::Refused(format!("{} exists already; a backup never overwrites a file", to.display())));

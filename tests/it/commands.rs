@@ -227,6 +227,17 @@ fn wrong_usage_is_2_and_failure_is_1() {
 }
 
 #[test]
+fn backup_names_a_copy_that_cannot_be_written() {
+    let home = home();
+    home.data(&["import", &payments(&home, 1)]);
+    let output = home.run(&["backup", "/nonexist/copy.db"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected =
+        "error: cannot write the copy /nonexist/copy.db: No such file or directory (os error 2); check that its folder";
+    assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
+}
+
+#[test]
 fn an_empty_config_variable_is_ignored() {
     let home = home();
     let check = |variable: &str| {
