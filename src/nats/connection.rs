@@ -47,6 +47,9 @@ const REQUEST_SIZE_CHECK: Duration = Duration::from_millis(100);
 /// The number of characters after which an error message of a server is cut off.
 const MAX_ERROR_LENGTH: usize = 200;
 
+/// The advice for a server that cannot be reached.
+const CHECK_SERVERS: &str = "check `nats`, and that a NATS server runs there";
+
 /// How this program logs in to a NATS server.
 pub(super) enum NatsLogin {
     /// No login, or only a client certificate.
@@ -131,7 +134,9 @@ impl NatsServers {
         // text, or a message of almost 2^64 bytes. The first line is not encrypted, even with TLS, so any machine on the way can
         // send it. After the login, async-nats parses in another task, and a panic of that task only ends the connection.
         let Some(connected) = catch_panic_async(Box::pin(options.connect(addresses))).await else {
-            return Err(NatsError::Unreachable(format!("cannot connect to {self}: the server sends no NATS protocol")));
+            return Err(NatsError::Unreachable(format!(
+                "cannot connect to {self}: the server sends no NATS protocol; {CHECK_SERVERS}"
+            )));
         };
         let client = connected.map_err(|error| self.explain(&error))?;
         shared.is_used.store(true, Ordering::Relaxed);
@@ -211,8 +216,10 @@ impl NatsServers {
             (_, Some(rustls::Error::InvalidCertificate(_))) => NatsError::NotAllowed(format!(
                 "cannot connect to {self}: {detail}; check ca_file, and the names in the certificate of the server"
             )),
-            (ConnectErrorKind::Tls, _) => NatsError::NotAllowed(format!("cannot connect to {self}: {detail}")),
-            _ => NatsError::Unreachable(format!("cannot connect to {self}: {detail}")),
+            (ConnectErrorKind::Tls, _) => {
+                NatsError::NotAllowed(format!("cannot connect to {self}: {detail}; {CHECK_SERVERS}"))
+            }
+            _ => NatsError::Unreachable(format!("cannot connect to {self}: {detail}; {CHECK_SERVERS}")),
         }
     }
 }
@@ -253,7 +260,8 @@ fn is_about_certificate(alert: AlertDescription) -> bool {
 /// Looks up the host of an unencrypted server, and returns the host's loopback addresses as URLs.
 async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
     let found = lookup_host((url.host.as_str(), url.port)).await;
-    let found = found.map_err(|e| NatsError::Unreachable(format!("cannot look up {:?}: {e}", url.host)))?;
+    let found =
+        found.map_err(|e| NatsError::Unreachable(format!("cannot look up {:?}: {e}; {CHECK_SERVERS}", url.host)))?;
     let (local, others): (Vec<_>, Vec<_>) = found.partition(|address| is_loopback(address.ip()));
     match others.first() {
         Some(other) if local.is_empty() => Err(NatsError::NotAllowed(format!(

@@ -57,10 +57,11 @@ fn commands_that_write_need_the_active_host() {
     hosts.nats.stop();
     let refused = hosts.a.run(&["session", "add", SESSION]);
     assert_eq!(refused.status.code(), Some(1));
+    let refused = text(&refused);
+    assert!(refused.contains("which host is active is not known: cannot connect to nats://"), "{refused}");
     assert!(
-        text(&refused).contains("which host is active is not known: cannot connect to nats://"),
-        "{}",
-        text(&refused)
+        refused.contains("Connection refused (os error 111); check `nats`, and that a NATS server runs"),
+        "{refused}"
     );
     assert_eq!(hosts.a.ask("SELECT count(*) FROM sessions"), "1");
 }
