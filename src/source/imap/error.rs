@@ -141,6 +141,10 @@ impl fmt::Display for Error {
                  ended, run `resmic-mailhook authorize` for this account, and restart the daemon"
             ),
             Error::Token { message, .. } => write!(f, "no access token: {message}"),
+            // The name may be wrong, or the account may not open this mailbox.
+            Error::Refused { command: command @ ("SELECT" | "EXAMINE"), message } => {
+                write!(f, "{command} refused: {message}; check `mailboxes` of this account")
+            }
             Error::Refused { command, message } => write!(f, "{command} refused: {message}"),
             Error::Throttled { message, pause } => write!(
                 f,

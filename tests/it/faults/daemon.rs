@@ -290,8 +290,12 @@ async fn check_reports_one_unusable_mailbox() {
     let checked = home.run(&["check", "--connect"]);
     let output = String::from_utf8(checked.stdout).unwrap();
     assert_eq!(checked.status.code(), Some(1), "{output}");
-    for expected in ["shop: logged in", "shop: FAILED: mailbox Ordres: SELECT refused", "shop: mailbox INBOX: 0 mails"]
-    {
+    for expected in [
+        "shop: logged in",
+        "shop: FAILED: mailbox Ordres: SELECT refused",
+        "there is none; check `mailboxes` of this account",
+        "shop: mailbox INBOX: 0 mails",
+    ] {
         assert!(output.contains(expected), "{expected} in {output}");
     }
 }
