@@ -1,5 +1,6 @@
 //! Sets up logging, and has the counters and histograms of the running process for `/metrics`.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +11,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::Deserialize;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::field::{RecordFields, VisitOutput};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
@@ -114,6 +119,7 @@ fn filter(log: LogLevel) -> Targets {
 fn lines(settings: &TelemetrySettings) -> Box<dyn Layer<Registry> + Send + Sync> {
     let format = settings.format.unwrap_or(if is_journal() { LogFormat::Journald } else { LogFormat::Plain });
     let plain = tracing_subscriber::fmt::layer()
+        .fmt_fields(QuotedFields)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(matches!(settings.log, LogLevel::Debug | LogLevel::Trace));
@@ -122,6 +128,43 @@ fn lines(settings: &TelemetrySettings) -> Box<dyn Layer<Registry> + Send + Sync>
         (LogFormat::Json, _) => plain.json().flatten_event(true).with_ansi(false).boxed(),
         _ => plain.boxed(),
     }
+}
+
+/// Formats the fields of a plain log line, and quotes each text with spaces. The default formatter quotes a `&str`, but not the
+/// `Display` of an error or of a reason. A program that parses `key=value` would take only the first word of such a text.
+struct QuotedFields;
+
+impl<'w> FormatFields<'w> for QuotedFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = QuotingVisitor(DefaultVisitor::new(writer, true));
+        fields.record(&mut visitor);
+        visitor.0.finish()
+    }
+}
+
+struct QuotingVisitor<'w>(DefaultVisitor<'w>);
+
+impl Visit for QuotingVisitor<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.record_str(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() != "message" && needs_quotes(&text) {
+            self.0.record_str(field, &text);
+        } else {
+            self.0.record_debug(field, value);
+        }
+    }
+}
+
+/// Whether a value of a field would be ambiguous without quotes. The `Debug` of a text has quotes already.
+fn needs_quotes(text: &str) -> bool {
+    let has_end_quote = |inner: &str| inner.replace(r"\\", "").replace("\\\"", "").contains('"');
+    let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    let is_quoted = inner.is_some_and(|inner| !has_end_quote(inner));
+    !is_quoted && text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=')
 }
 
 /// Whether standard error is the journal (systemd.exec(5), `$JOURNAL_STREAM`: device and inode of that stream).
@@ -258,4 +301,38 @@ pub struct RequestCounters {
     pub resmic: ResmicRequests,
     /// The times of publishes to streams.
     pub publishes: PublishTimes,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn texts_with_spaces_are_quoted_in_fields() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let layer = tracing_subscriber::fmt::layer()
+            .fmt_fields(QuotedFields)
+            .with_ansi(false)
+            .without_time()
+            .with_writer(Mutex::new(log.reopen().unwrap()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let (reason, path, said) = ("reverted: it \"failed\"\nlast=1", "/run/a", "no answer");
+            tracing::info!(%reason, %path, said, ?said, attempt = 2, status = ?Some(3), "not sent yet: {said}");
+        });
+        let line = std::fs::read_to_string(log.path()).unwrap();
+        let fields = r#"reason="reverted: it \"failed\"\nlast=1" path=/run/a said="no answer" said="no answer" attempt=2 status=Some(3)"#;
+        assert_eq!(line.trim(), format!("INFO resmic_mailhook::telemetry::tests: not sent yet: no answer {fields}"));
+    }
+
+    #[test]
+    fn quoted_texts_get_no_second_quotes() {
+        for text in ["a", "\"a b\"", r#""a \" b""#, r#""a b\\""#, "17", "Some(3)"] {
+            assert!(!needs_quotes(text), "{text}");
+        }
+        for text in ["a b", "a=b", "say \"a\"", "\"a\" or \"b\"", "a\tb"] {
+            assert!(needs_quotes(text), "{text}");
+        }
+    }
 }
