@@ -386,6 +386,31 @@ fn a_wrong_password_writes_nothing() {
 }
 
 #[test]
+fn a_given_secret_is_not_ignored() {
+    let home = empty();
+    let with = |flags: &[&str]| {
+        let common = ["--yes", "--email", EMAIL, "--host", "127.0.0.1", "--port", "1", "--tls", "none"];
+        let common = [&common[..], &["--orders", "match"], flags].concat();
+        let output = init(&home, &common, "newer\n");
+        (output.status.code(), output_text(&output))
+    };
+    fs::write(home.folder.path().join("imap-password"), "older\n").unwrap();
+    let (code, text) = with(&["--no-forward", "--password-file", "-"]);
+    assert!(code == Some(2) && text.contains("error: --password-file: file "), "{text}");
+    assert!(text.contains("imap-password exists already, with another value; remove that secret, or leave"), "{text}");
+    let (code, text) = with(&["--no-forward"]);
+    assert!(code == Some(1) && text.contains("the password is that of the existing file "), "{text}");
+    let forward = ["--no-login", "--forward", "http://127.0.0.1:1/", "--webhook-secret-file", "-"];
+    fs::write(home.folder.path().join("webhook-secret"), "older\n").unwrap();
+    let (code, text) = with(&forward);
+    assert!(code == Some(2) && text.contains("error: --webhook-secret-file: file "), "{text}");
+    // The same value is no contradiction.
+    fs::write(home.folder.path().join("webhook-secret"), "newer\n").unwrap();
+    let (code, text) = with(&forward);
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
 fn existing_secrets_are_used() {
     let home = empty();
     let flags = [

@@ -181,7 +181,7 @@ impl Setup<'_> {
         }
         let file = self.arguments.client_secret_file.as_deref();
         let obtain = self.dialogue.secret("--client-secret-file", file, "Client secret");
-        Ok(Some(self.secret(Draft::CLIENT_SECRET, obtain).await?))
+        Ok(Some(self.secret(Draft::CLIENT_SECRET, file.map(|_| "--client-secret-file"), obtain).await?))
     }
 
     /// Gets the password of the account, and tests it with a login.
@@ -194,12 +194,16 @@ impl Setup<'_> {
                 let is_google = provider.is_some_and(|provider| provider.sign_in == SignIn::Google);
                 Ok(if is_google { password.expose_secret().replace(' ', "").into() } else { password })
             };
-            let obtained = self.secret(Draft::PASSWORD, obtain).await?;
+            let obtained = self.secret(Draft::PASSWORD, file.map(|_| "--password-file"), obtain).await?;
             if self.arguments.no_login {
                 return Ok(obtained);
             }
             message(&format!("logging in at {} …", draft.server.host));
             let Err(error) = self.try_login(draft, &obtained.secret).await else { return Ok(obtained) };
+            let error = match obtained.file {
+                Some(_) => error.to_string(),
+                None => format!("{error}; the password is that of the existing {}", self.source(Draft::PASSWORD)),
+            };
             if !self.dialogue.asks {
                 bail!("{error}; nothing was written");
             }

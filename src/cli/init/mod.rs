@@ -99,7 +99,7 @@ impl<'a> Setup<'a> {
         }
         draft.orders = self.order_method(&draft).await?;
         if draft.orders == OrderMethod::Address {
-            obtained.push(Some(self.secret(Draft::ADDRESS_KEY, async { generated() }).await?));
+            obtained.push(Some(self.secret(Draft::ADDRESS_KEY, None, async { generated() }).await?));
         }
         let new_secrets: Vec<_> = obtained.into_iter().flatten().filter_map(|o| Some((o.file?, o.secret))).collect();
         message("\nThese files will be written:");
@@ -130,18 +130,30 @@ impl<'a> Setup<'a> {
         files.keep().context("cannot write; nothing was written")
     }
 
+    /// The place of the secret with this name.
+    fn source(&self, name: &str) -> SecretSource {
+        match self.place {
+            SecretPlace::Credential => SecretSource::Credential(name.to_owned()),
+            SecretPlace::File => SecretSource::File(self.path.with_file_name(name)),
+        }
+    }
+
     /// Returns the existing secret with this name. If no such secret exists, `obtain` gets a new secret, which is not written
-    /// yet.
+    /// yet. `given`: the flag that names a file with the secret, if the flag was given.
     async fn secret(
         &self,
         name: &str,
+        given: Option<&str>,
         obtain: impl Future<Output = anyhow::Result<SecretString>>,
     ) -> anyhow::Result<Obtained> {
-        let source = match self.place {
-            SecretPlace::Credential => SecretSource::Credential(name.to_owned()),
-            SecretPlace::File => SecretSource::File(self.path.with_file_name(name)),
-        };
+        let source = self.source(name);
         if let Ok(secret) = source.load().await {
+            if let Some(flag) = given
+                && obtain.await?.expose_secret() != secret.expose_secret()
+            {
+                let advice = format!("remove that secret, or leave out {flag}");
+                return Err(UsageError(format!("{flag}: {source} exists already, with another value; {advice}")).into());
+            }
             message(&format!("{source} exists already and is used"));
             return Ok(Obtained { secret, file: None });
         }
@@ -193,7 +205,7 @@ impl<'a> Setup<'a> {
             let flag = "--webhook-secret-file (or --generate-webhook-secret)";
             self.dialogue.secret(flag, given, "Webhook secret").await
         };
-        self.secret(Draft::WEBHOOK_SECRET, obtain).await
+        self.secret(Draft::WEBHOOK_SECRET, given.map(|_| "--webhook-secret-file"), obtain).await
     }
 
     async fn order_method(&self, draft: &Draft) -> anyhow::Result<OrderMethod> {
