@@ -327,6 +327,9 @@ fn a_too_long_secret_is_refused() {
             "none",
             "--password-file",
             "-",
+            "--no-forward",
+            "--orders",
+            "match",
         ],
         &long,
     );
@@ -408,6 +411,24 @@ fn a_given_secret_is_not_ignored() {
     fs::write(home.folder.path().join("webhook-secret"), "newer\n").unwrap();
     let (code, text) = with(&forward);
     assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
+fn missing_flags_are_reported_before_the_login() {
+    let home = empty();
+    let common = ["--yes", "--email", EMAIL, "--host", "127.0.0.1", "--port", "1", "--tls", "none"];
+    let login = [&common[..], &["--password-file", "-"]].concat();
+    let handler = ["--forward", "http://127.0.0.1:1/"];
+    for (flags, expected) in [
+        (&[][..], "error: --forward (or --no-forward) is missing"),
+        (&["--forward", "http://handler.example/"], "error: --forward (or --no-forward) \"http://handler.example/\": "),
+        (&handler, "error: --webhook-secret-file (or --generate-webhook-secret) is missing"),
+        (&["--no-forward"], "error: --orders is missing"),
+    ] {
+        let output = init(&home, &[&login[..], flags].concat(), "secret\n");
+        let text = output_text(&output);
+        assert!(text.contains(expected) && !text.contains("logging in"), "{flags:?}: {text}");
+    }
 }
 
 #[test]

@@ -45,6 +45,7 @@ impl Setup<'_> {
             forward: None,
             email,
         };
+        self.check_later_flags().await?;
         let secret = match draft.login {
             LoginDraft::Password => Some(self.password(&mut draft, provider).await?),
             LoginDraft::OAuth(_) => self.client_secret(provider).await?,

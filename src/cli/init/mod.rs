@@ -34,6 +34,9 @@ const ORDERS: &str = "\nHow do payments find their orders? Resmic's mails do not
   3 send     Your handler identifies payments itself, for example by their transaction.
              Events without a session are delivered at once, with \"session_id\": null.";
 
+/// The flags that answer the question for the handler's key.
+const WEBHOOK_SECRET_FLAG: &str = "--webhook-secret-file (or --generate-webhook-secret)";
+
 /// Runs `init`. If a signal ends the command, its new files are removed.
 pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyhow::Result<()> {
     let (mut interrupt, mut hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
@@ -130,6 +133,24 @@ impl<'a> Setup<'a> {
         files.keep().context("cannot write; nothing was written")
     }
 
+    /// Checks the flags whose questions follow the login. A missing or wrong flag is reported before the login, because the
+    /// login takes time, and the server may count it as a failure.
+    async fn check_later_flags(&self) -> anyhow::Result<()> {
+        let arguments = self.arguments;
+        if self.dialogue.asks && arguments.forward.is_none() {
+            return Ok(());
+        }
+        let has_handler = self.handler().await?.is_some();
+        if self.dialogue.asks {
+            return Ok(());
+        }
+        let has_key = arguments.generate_webhook_secret || arguments.webhook_secret_file.is_some();
+        if has_handler && !has_key && self.source(Draft::WEBHOOK_SECRET).load().await.is_err() {
+            return Err(dialogue::missing(WEBHOOK_SECRET_FLAG).into());
+        }
+        if arguments.orders.is_none() { Err(dialogue::missing("--orders").into()) } else { Ok(()) }
+    }
+
     /// The place of the secret with this name.
     fn source(&self, name: &str) -> SecretSource {
         match self.place {
@@ -202,8 +223,7 @@ impl<'a> Setup<'a> {
             {
                 return generated();
             }
-            let flag = "--webhook-secret-file (or --generate-webhook-secret)";
-            self.dialogue.secret(flag, given, "Webhook secret").await
+            self.dialogue.secret(WEBHOOK_SECRET_FLAG, given, "Webhook secret").await
         };
         self.secret(Draft::WEBHOOK_SECRET, given.map(|_| "--webhook-secret-file"), obtain).await
     }
