@@ -211,6 +211,23 @@ fn the_proposed_port_follows_the_flag_for_tls() {
 }
 
 #[test]
+fn a_given_port_is_not_asked_for() {
+    let home = empty();
+    let dns = dns(("other.example", "MX 0 mx.other.example."));
+    let flags = format!("--dns {} --email {EMAIL} --tls none --port 1 --no-forward", dns.address);
+    let mut terminal = Terminal::init(&home, &flags);
+    terminal.answer("IMAP server: ", "127.0.0.1");
+    terminal.answer("Login name", "");
+    terminal.answer("Password", "secret");
+    terminal.expect("FAILED: cannot connect to 127.0.0.1:1");
+    // The person may replace the port of the flag.
+    terminal.answer("s: change server", "s");
+    terminal.answer("IMAP server [127.0.0.1]: ", "");
+    terminal.answer("Port [1]: ", "\u{3}");
+    assert_ne!(terminal.end().1, Some(0));
+}
+
+#[test]
 fn an_interruption_leaves_no_files() {
     let home = empty();
     let config = home.folder.path().join("new/config.toml");

@@ -58,7 +58,7 @@ impl Setup<'_> {
     async fn mail_server(&self, email: &str) -> anyhow::Result<(Option<&'static Provider>, MailServer)> {
         let arguments = self.arguments;
         if let Some(host) = &arguments.host {
-            return Ok((Provider::by_host(host), self.server_by_hand(Some(host), None).await?));
+            return Ok((Provider::by_host(host), self.server_by_hand(Some(host), None, arguments.port).await?));
         }
         let servers: Result<Vec<_>, _> = arguments.dns.iter().cloned().map(dns::DnsServer::try_from).collect();
         let servers = servers.map_err(|error| UsageError(format!("--dns: {error}")))?;
@@ -74,17 +74,17 @@ impl Setup<'_> {
                 message(&format!("IMAP server {} ({})", server.host, printable(&reason, 300)));
                 let server = self.with_flags(server);
                 if self.dialogue.asks && !self.dialogue.confirm("Use this server?", true).await? {
-                    return Ok((None, self.server_by_hand(None, Some(&server)).await?));
+                    return Ok((None, self.server_by_hand(None, Some(&server), arguments.port).await?));
                 }
                 Ok((None, server))
             }
             Ok(Discovered::Nothing) => {
                 message(&format!("no IMAP server of {domain} is known by MX, SRV, or the names imap. and mail."));
-                Ok((None, self.server_by_hand(None, None).await?))
+                Ok((None, self.server_by_hand(None, None, arguments.port).await?))
             }
             Err(error) => {
                 message(&format!("DNS did not help: {error}"));
-                Ok((None, self.server_by_hand(None, None).await?))
+                Ok((None, self.server_by_hand(None, None, arguments.port).await?))
             }
         }
     }
@@ -95,8 +95,14 @@ impl Setup<'_> {
         MailServer { port: arguments.port.or(server.port), tls: arguments.tls.unwrap_or(server.tls), ..server }
     }
 
-    /// Gets the IMAP server from the flag --host, or from the person.
-    async fn server_by_hand(&self, given: Option<&str>, known: Option<&MailServer>) -> anyhow::Result<MailServer> {
+    /// Gets the IMAP server from the flag --host, or from the person. `port`: the flag --port, unless the person wants to replace
+    /// its value.
+    async fn server_by_hand(
+        &self,
+        given: Option<&str>,
+        known: Option<&MailServer>,
+        port: Option<u16>,
+    ) -> anyhow::Result<MailServer> {
         let default = known.map(|server| server.host.as_str());
         let question = DialogueQuestion { flag: "--host", given, prompt: "IMAP server", default };
         let check =
@@ -106,9 +112,10 @@ impl Setup<'_> {
             return Ok(self.with_flags(MailServer { host, port: None, tls: Tls::Implicit }));
         }
         let known_tls = self.arguments.tls.or(known.map(|server| server.tls)).unwrap_or(Tls::Implicit);
-        let known_port = known.and_then(|server| server.port).or(self.arguments.port);
-        let known_port = known_port.unwrap_or(known_tls.default_port()).to_string();
-        let question = DialogueQuestion { flag: "--port", given: None, prompt: "Port", default: Some(&known_port) };
+        let known_port = known.and_then(|server| server.port).unwrap_or(known_tls.default_port()).to_string();
+        let port = port.map(|port| port.to_string());
+        let question =
+            DialogueQuestion { flag: "--port", given: port.as_deref(), prompt: "Port", default: Some(&known_port) };
         let number =
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
         let port = self.dialogue.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
@@ -213,7 +220,7 @@ impl Setup<'_> {
             match terminal::ask(&format!("{choices}: ")).await?.as_str() {
                 "k" => return Ok(obtained),
                 "s" => {
-                    draft.server = self.server_by_hand(None, Some(&draft.server)).await?;
+                    draft.server = self.server_by_hand(None, Some(&draft.server), None).await?;
                     draft.user = self.login_name(&draft.user).await?;
                 }
                 _ => {}
