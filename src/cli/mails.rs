@@ -9,7 +9,7 @@ use super::output::{self, cell};
 use crate::app;
 use crate::config::Config;
 use crate::db::StoreReader;
-use crate::model::{Outcome, SignedHeaders, Trust, TrustProof};
+use crate::model::{Outcome, ReasonCode, SignedHeaders, Trust, TrustProof};
 use crate::payments::Reevaluation;
 
 pub(super) fn list(
@@ -72,8 +72,28 @@ pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode
         TrustProof { trust: Trust::Operator, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
     let (examined, _) = rules.examine_trusted(&stored.mail, proof);
     let change = super::with_store(config, async |store| store.reevaluate(id, examined, None).await).await?;
-    let description = super::reparse::describe(&change);
+    let left = match &change {
+        Reevaluation::Same => stored.reason,
+        Reevaluation::Outcome { outcome: Outcome::Quarantined, reason, .. } => reason.as_ref().map(ToString::to_string),
+        _ => None,
+    };
+    let description = left.map_or_else(|| super::reparse::describe(&change), |reason| still_quarantined(id, &reason));
     output::ignore_closed_pipe(output::line(&format!("mail {id}: {description}")))?;
     let released = matches!(change, Reevaluation::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });
     Ok(if released { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+/// Says why a mail is quarantined after its release, and what to do.
+fn still_quarantined(id: i64, reason: &str) -> String {
+    let by_hand = "look for the payment in Resmic's dashboard, and complete or correct its order yourself; `prune \
+                   --older-than AGE --quarantined` then removes the mail's bytes, and the mail from `status`";
+    let advice = match reason.split(':').next().and_then(|code| code.parse().ok()) {
+        Some(ReasonCode::Unreadable) => format!(
+            "`mails raw {id} | resmic-mailhook parse --explain -` shows what it lacks; add new labels to [extract.labels], or \
+             install a newer version, then run `reparse --outcome quarantined`; or {by_hand}"
+        ),
+        Some(ReasonCode::Conflict) => format!("compare `mails raw {id}` with the stored events; {by_hand}"),
+        _ => by_hand.to_owned(),
+    };
+    format!("stays quarantined ({reason}), because a release confirms only its sender: {advice}")
 }

@@ -11,7 +11,7 @@ pub(super) fn waiting(reader: &StoreReader, expected: &Expected) -> db::Result<V
     let lines = [
         (
             backlog.quarantined,
-            "quarantined: `mails --outcome quarantined` shows why, `mails release ID` releases one",
+            "quarantined: `mails --outcome quarantined` shows why, `mails release ID` releases one or says what to do",
             "mail",
         ),
         (

@@ -170,8 +170,14 @@ fn operators_cannot_release_contradictory_mails() {
     // A mail that contradicts itself cannot be released.
     let doubtful = MAIL.replace("Received: $20", "Received: $20\r\nAmount: $21").replace("<1@", "<2@");
     assert_eq!(import(&home, doubtful.as_bytes()).0, "quarantined");
-    let refused = home.run(&["mails", "release", "3"]);
-    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
+    // The first release changes the reason, and the second changes nothing.
+    for _ in 0..2 {
+        let refused = home.run(&["mails", "release", "3"]);
+        let printed = String::from_utf8(refused.stdout).unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{printed}");
+        assert!(printed.starts_with("mail 3: stays quarantined (conflict: "), "{printed}");
+        assert!(printed.contains("a release confirms only its sender: compare `mails raw 3` with"), "{printed}");
+    }
     assert_eq!(home.ask("SELECT outcome FROM mails WHERE id = 3"), "quarantined");
     // Mail 1 is an event, and there is no mail 99.
     for id in ["1", "99"] {
