@@ -230,7 +230,7 @@ impl ChainSettings {
             let key = || format!("nodes[{n}]");
             let url = node.source().load().await.map_err(|missing| (key(), missing.to_string()))?;
             let node = Node::new(&url, tls.cloned()).map_err(|message| (key(), message))?;
-            // One node that is asked twice agrees with itself.
+            // The answers of one node always agree with each other.
             if nodes.iter().any(|other| other.has_url_of(&node)) {
                 return wrong(key(), "this is the URL of another node in this list; expected independent nodes");
             }
