@@ -21,10 +21,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::loopback::is_loopback;
+use crate::model::configured_text;
 
 /// `[telemetry]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: the keys below [telemetry]")]
 pub struct TelemetrySettings {
     /// The least severe level that is logged.
     pub log: LogLevel,
@@ -50,8 +51,7 @@ impl TelemetrySettings {
 }
 
 /// The least severe level that is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub enum LogLevel {
     Off,
@@ -64,8 +64,7 @@ pub enum LogLevel {
 }
 
 /// The format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text, with colours on a terminal.
     Plain,
@@ -74,6 +73,11 @@ pub enum LogFormat {
     /// Entries in systemd's journal, with a journal field for each field of the log line: `MAILHOOK_EVENT_ID=…`.
     Journald,
 }
+
+configured_text!(LogLevel, "\"off\", \"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
+    "off" => Off, "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace);
+configured_text!(LogFormat, "\"plain\", \"json\" or \"journald\"",
+    "plain" => Plain, "json" => Json, "journald" => Journald);
 
 /// Changes the log level at run time.
 #[derive(Debug, Clone)]

@@ -3,17 +3,18 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use crate::model::configured_text;
 
 /// A duration of at most a hundred years: a whole number, and one of the units `ms`, `s`, `m`, `h` and `d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanDuration(pub std::time::Duration);
 
 /// A number of bytes: a whole number, and one of the units `B`, `KiB`, `MiB`, `GiB`, `kB`, `MB` and `GB`, or no unit for bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
+
+configured_text!(HumanDuration, "a duration in quotes, for example \"9m\"");
+configured_text!(ByteSize, "a size in quotes, for example \"1 MiB\"");
 
 /// Splits `9m` or `1 MiB` into its number and its unit.
 fn number_and_unit(text: &str) -> Option<(u64, &str)> {

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use serde::Deserialize;
+use crate::model::configured_text;
 
 /// A discount of 100 %, in millionths.
 const WHOLE: u32 = 1_000_000;
@@ -10,11 +10,12 @@ const WHOLE: u32 = 1_000_000;
 pub(super) const MOST_DECIMALS: u8 = 30;
 
 /// The largest discount that a merchant gives: at least `0%`, and less than `100%`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Discount {
     millionths: u32,
 }
+
+configured_text!(Discount, "a percentage in quotes, for example \"12.5%\"");
 
 impl FromStr for Discount {
     type Err = String;

@@ -22,7 +22,7 @@ pub(super) const MOST_BLOCKS: u64 = 500;
 
 /// One `[[chain]]` table. Deserialization checks the form of each value; [`ChainSettings::check`] checks the other rules.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: the keys below [[chain]]")]
 pub struct ChainSettings {
     /// The chain's name in Resmic's mails.
     pub name: String,
@@ -65,7 +65,7 @@ pub struct ChainSettings {
 
 /// One token of `[chain.tokens]`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: { contract = \"0x…\", decimals = 6 }")]
 pub struct TokenSettings {
     /// The token's contract on this chain.
     #[serde(deserialize_with = "written_address")]
@@ -324,7 +324,7 @@ mod tests {
             (format!("name = \"Polygon\"\nfinal = 0{REST}"), "number of blocks"),
             (format!("name = \"Polygon\"\nfinal = \"latest\"{REST}"), "\"finalized\", \"safe\""),
             (format!("name = \"Polygon\"\ndiscount = \"100%\"{REST}"), "percentage"),
-            (format!("name = \"Polygon\"\ndiscount = 0.1{REST}"), "string"),
+            (format!("name = \"Polygon\"\ndiscount = 0.1{REST}"), "a percentage in quotes"),
             (format!("name = \"Polygon\"\nwindow = \"0s\"{REST}"), "window: "),
             (format!("name = \"Polygon\"\nlog_range = 501{REST}"), "log_range: "),
             (format!("name = \"Polygon\"\nnative = [\"\"]{REST}"), "native[0]: "),

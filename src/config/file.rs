@@ -90,21 +90,28 @@ fn secret_key(key: &str) -> Option<&str> {
 
 /// The message of the `toml` library without the quoted value, because a secret may have been written at a wrong key.
 fn without_value(message: &str) -> &str {
-    match message.strip_prefix("invalid type: ").and_then(|rest| rest.rfind(", expected ")) {
-        Some(at) => message.get("invalid type: ".len() + at + 2..).unwrap_or(message),
-        None => message,
-    }
+    let quotes =
+        ["invalid type: ", "invalid value: ", "invalid length "].iter().any(|begin| message.starts_with(begin));
+    let expected = if quotes { message.rfind(", expected ") } else { None };
+    expected.and_then(|at| message.get(at + 2..)).unwrap_or(message)
 }
 
 /// Parts of the messages of the `toml` library, each with the plainer text that replaces it. The library has no error codes, so a
 /// test checks that its messages contain these parts.
-const PLAIN: [(&str, &str); 6] = [
+const PLAIN: [(&str, &str); 13] = [
     ("expected u16", "expected a port, from 1 to 65535, without quotes"),
+    ("expected u8", "expected a whole number without quotes, such as 6"),
+    ("expected u32", "expected a whole number without quotes, such as 10"),
+    ("expected u64", "expected a whole number without quotes, such as 10"),
+    ("expected a string", "expected a text in quotes: \"…\""),
+    ("expected a boolean", "expected true or false, without quotes"),
+    ("expected a map", "expected a table, in braces: { … }"),
     ("expected a sequence", "expected a list, in brackets: [\"…\"]"),
     ("expected path string", "expected a path"),
     ("expected socket address", "expected an address and a port, for example \"127.0.0.1:9464\""),
     ("invalid socket address syntax", "expected an address, no name, and a port, for example \"127.0.0.1:9464\""),
-    ("wanted string or table", "expected a text, or a table"),
+    ("unknown field", "unknown key"),
+    ("missing field", "missing key"),
 ];
 
 fn in_plain_words(message: &str) -> String {
@@ -169,11 +176,18 @@ mod tests {
         let message = |text: &str| toml::from_str::<Config>(text).unwrap_err().message().to_owned();
         let files = [
             "[[account]]\nport = \"s3cret\"",
+            "[[chain]]\ntokens.A.decimals = \"s3cret\"",
+            "[resmic]\nrate = \"s3cret\"",
+            "[[chain]]\nlog_range = \"s3cret\"",
+            "[[account]]\nname = 1",
+            "[[account]]\ndedicated = \"s3cret\"",
+            "[[chain]]\ntokens = \"s3cret\"",
             "[[account]]\nmailboxes = \"s3cret\"",
             "[store]\npath = 1",
             "[telemetry]\nmetrics = 1",
             "[telemetry]\nmetrics = \"s3cret:1\"",
-            "[telemetry]\nlog = 1",
+            "zz = 1",
+            "[standby]",
         ];
         for (file, (part, _)) in files.into_iter().zip(PLAIN) {
             let message = message(file);

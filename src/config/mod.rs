@@ -65,7 +65,7 @@ pub struct Config {
 
 /// `[store]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: the keys below [store]")]
 pub struct StoreTable {
     /// The database file, by default `mailhook.db`. [`Config::database`] resolves a relative path.
     path: Option<PathBuf>,

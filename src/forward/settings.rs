@@ -10,14 +10,14 @@ use serde::{Deserialize, Deserializer};
 use crate::db;
 use crate::http::Url;
 use crate::loopback::is_loopback;
-use crate::model::Status;
+use crate::model::{Status, configured_text};
 use crate::nats::{NatsSettings, NatsUrl};
 use crate::secret;
 use crate::units::HumanDuration;
 
 /// One `[[forward]]` table. Deserialization checks the form of each value; [`ForwardSettings::check`] checks the other rules.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: the keys below [[forward]]")]
 pub struct ForwardSettings {
     /// The target's name in the database and in the log.
     pub name: String,
@@ -68,8 +68,7 @@ pub struct ForwardSettings {
 }
 
 /// The handling of a completed event that its chain has not confirmed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Confirm {
     /// The event is held until its chain has confirmed it.
     #[default]
@@ -79,8 +78,7 @@ pub enum Confirm {
 }
 
 /// The handling of an event whose session is not known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Unresolved {
     /// The event is held until it has a session.
     #[default]
@@ -88,6 +86,9 @@ pub enum Unresolved {
     /// The event is delivered with `session_id: null`.
     Send,
 }
+
+configured_text!(Confirm, "\"require\" or \"tell\"", "require" => Require, "tell" => Tell);
+configured_text!(Unresolved, "\"hold\" or \"send\"", "hold" => Hold, "send" => Send);
 
 /// The result of a check. An error contains the name of the setting whose value is wrong, and the problem.
 type Checked = Result<(), (String, String)>;
@@ -97,9 +98,10 @@ fn wrong(key: &str, message: impl Into<String>) -> Checked {
 }
 
 /// The path of a request over a Unix socket, for example `/payment-webhook`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpPath(pub PathAndQuery);
+
+configured_text!(HttpPath, "a path in quotes, for example \"/payment-webhook\"");
 
 impl TryFrom<String> for HttpPath {
     type Error = String;
@@ -114,9 +116,10 @@ impl TryFrom<String> for HttpPath {
 }
 
 /// The name of a stream. The name occurs in subjects and in a command for the operator's shell, so few characters are allowed.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamName(pub String);
+
+configured_text!(StreamName, "the name of a stream in quotes, for example \"RESMIC_EVENTS\"");
 
 impl TryFrom<String> for StreamName {
     type Error = String;
@@ -129,9 +132,10 @@ impl TryFrom<String> for StreamName {
 }
 
 /// The beginning of subjects: tokens that are separated by dots.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectPrefix(pub String);
+
+configured_text!(SubjectPrefix, "the beginning of the subjects in quotes, for example \"resmic.events\"");
 
 impl TryFrom<String> for SubjectPrefix {
     type Error = String;

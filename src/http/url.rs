@@ -4,14 +4,13 @@ use std::str::FromStr;
 
 use hyper::Uri;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
-use serde::Deserialize;
 
 use crate::loopback::is_loopback_host;
+use crate::model::configured_text;
 use crate::url_authority::host_and_port;
 
 /// An `http` or `https` URL with a host and without credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     /// Whether the scheme is `https`.
     pub tls: bool,
@@ -24,6 +23,8 @@ pub struct Url {
     /// The path with the query.
     pub path: PathAndQuery,
 }
+
+configured_text!(Url, "a URL in quotes, for example \"http://127.0.0.1:3000/path\"");
 
 impl FromStr for Url {
     type Err = String;

@@ -3,17 +3,16 @@
 use std::str::FromStr;
 
 use hyper::Uri;
-use serde::Deserialize;
 
 use crate::loopback::is_loopback_host;
+use crate::model::configured_text;
 use crate::url_authority::host_and_port;
 
 /// The port of a NATS server if the URL has none.
 const DEFAULT_PORT: u16 = 4222;
 
 /// The URL of a NATS server: `tls://` or `nats://`, a host and a port, without a login.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatsUrl {
     /// Whether the scheme is `tls`. The connection is then encrypted before the login is sent.
     pub tls: bool,
@@ -22,6 +21,8 @@ pub struct NatsUrl {
     /// The port; the default is 4222.
     pub port: u16,
 }
+
+configured_text!(NatsUrl, "a URL in quotes, for example \"tls://n1.example:4222\"");
 
 impl FromStr for NatsUrl {
     type Err = String;

@@ -8,7 +8,7 @@ use crate::{secret, units};
 
 /// `[sessions]`: how the session of a mail is found if the mail does not name the session.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: the keys below [sessions]")]
 pub struct SessionSettings {
     /// The settings for signed addresses. `None`: the merchant uses no signed addresses.
     pub address: Option<AddressSettings>,

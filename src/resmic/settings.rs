@@ -14,7 +14,7 @@ const MOST_REQUESTS: u32 = 600;
 
 /// The table `[resmic]` of the configuration. Without this table, the daemon sends no request to Resmic.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: the keys below [resmic]")]
 pub struct ResmicSettings {
     /// The merchant's API key.
     #[serde(deserialize_with = "secret::deserialize_source")]

@@ -27,7 +27,7 @@ pub struct StandbySettings {
 /// All keys of the table `[standby]`. The keys of [`NatsSettings`] are repeated here, because serde's `flatten` would accept
 /// unknown keys.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: the keys below [standby]")]
 struct StandbyTable {
     nats: Vec<NatsUrl>,
     #[serde(default)]
@@ -64,10 +64,30 @@ impl From<StandbyTable> for StandbySettings {
 
 /// The key `restore` of `[standby]`: the program that fetches a copy of the shared database.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "RestoreValue")]
 pub struct RestoreSettings {
     /// The program and its arguments, which are not passed to a shell.
     pub command: Vec<String>,
+}
+
+/// The value of `restore` in the configuration file. A derived `Deserialize` would also accept a list, and would name neither the
+/// key `command` nor an example.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected { command = [\"program\", \"argument\"] }")]
+enum RestoreValue {
+    Table(RestoreTable),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RestoreTable {
+    command: Vec<String>,
+}
+
+impl From<RestoreValue> for RestoreSettings {
+    fn from(RestoreValue::Table(RestoreTable { command }): RestoreValue) -> Self {
+        RestoreSettings { command }
+    }
 }
 
 /// The configuration key with the wrong value, and the problem.
@@ -164,7 +184,7 @@ mod tests {
             ("host = \"a b\"", "host: expected"),
             ("restore = { command = [] }", "restore.command: names no program"),
             ("restore = { command = [\"\"] }", "restore.command: names no program"),
-            ("restore = { command = [\"x\"], shell = true }", "shell"),
+            ("restore = { command = [\"x\"], shell = true }", "expected { command = "),
             ("user = \"x\"", "user: expected a `password`"),
             ("colour = \"red\"", "colour"),
         ] {

@@ -18,20 +18,21 @@ use serde::Deserialize;
 
 use super::key_record::{self, KeyRecord};
 use super::name_servers::NameServers;
-use crate::model::printable;
+use crate::model::{configured_text, printable};
 
 /// `[dns]`: the DNS servers.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: the keys below [dns]")]
 pub struct DnsSettings {
     /// The DNS servers, as `127.0.0.1:5353` or `127.0.0.1`. If the list is empty, the servers of the system are used.
     pub servers: Vec<DnsServer>,
 }
 
 /// The address of a DNS server. The default port is 53.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DnsServer(SocketAddr);
+
+configured_text!(DnsServer, "an IP address in quotes, for example \"127.0.0.1:5353\"");
 
 impl TryFrom<String> for DnsServer {
     type Error = String;

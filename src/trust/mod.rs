@@ -26,13 +26,13 @@ pub use clock::Clock;
 use serde::Deserialize;
 
 use crate::catch_panic::{catch_panic, catch_panic_async};
-use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof};
+use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof, configured_text};
 use dns::Resolver;
 use header::Header;
 
 /// `[trust]`: the senders and the proofs that are accepted.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: the keys below [trust]")]
 pub struct TrustSettings {
     /// Domains that Resmic sends from. The domain of a mail's From must be equal to one of these, apart from case.
     pub from: Vec<String>,
@@ -56,8 +56,7 @@ impl Default for TrustSettings {
 }
 
 /// A kind of proof that a mail is Resmic's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accept {
     /// A DKIM signature that this program verifies (RFC 6376).
     Dkim,
@@ -66,6 +65,9 @@ pub enum Accept {
     /// No proof is required. The value `none` is for tests only.
     None,
 }
+
+configured_text!(Accept, "\"dkim\", \"authentication-results\" or \"none\"",
+    "dkim" => Dkim, "authentication-results" => AuthenticationResults, "none" => None);
 
 impl TrustSettings {
     /// Checks the values of the settings.

@@ -211,7 +211,7 @@ fn errors_show_line_and_key() {
             "[telemetry]\nmetrics = \"localhost:9464\"",
             "config.toml:7: telemetry.metrics: expected an address, no name,",
         ),
-        ("dedicated = \"true\"", "config.toml:6: account[0].dedicated: expected a boolean"),
+        ("dedicated = \"true\"", "config.toml:6: account[0].dedicated: expected true or false"),
         ("recipients = [\"shop\"]", "config.toml:6: account[0].recipients: \"shop\" is no address"),
         ("recipients = [\"@shop.example\"]", "config.toml:6: account[0].recipients: "),
         (
@@ -225,6 +225,35 @@ fn errors_show_line_and_key() {
     ] {
         let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
+fn errors_name_the_expected_form() {
+    let library =
+        Regex::new(r"\b(struct|variant|newtype|tuple|sequence|map|string|boolean|field|wanted|invalid|[ui]\d+)\b")
+            .unwrap();
+    let values = ["1", "-1", "1.5", "true", "\"zz\"", "[\"zz\"]", "[1]", "{ zz = 1 }", "2025-01-01"];
+    for (name, file) in TABLES {
+        for key in keys(file) {
+            for value in values {
+                let Err(error) = parse_config(&file.replace("zz = 1", &format!("{key} = {value}"))) else { continue };
+                let message = error.split_once(": ").unwrap().1;
+                assert!(!library.is_match(message), "[{name}] {key} = {value}: {error}");
+            }
+        }
+    }
+    for (file, expected) in [
+        ("[[account]]\nafter = \"move\"", "account[0].after: expected \"leave\", \"seen\" or { move = \"Resmic\" }"),
+        ("[[account]]\nmax_size = 1", "account[0].max_size: expected a size in quotes, for example \"1 MiB\""),
+        ("[[account]]\nidle_renew = 9", "account[0].idle_renew: expected a duration in quotes, for example \"9m\""),
+        ("[[account]]\ntls = true", "account[0].tls: expected \"implicit\", \"starttls\" or \"none\""),
+        ("[standby]\nrestore = \"x\"", "standby.restore: expected { command = [\"program\", \"argument\"] }"),
+        ("[standby]\nrestore = [\"x\"]", "standby.restore: expected { command = [\"program\", \"argument\"] }"),
+        ("trust = 1", "trust: expected a table: the keys below [trust]"),
+    ] {
+        let error = parse_config(file).unwrap_err();
+        assert!(error.contains(expected), "{file}: {error}");
     }
 }
 

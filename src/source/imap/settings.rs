@@ -7,13 +7,13 @@ use serde::Deserialize;
 
 use super::oauth;
 use crate::loopback::is_loopback_host;
-use crate::model::same_mailbox;
+use crate::model::{configured_text, same_mailbox};
 use crate::secret;
 use crate::units::{ByteSize, HumanDuration};
 
 /// One account of the configuration.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: the keys below [[account]]")]
 pub struct ImapSettings {
     /// The name of the account in the database and the log.
     pub name: String,
@@ -177,8 +177,7 @@ pub fn is_address(text: &str) -> bool {
 }
 
 /// Whether and when TLS protects the connection to the mail server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tls {
     /// TLS from the first byte (RFC 8314).
     #[default]
@@ -188,6 +187,9 @@ pub enum Tls {
     /// No TLS, for a server on this machine only.
     None,
 }
+
+configured_text!(Tls, "\"implicit\", \"starttls\" or \"none\"",
+    "implicit" => Implicit, "starttls" => Starttls, "none" => None);
 
 impl Tls {
     /// The default port of an IMAP server with this kind of TLS (RFC 8314, 3.2; RFC 3501, 2.1).
@@ -248,7 +250,7 @@ impl TryFrom<StartValue> for Start {
 
 /// How a notification is changed on the mail server after it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(from = "AfterValue")]
 pub enum After {
     /// No change. The mailbox is opened read-only if the server supports that.
     #[default]
@@ -257,6 +259,31 @@ pub enum After {
     Seen,
     /// Move the notification to this mailbox.
     Move(String),
+}
+
+/// The value of `after` in the configuration file. This enum replaces the error of serde for [`AfterVariant`].
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected \"leave\", \"seen\" or { move = \"Resmic\" }")]
+enum AfterValue {
+    Variant(AfterVariant),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum AfterVariant {
+    Leave,
+    Seen,
+    Move(String),
+}
+
+impl From<AfterValue> for After {
+    fn from(AfterValue::Variant(variant): AfterValue) -> Self {
+        match variant {
+            AfterVariant::Leave => After::Leave,
+            AfterVariant::Seen => After::Seen,
+            AfterVariant::Move(target) => After::Move(target),
+        }
+    }
 }
 
 fn default_mailboxes() -> Vec<String> {
