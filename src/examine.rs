@@ -118,6 +118,12 @@ impl Rules {
             (Parsed::Empty, Authenticity::Trusted(_)) => {
                 Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, NO_TEXT))
             }
+            // The bytes are no mail, so a missing proof does not explain what is wrong with them.
+            (Parsed::Unreadable(reason), Authenticity::Rejected(_))
+                if !is_truncated && reason.code == ReasonCode::Malformed && envelope == Envelope::default() =>
+            {
+                Judgement::Quarantined(reason.clone())
+            }
             (_, Authenticity::Rejected(reason)) if !is_truncated => Judgement::Quarantined(reason.clone()),
             (_, Authenticity::TempError(reason)) if !is_truncated => Judgement::Deferred(reason.clone()),
             _ if is_truncated => Judgement::Quarantined(too_large(mail)),
@@ -211,6 +217,27 @@ mod tests {
         assert!(matches!(becomes(rejected), Judgement::Ignored(r) if r.code == ReasonCode::NotAPayment));
         let temp_error = Authenticity::TempError(Reason::new(ReasonCode::Dns, "no answer"));
         assert!(matches!(becomes(temp_error), Judgement::Deferred(_)));
+    }
+
+    #[test]
+    fn bytes_without_a_header_are_malformed() {
+        let parser = extract::MailParser::new(&extract::ExtractSettings::default());
+        let trust = trust::TrustSettings::default();
+        let rules = Rules { trust, parser, recipients: Recipients::default(), addresses: None };
+        let becomes = |bytes: &[u8]| {
+            let origin = crate::model::Origin { account: "a".into(), mailbox: "import".into(), uid: None };
+            let mail = RawMail { origin, size: bytes.len() as u64, bytes: bytes.to_vec(), received_at: None };
+            let rejected = Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, "it has no From"));
+            match rules.examine_with(&mail, rejected).0.judgement {
+                Judgement::Quarantined(reason) => reason.code,
+                other => panic!("{other:?}"),
+            }
+        };
+        for bytes in [&b""[..], b"\r\n", b"Payment of $20 completed", b"X-Spam: no\r\n\r\nAmount: $20\r\n"] {
+            assert_eq!(becomes(bytes), ReasonCode::Malformed, "{:?}", String::from_utf8_lossy(bytes));
+        }
+        let with_subject = b"Subject: Payment received\r\n\r\nStatus: completed\r\nAmount: $20\r\n";
+        assert_eq!(becomes(with_subject), ReasonCode::Untrusted);
     }
 
     #[test]

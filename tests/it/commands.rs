@@ -227,6 +227,17 @@ fn wrong_usage_is_2_and_failure_is_1() {
 }
 
 #[test]
+fn parse_and_import_agree_about_an_empty_file() {
+    let home = Home::new(&account(1, ""));
+    let path = home.folder.path().join("empty.eml");
+    fs::write(&path, "").unwrap();
+    let parsed = home.data(&["parse", path.to_str().unwrap()]);
+    assert!(parsed.contains("quarantined (malformed: it is empty)"), "{parsed}");
+    home.data(&["import", path.to_str().unwrap()]);
+    assert_eq!(home.ask("SELECT outcome || ' ' || reason FROM mails"), "quarantined malformed: it is empty");
+}
+
+#[test]
 fn backup_names_a_copy_that_cannot_be_written() {
     let home = home();
     home.data(&["import", &payments(&home, 1)]);
