@@ -19,6 +19,7 @@ pub mod catch_panic;
 pub mod chain;
 pub mod cli;
 pub mod config;
+pub mod configured_text;
 pub mod confirm;
 pub mod db;
 pub mod examine;

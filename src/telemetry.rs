@@ -20,8 +20,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::configured_text::configured_text;
 use crate::loopback::is_loopback;
-use crate::model::configured_text;
 
 /// `[telemetry]`
 #[derive(Debug, Clone, Default, Deserialize)]

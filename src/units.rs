@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::model::configured_text;
+use crate::configured_text::configured_text;
 
 /// A duration of at most a hundred years: a whole number, and one of the units `ms`, `s`, `m`, `h` and `d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

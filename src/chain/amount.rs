@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::model::configured_text;
+use crate::configured_text::configured_text;
 
 /// A discount of 100 %, in millionths.
 const WHOLE: u32 = 1_000_000;

@@ -7,10 +7,11 @@ use std::time::Duration;
 use hyper::http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
 
+use crate::configured_text::configured_text;
 use crate::db;
 use crate::http::Url;
 use crate::loopback::is_loopback;
-use crate::model::{Status, configured_text};
+use crate::model::Status;
 use crate::nats::{NatsSettings, NatsUrl};
 use crate::secret;
 use crate::units::HumanDuration;

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use hyper::Uri;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 
+use crate::configured_text::configured_text;
 use crate::loopback::is_loopback_host;
-use crate::model::configured_text;
 use crate::url_authority::host_and_port;
 
 /// An `http` or `https` URL with a host and without credentials.

@@ -1,10 +1,9 @@
 //! Types that several rooms share: mail, notification, event, outcome, trust.
 //!
 //! `enums` has the enums with their texts, `mail` a mail and its outcome, `event` the content of a notification,
-//! `session` a registered session, `matching` the settings of session matching, `normalize` the forms in which values are
-//! compared and written, and `configured_text` reads values that the configuration has as text. This room imports no other room, does no I/O and reads no clock.
+//! `session` a registered session, `matching` the settings of session matching, and `normalize` the forms in which values are
+//! compared and written. This room imports no other room, does no I/O and reads no clock.
 
-mod configured_text;
 mod enums;
 mod event;
 mod mail;
@@ -12,8 +11,6 @@ mod matching;
 mod normalize;
 mod session;
 
-pub(crate) use configured_text::configured_text;
-pub use configured_text::deserialize_text;
 pub(crate) use enums::string_enum;
 pub use enums::{
     AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, StreamState, Trust,

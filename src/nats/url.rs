@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use hyper::Uri;
 
+use crate::configured_text::configured_text;
 use crate::loopback::is_loopback_host;
-use crate::model::configured_text;
 use crate::url_authority::host_and_port;
 
 /// The port of a NATS server if the URL has none.

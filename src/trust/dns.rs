@@ -18,7 +18,8 @@ use serde::Deserialize;
 
 use super::key_record::{self, KeyRecord};
 use super::name_servers::NameServers;
-use crate::model::{configured_text, printable};
+use crate::configured_text::configured_text;
+use crate::model::printable;
 
 /// `[dns]`: the DNS servers.
 #[derive(Debug, Clone, Default, Deserialize)]

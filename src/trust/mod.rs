@@ -26,7 +26,8 @@ pub use clock::Clock;
 use serde::Deserialize;
 
 use crate::catch_panic::{catch_panic, catch_panic_async};
-use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof, configured_text};
+use crate::configured_text::configured_text;
+use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof};
 use dns::Resolver;
 use header::Header;
 

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::oauth;
+use crate::configured_text::configured_text;
 use crate::loopback::is_loopback_host;
-use crate::model::{configured_text, same_mailbox};
+use crate::model::same_mailbox;
 use crate::secret;
 use crate::units::{ByteSize, HumanDuration};
 

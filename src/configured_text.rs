@@ -13,14 +13,14 @@ macro_rules! configured_text {
     ($type:ty, $form:literal) => {
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-                $crate::model::deserialize_text(from, $form, <$type>::try_from)
+                $crate::configured_text::deserialize_text(from, $form, <$type>::try_from)
             }
         }
     };
     ($type:ident, $form:literal, $($text:literal => $variant:ident),+ $(,)?) => {
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-                $crate::model::deserialize_text(from, $form, |text| match text.as_str() {
+                $crate::configured_text::deserialize_text(from, $form, |text| match text.as_str() {
                     $($text => Ok($type::$variant),)+
                     _ => Err(concat!("expected ", $form).into()),
                 })
