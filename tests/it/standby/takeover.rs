@@ -131,7 +131,7 @@ fn a_paused_host_posts_nothing_when_it_continues() {
     let b = start_standby(&hosts.b);
     // `b` has another configuration than `a`, and its `status` reports this.
     let found = status(&hosts.b);
-    assert!(found["attention"][0].as_str().unwrap().contains("[[forward]] of the configuration differ"), "{found}");
+    assert!(found["attention"][0].as_str().unwrap().contains("active, in [[forward]]"), "{found}");
     hosts.deliver(1..=40);
     until("events at a", || refusing.posts().len() == 40);
     // `b` has no copy of the database, so it starts with --fresh.
