@@ -177,7 +177,7 @@ fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let configuration = (!tables.is_empty()).then(|| {
         let tables = tables.join(" and ");
         format!(
-            "the configuration differs from that of host {host}, which is active, in {tables}: make both the same there"
+            "the configuration differs from that of host {host}, which is active, in {tables}: make it the same on both hosts"
         )
     });
     let versions = [
@@ -230,7 +230,7 @@ mod tests {
         for (own, expected) in [
             (OwnProgram { version: "0.1.0".into(), ..same.clone() }, "has version 0.1.0, and that of host a"),
             (OwnProgram { schema: 1, ..same.clone() }, "has schema 1"),
-            (OwnProgram { configuration: forward, ..same.clone() }, "active, in [[forward]]: make both the same"),
+            (OwnProgram { configuration: forward, ..same.clone() }, "active, in [[forward]]: make it the same"),
         ] {
             let health = Health::of_standby(&lease(LeaseState::Standby), &own, now);
             assert!(!health.ok && health.attention.len() == 1 && health.attention[0].contains(expected), "{health:?}");
