@@ -211,8 +211,14 @@ impl StreamInfo {
             ),
         ];
         fitness.problems.extend(refused.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, text)| text));
-        fitness.problems.extend(self.uncovered(required));
+        self.judge_subjects(required, &mut fitness);
         self.judge_age(&mut fitness);
+        if config.max_bytes > 0 {
+            fitness.notes.push(format!(
+                "max_bytes is {}, and should be -1: a full stream refuses all payments",
+                config.max_bytes
+            ));
+        }
         if self.is_clustered() && config.num_replicas < 3 {
             fitness.notes.push(format!(
                 "num_replicas is {}: a failure of one node can stop or lose the stream; 3 is recommended",
@@ -237,6 +243,29 @@ impl StreamInfo {
             fitness.problems.push(format!("{line}, and a consumer that was down for {shown} never gets them"));
         } else {
             fitness.notes.push(line);
+        }
+    }
+
+    /// Adds a problem if the stream lacks a subject of the target, or else a note if the stream has subjects of other programs.
+    /// Other subjects are no problem, because their messages neither remove nor replace payments.
+    fn judge_subjects(&self, required: &RequiredStream, fitness: &mut Fitness) {
+        // A mirror has no subjects. The problem about the mirror names the cause.
+        if self.config.mirror.is_some() {
+            return;
+        }
+        if let Some(problem) = self.uncovered(required) {
+            fitness.problems.push(problem);
+            return;
+        }
+        let begin = format!("{}.", required.prefix);
+        let others: Vec<_> =
+            self.config.subjects.iter().filter(|subject| !subject.starts_with(&begin)).cloned().collect();
+        if !others.is_empty() {
+            fitness.notes.push(format!(
+                "subjects also have {:?}, and should have only {:?}: a consumer without a filter gets other messages",
+                printable(&others.join(", "), 100),
+                format!("{begin}>")
+            ));
         }
     }
 
@@ -305,11 +334,11 @@ mod tests {
     fn fitting_streams_have_no_problem() {
         for changes in [
             json!({}),
-            json!({"subjects": ["other.>", "shop.paid.*.*"]}),
-            json!({"subjects": ["shop.paid.completed.*", "shop.paid.failed.>"]}),
+            json!({"subjects": ["shop.paid.*.*"]}),
+            json!({"subjects": ["shop.paid.completed.*", "shop.paid.failed.>", "shop.paid.pending.*"]}),
             json!({"max_age": 400 * 86_400 * 1_000_000_000_i64}),
             json!({"max_msgs_per_subject": 1, "discard_new_per_subject": true, "max_msg_size": 65_536, "sources": []}),
-            json!({"max_bytes": 1_000_000, "allow_direct": true, "persist_mode": "default", "something": ["new"]}),
+            json!({"allow_direct": true, "persist_mode": "default", "something": ["new"]}),
         ] {
             assert_eq!(judge(changes.clone()), Fitness::default(), "{changes}");
         }
@@ -332,6 +361,7 @@ mod tests {
             (json!({"deny_delete": false}), "deny_delete"),
             (json!({"deny_purge": false}), "deny_purge"),
             (json!({"mirror": {"name": "X"}}), "mirror"),
+            (json!({"mirror": {"name": "X"}, "subjects": []}), "mirror"),
             (json!({"subject_transform": {"src": ">", "dest": "x.>"}}), "subject_transform"),
             (json!({"persist_mode": "async"}), "persist_mode"),
             (json!({"subjects": ["shop.>"]}), "subjects are \"shop.>\""),
@@ -346,9 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn an_age_of_months_is_a_note() {
-        let fitness = judge(json!({"max_age": 90 * 86_400 * 1_000_000_000_i64}));
-        assert!(fitness.problems.is_empty() && fitness.notes[0].contains("max_age is 90d"), "{fitness:?}");
+    fn tolerable_settings_are_notes() {
+        for (changes, note) in [
+            (json!({"max_age": 90 * 86_400 * 1_000_000_000_i64}), "max_age is 90d"),
+            (json!({"max_bytes": 1_000_000}), "max_bytes is 1000000, and should be -1"),
+            (json!({"subjects": ["other.>", "shop.paid.*.*", "b"]}), "subjects also have \"other.>, b\""),
+        ] {
+            let Fitness { problems, notes } = judge(changes.clone());
+            assert_eq!(problems, [""; 0], "{changes}");
+            assert!(matches!(&notes[..], [found] if found.contains(note)), "{changes}: {notes:?}");
+        }
     }
 
     #[test]
