@@ -29,26 +29,39 @@ pub(super) const CONCURRENCY: usize = 16;
 /// How long open requests may take after `shutdown`, unless `Sending::grace` has another value.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// How long a connected daemon waits before it reads the configuration of a stream again, unless `Sending::inspection_interval`
+/// has another value. This time is shorter than the five minutes whose events are published again after a connect. So the daemon
+/// publishes again what an unfit stream has lost since the last inspection that found the stream fit.
+const INSPECTION_INTERVAL: Duration = Duration::from_secs(2 * 60);
+
 /// The pause after a failed call of the [`Store`].
 pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest sleep before a delivery is due. After this sleep, the worker reads the wall clock again, because the clock may
 /// have been set.
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
-/// When attempts may begin, how long they may take after `shutdown`, and where the durations of publishes are counted.
+/// When attempts may begin, how long they may take after `shutdown`, how often streams are inspected, and where the durations of
+/// publishes are counted.
 #[derive(Debug, Clone)]
 pub struct Sending {
     /// The permission to begin attempts.
     pub permit: SendingPermit,
     /// How long open requests may take after `shutdown`. A delivery without a response is sent again later.
     pub grace: Duration,
+    /// How long a connected daemon waits before it reads the configuration of a stream again.
+    pub inspection_interval: Duration,
     /// Where the durations of publishes are counted.
     pub publishes: PublishTimes,
 }
 
 impl Default for Sending {
     fn default() -> Self {
-        Sending { permit: SendingPermit::default(), grace: GRACE, publishes: PublishTimes::default() }
+        Sending {
+            permit: SendingPermit::default(),
+            grace: GRACE,
+            inspection_interval: INSPECTION_INTERVAL,
+            publishes: PublishTimes::default(),
+        }
     }
 }
 

@@ -305,7 +305,7 @@ impl Standby {
         let (stop, stopping) = watch::channel(false);
         let publishes = ready.requests.publishes.clone();
         let duty = Duty {
-            sending: Sending { permit: self.agent.permit(), grace: GRACE, publishes },
+            sending: Sending { permit: self.agent.permit(), grace: GRACE, publishes, ..Sending::default() },
             agent: Some(self.agent.clone()),
             heartbeats: self.heartbeats.clone(),
             drain: DRAIN,

@@ -1,6 +1,7 @@
 //! One connection to a stream that `inspect` found fit. The connection publishes events until it is lost, or until an answer
 //! shows that the stream cannot be relied on.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,7 +35,8 @@ pub(in crate::forward) struct StreamConnection {
     /// The age at which the stream deletes messages (`max_age`); `None`: it keeps them.
     max_age: Option<Duration>,
     version: String,
-    notes: Vec<String>,
+    /// The settings of the stream that should be changed.
+    notes: watch::Sender<Vec<String>>,
     /// Whether the stream has acknowledged an event on this connection. Before the first acknowledgement, the worker makes one
     /// attempt at a time.
     is_acknowledged: AtomicBool,
@@ -53,17 +55,22 @@ impl StreamConnection {
     /// Connects to a NATS server, and returns an error if the stream is not fit. Events are published within the limits of
     /// `sending`.
     pub(super) async fn open(stream: &Arc<StreamTarget>, sending: Sending) -> Result<Self, StreamProblem> {
-        let inspection = stream.inspect().await?;
+        let (nats, inspection) = stream.connect().await?;
         let lines = stream.problems(&inspection);
         if !lines.is_empty() {
             return Err(StreamProblem { lines, needs_person: true });
         }
-        Ok(StreamConnection::new(stream, sending, inspection))
+        Ok(StreamConnection::new(stream, sending, nats, inspection))
     }
 
-    /// Creates the connection from the result of [`StreamTarget::inspect`].
-    pub(super) fn new(stream: &Arc<StreamTarget>, sending: Sending, inspection: Inspection) -> Self {
-        let Inspection { connection: nats, version, info, fitness, .. } = inspection;
+    /// Creates the connection from the result of [`StreamTarget::connect`].
+    pub(super) fn new(
+        stream: &Arc<StreamTarget>,
+        sending: Sending,
+        nats: NatsConnection,
+        inspection: Inspection,
+    ) -> Self {
+        let Inspection { version, info, fitness, .. } = inspection;
         StreamConnection {
             stream: stream.clone(),
             sending,
@@ -72,7 +79,7 @@ impl StreamConnection {
             last_sequence: info.last_sequence(),
             max_age: info.max_age(),
             version,
-            notes: fitness.notes,
+            notes: watch::Sender::new(fitness.notes),
             is_acknowledged: AtomicBool::new(false),
             highest: AtomicU64::new(0),
             is_proven: watch::Sender::new(false),
@@ -102,6 +109,33 @@ impl StreamConnection {
                 self.stream.servers
             ))),
         }
+    }
+
+    /// Reads the stream's configuration again at each interval of [`Sending`]. Ends the connection if the stream is no longer fit,
+    /// or if the stream cannot be read. A stream can be changed or deleted while the connection stays open.
+    pub(super) async fn watch_configuration(&self) -> Infallible {
+        while self.problem().is_none() {
+            tokio::time::sleep(self.sending.inspection_interval).await;
+            if let Err(problem) = self.inspect_again().await {
+                self.end(problem);
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn inspect_again(&self) -> Result<(), StreamProblem> {
+        let inspection = self.stream.inspect(&self.nats).await?;
+        let lines = self.stream.problems(&inspection);
+        if !lines.is_empty() {
+            return Err(StreamProblem { lines, needs_person: true });
+        }
+        let notes = inspection.fitness.notes;
+        self.notes.send_if_modified(|before| {
+            let is_new = *before != notes;
+            *before = notes;
+            is_new
+        });
+        Ok(())
     }
 
     /// Returns when the stream has answered a publish on this connection, or when no delivery was due.
@@ -153,8 +187,9 @@ impl StreamConnection {
         &self.version
     }
 
-    pub(super) fn notes(&self) -> &[String] {
-        &self.notes
+    /// Returns a receiver of the settings of the stream that should be changed, one text for each.
+    pub(super) fn notes(&self) -> watch::Receiver<Vec<String>> {
+        self.notes.subscribe()
     }
 
     /// Publishes an event and waits for the answer, or for the end of the connection.

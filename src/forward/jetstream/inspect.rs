@@ -5,9 +5,8 @@ use crate::model::printable;
 use crate::nats::{Fitness, JetStreamError, NatsConnection, NatsError, StreamInfo, judge_server};
 use crate::units::count;
 
-/// A connection, the version of its server, the configuration of the stream, and the problems of this configuration.
+/// The version of the server, the configuration of the stream, and the problems of this configuration.
 pub(super) struct Inspection {
-    pub(super) connection: NatsConnection,
     /// The version that the server reports.
     pub(super) version: String,
     pub(super) info: StreamInfo,
@@ -20,11 +19,20 @@ impl StreamTarget {
     ///
     /// # Errors
     /// [`StreamProblem`], if no server can be reached or the stream cannot be read.
-    pub(super) async fn inspect(&self) -> Result<Inspection, StreamProblem> {
+    pub(super) async fn connect(&self) -> Result<(NatsConnection, Inspection), StreamProblem> {
         let connection = self.servers.connect().await.map_err(|error| match error {
             NatsError::NotAllowed(text) => StreamProblem::lasting(text),
             NatsError::Unreachable(text) => StreamProblem::passing(text),
         })?;
+        let inspection = self.inspect(&connection).await?;
+        Ok((connection, inspection))
+    }
+
+    /// Reads the stream's configuration.
+    ///
+    /// # Errors
+    /// [`StreamProblem`], if the stream cannot be read.
+    pub(super) async fn inspect(&self, connection: &NatsConnection) -> Result<Inspection, StreamProblem> {
         let server = connection.client().server_info();
         let info = connection.stream_info(&self.name).await;
         let info = info.map_err(|error| self.explain(error, server.cluster.is_some()))?;
@@ -34,7 +42,7 @@ impl StreamTarget {
             Ok(note) => fitness.notes.extend(note),
             Err(problem) => fitness.problems.insert(0, problem),
         }
-        Ok(Inspection { connection, version: printable(&server.version, 40), info, fitness, is_cluster })
+        Ok(Inspection { version: printable(&server.version, 40), info, fitness, is_cluster })
     }
 
     fn explain(&self, error: JetStreamError, is_cluster: bool) -> StreamProblem {
@@ -67,8 +75,8 @@ impl StreamTarget {
 
 /// For `check --connect`: connects, reads the stream's configuration, and publishes nothing.
 pub(in crate::forward) async fn probe(stream: &StreamTarget) -> Vec<Result<String, String>> {
-    let inspection = match stream.inspect().await {
-        Ok(inspection) => inspection,
+    let (_connection, inspection) = match stream.connect().await {
+        Ok(connected) => connected,
         Err(problem) => return problem.lines.into_iter().map(Err).collect(),
     };
     let Inspection { version, info, fitness, .. } = &inspection;

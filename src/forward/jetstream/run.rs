@@ -87,7 +87,12 @@ impl ConnectionKeeper {
         };
         let route = Route::Stream(connection.clone());
         let delivering = self.worker.deliver(&route, shutdown);
-        match select(pin!(delivering), pin!(recording)).await {
+        let watching = async {
+            match select(pin!(recording), pin!(connection.watch_configuration())).await {
+                Either::Left((never, _)) | Either::Right((never, _)) => match never {},
+            }
+        };
+        match select(pin!(delivering), pin!(watching)).await {
             Either::Left((delivered, _)) => delivered?,
             Either::Right((never, _)) => match never {},
         }
@@ -169,22 +174,24 @@ struct StateLog {
 }
 
 impl StateLog {
-    /// Writes that the stream is connected. Then, until this future is dropped, writes when the stream refuses events, and when it
-    /// acknowledges them again.
+    /// Writes that the stream is connected. Then, until this future is dropped, writes when the stream refuses events, when it
+    /// acknowledges them again, and when the notes about its settings change.
     async fn follow(&self, connection: &StreamConnection) -> Infallible {
-        let (version, notes) = (connection.version(), connection.notes());
+        let (version, mut notes) = (connection.version(), connection.notes());
         tracing::info!(callback = self.target, version, "connected to {}", self.stream.servers);
         let mut refusals = connection.refusals();
         loop {
-            let refusal = refusals.borrow_and_update().clone();
+            let (refusal, notes_now) = (refusals.borrow_and_update().clone(), notes.borrow_and_update().clone());
             let change = match refusal {
-                None => StreamChange::Connected { version: version.to_owned(), notes: notes.to_vec() },
+                None => StreamChange::Connected { version: version.to_owned(), notes: notes_now },
                 Some(reason) => StreamChange::Failed { problems: vec![connection.about(&reason)], needs_person: true },
             };
             // The only error is the end of the database writer, which the worker reports.
             let _ = self.record(change).await;
-            if refusals.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            // `connection` has the senders, so these receivers return no error.
+            tokio::select! {
+                _ = refusals.changed() => {}
+                _ = notes.changed() => {}
             }
         }
     }

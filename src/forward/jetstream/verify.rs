@@ -125,12 +125,12 @@ pub async fn verify(
 
 /// Connects to the stream for the comparison. If `refill` is true, a stream whose configuration forbids its use is an error.
 async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamConnection, String> {
-    let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
+    let (nats, inspection) = stream.connect().await.map_err(|problem| problem.text())?;
     let problems = stream.problems(&inspection);
     if refill && !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    Ok(StreamConnection::new(stream, Sending::default(), inspection))
+    Ok(StreamConnection::new(stream, Sending::default(), nats, inspection))
 }
 
 /// The result of the comparison of one event with its message.

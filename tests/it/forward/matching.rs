@@ -18,7 +18,13 @@ fn matching() -> ForwarderSetup {
         resmic: None,
     })
     .unwrap();
-    ForwarderSetup { folder: Arc::new(folder), store, settings: one_target(), running: None }
+    ForwarderSetup {
+        folder: Arc::new(folder),
+        store,
+        settings: one_target(),
+        sending: Sending::default(),
+        running: None,
+    }
 }
 
 /// The event with the current time.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use resmic_mailhook::db::{self, DeliveryRow, Store};
-use resmic_mailhook::forward::{self, ForwardSettings, Target};
+use resmic_mailhook::forward::{self, ForwardSettings, Sending, Target};
 use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{
     AttemptResult, Envelope, Event, Examined, Judgement, Origin, PaymentDetails, RawMail, Status, Uid, UidValidity,
@@ -27,6 +27,7 @@ struct ForwarderSetup {
     folder: Arc<tempfile::TempDir>,
     store: Store,
     settings: Vec<ForwardSettings>,
+    sending: Sending,
     running: Option<(watch::Sender<bool>, tokio::task::JoinHandle<db::Result<()>>)>,
 }
 
@@ -53,7 +54,7 @@ fn open(folder: &tempfile::TempDir, settings: &[ForwardSettings]) -> Store {
 impl ForwarderSetup {
     fn new(settings: Vec<ForwardSettings>) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        ForwarderSetup { store: open(&folder, &settings), folder, settings, running: None }
+        ForwarderSetup { store: open(&folder, &settings), folder, settings, sending: Sending::default(), running: None }
     }
 
     fn start(&mut self) {
@@ -69,7 +70,7 @@ impl ForwarderSetup {
             let (store, stopped) = (self.store.clone(), stopped.clone());
             async move { store.watch_changes(stopped).await }
         };
-        let forwarding = forward::run(self.store.clone(), targets, stopped);
+        let forwarding = forward::run_permitted(self.store.clone(), targets, self.sending.clone(), stopped);
         self.running = Some((stop, tokio::spawn(async { tokio::try_join!(watching, forwarding).map(drop) })));
     }
 

@@ -80,7 +80,19 @@ async fn messages(server: &NatsServer) -> Vec<Stored> {
     found
 }
 
+/// Changes the configuration of the stream.
+async fn update_stream(server: &NatsServer, changes: Value) {
+    let mut config = server.api(&format!("STREAM.INFO.{STREAM}"), json!({})).await["config"].clone();
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    server.api(&format!("STREAM.UPDATE.{STREAM}"), config).await;
+}
+
 impl ForwarderSetup {
+    /// Lets a connected forwarder read the configuration of its stream several times a second.
+    fn inspect_often(&mut self) {
+        self.sending.inspection_interval = Duration::from_millis(200);
+    }
+
     /// The results of all attempts, in their order.
     fn results(&self) -> Vec<String> {
         let sql = self.sql();

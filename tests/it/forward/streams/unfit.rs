@@ -61,12 +61,36 @@ async fn a_corrected_stream_is_used() {
     setup.record(vec![paid(Some(1), 1)]).await;
     setup.start();
     setup.until_sql("SELECT problems FROM streams", "discard is \\\"old\\\"").await;
-    let mut config = server.api(&format!("STREAM.INFO.{STREAM}"), json!({})).await["config"].clone();
-    config["discard"] = "new".into();
-    server.api(&format!("STREAM.UPDATE.{STREAM}"), config).await;
+    update_stream(&server, json!({"discard": "new"})).await;
     setup.until_all("delivered").await;
     setup
         .until_sql("SELECT problems IS NULL AND failing_since IS NULL AND needs_person = 0 FROM streams", "Integer(1)")
+        .await;
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn changed_settings_are_noticed_while_connected() {
+    let server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.inspect_often();
+    setup.start();
+    setup.until_connected().await;
+    update_stream(&server, json!({"max_bytes": 1_000_000})).await;
+    setup.until_sql("SELECT notes FROM streams WHERE state = 'connected'", "max_bytes is 1000000").await;
+    update_stream(&server, json!({"max_bytes": -1})).await;
+    setup
+        .until_sql("SELECT coalesce(notes, '') LIKE '%max_bytes%' FROM streams WHERE state = 'connected'", "Integer(0)")
+        .await;
+    update_stream(&server, json!({"discard": "old"})).await;
+    setup.until_sql("SELECT state || needs_person || problems FROM streams", "failed1stream PAID: discard is").await;
+    setup.record(vec![paid(Some(1), 1)]).await;
+    update_stream(&server, json!({"discard": "new"})).await;
+    setup.until_all("delivered").await;
+    setup.until_connected().await;
+    server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
+    setup
+        .until_sql("SELECT state || needs_person || problems FROM streams", "failed1stream PAID: the stream does not")
         .await;
     setup.stop().await;
 }
