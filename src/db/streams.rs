@@ -1,7 +1,7 @@
 //! Writes and reads the table `streams`: the state of each target that is a stream.
 
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 
 use super::{Result, Store, StoreReader, current_time, word};
@@ -85,6 +85,7 @@ impl Store {
                  ON CONFLICT DO UPDATE SET stream = excluded.stream, state = excluded.state, servers = excluded.servers,
                    version = coalesce(excluded.version, version),
                    notes = CASE excluded.state WHEN 'connected' THEN excluded.notes ELSE notes END,
+                   removed = CASE WHEN stream = excluded.stream THEN removed END,
                    changed_at = CASE WHEN state = excluded.state THEN changed_at ELSE excluded.changed_at END,
                    failing_since = CASE excluded.state WHEN 'failed' THEN coalesce(failing_since, ?6) END,
                    problems = excluded.problems, needs_person = excluded.needs_person",
@@ -114,6 +115,37 @@ impl Store {
         let target = target.to_owned();
         let sql = "UPDATE streams SET gap_since = coalesce(gap_since, ?2) WHERE target = ?1";
         self.write(move |tx| Ok(tx.prepare_cached(sql)?.execute(params![target, current_time()]).map(drop)?)).await
+    }
+
+    /// Writes how many messages the stream of a target has removed since its creation. `republished`: how many of its lost messages
+    /// it got again since the previous call. If the stream has removed more than these messages since the previous call, or if
+    /// `has_gap` is true, this function also writes that the stream has lost messages. Returns whether it has done so.
+    ///
+    /// # Errors
+    ///
+    /// [`super::Error`].
+    pub async fn record_removed(
+        &self,
+        target: &str,
+        removed: Option<u64>,
+        republished: u64,
+        has_gap: bool,
+    ) -> Result<bool> {
+        let target = target.to_owned();
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let (removed, republished) = (removed.map(signed), signed(republished));
+        self.write(move |tx| {
+            let sql = "SELECT removed FROM streams WHERE target = ?1";
+            let before: Option<i64> =
+                tx.prepare_cached(sql)?.query_row([&target], |row| row.get(0)).optional()?.flatten();
+            let lost = removed.zip(before).map_or(0, |(removed, before)| removed.saturating_sub(before));
+            let has_gap = has_gap || lost > republished;
+            let sql = "UPDATE streams SET removed = ?2, gap_since = CASE WHEN ?3 THEN coalesce(gap_since, ?4) ELSE gap_since END
+                WHERE target = ?1 AND (?3 OR removed IS NOT ?2)";
+            tx.prepare_cached(sql)?.execute(params![target, removed, has_gap, current_time()])?;
+            Ok(has_gap)
+        })
+        .await
     }
 
     /// Writes that the stream of a target has every acknowledged event. `compared_at`: when the comparison began. A loss that was

@@ -32,6 +32,15 @@ impl std::fmt::Display for StreamReceipt {
     }
 }
 
+impl StreamReceipt {
+    /// Parses the text of `deliveries.receipt`.
+    fn parse(text: &str) -> Option<Self> {
+        let place = text.strip_prefix(THERE_ALREADY);
+        let (stream, sequence) = place.unwrap_or(text).rsplit_once(':')?;
+        Some(StreamReceipt { stream: stream.to_owned(), sequence: sequence.parse().ok()?, was_there: place.is_some() })
+    }
+}
+
 /// An event that a stream has acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredEvent {
@@ -51,9 +60,8 @@ impl DeliveredEvent {
     /// The sequence number in the receipt; `None` if the receipt is from a stream with another name.
     #[must_use]
     pub fn sequence_in(&self, stream: &str) -> Option<u64> {
-        let place = self.receipt.strip_prefix(THERE_ALREADY).unwrap_or(&self.receipt);
-        let (name, sequence) = place.rsplit_once(':')?;
-        if name == stream { sequence.parse().ok() } else { None }
+        let receipt = StreamReceipt::parse(&self.receipt)?;
+        (receipt.stream == stream).then_some(receipt.sequence)
     }
 }
 
@@ -118,6 +126,11 @@ macro_rules! delivered_events {
 pub(super) const DELIVERED: &str = delivered_events!("delivered_at");
 pub(super) const ACKNOWLEDGED: &str = delivered_events!("acknowledged_at");
 
+/// Selects the receipts of the first `?3` events that the stream of target `?1` has acknowledged after `?2`.
+pub(super) const OLDEST_RECEIPTS: &str = "
+    SELECT receipt FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL AND acknowledged_at > ?2
+    ORDER BY acknowledged_at LIMIT ?3";
+
 /// Selects the time of the last delivery to the stream of target `?1` until `?2`.
 pub(super) const LAST_DELIVERED: &str =
     "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL AND delivered_at <= ?2";
@@ -173,6 +186,23 @@ impl Store {
             until,
             ..DeliveredPosition::before(begin)
         }))
+    }
+
+    /// The receipts of the first `limit` events, in the order of their last acknowledgements, that a target's stream has
+    /// acknowledged after `after`, a time in the form of [`iso`].
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn oldest_receipts(&self, target: &str, after: String, limit: u32) -> Result<Vec<StreamReceipt>> {
+        let target = target.to_owned();
+        let read = move |tx: &Connection| {
+            let mut statement = tx.prepare_cached(OLDEST_RECEIPTS)?;
+            let texts = statement.query_map(params![target, after, limit], |row| row.get::<_, String>(0))?;
+            let texts = texts.collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok(texts.iter().filter_map(|text| StreamReceipt::parse(text)).collect())
+        };
+        self.write(read).await
     }
 
     /// Reads the events that a target's stream has acknowledged, in the order of the position: at most `limit`, from the position

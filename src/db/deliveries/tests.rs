@@ -40,6 +40,7 @@ fn queries_of_a_large_outbox_use_indexes() {
         REQUEUE_AFTER_CLOCK_CHANGE,
         in_streams::DELIVERED,
         in_streams::ACKNOWLEDGED,
+        in_streams::OLDEST_RECEIPTS,
         in_streams::LAST_DELIVERED,
         in_streams::LAST_ACKNOWLEDGED,
         in_streams::RESTART_PERIODS,

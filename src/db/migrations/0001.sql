@@ -154,8 +154,10 @@ CREATE TABLE streams (
   needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
   there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries had their message in the stream before an attempt
   refilled     INTEGER NOT NULL DEFAULT 0,     -- how many messages the stream had lost and got again
-  gap_since    TEXT                            -- when the daemon found that the stream has lost messages that were not
+  gap_since    TEXT,                           -- when the daemon found that the stream has lost messages that were not
                                                -- published again; NULL: there is no such loss
+  removed      INTEGER                         -- how many messages the stream had removed at the last connect; a higher number
+                                               -- at the next connect is a loss. NULL: unknown, or its messages may expire
 ) STRICT;
 
 -- The payment sessions that the merchant opened at Resmic. Other programs may insert into this table, and into no other.

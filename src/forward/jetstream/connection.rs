@@ -12,13 +12,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::inspect::Inspection;
-use super::{StreamProblem, StreamTarget};
-use crate::db::{DeliveredEvent, OutboundEvent, StreamReceipt};
+use super::{StreamProblem, StreamTarget, losses};
+use crate::db::{DeliveredEvent, OutboundEvent, Store, StreamReceipt};
 use crate::forward::attempt::{AttemptEnd, Failure, RetryRule};
 use crate::forward::target::CommonTarget;
 use crate::forward::worker::{CONCURRENCY, Sending};
 use crate::model::{AttemptResult, NO_ANSWER, iso};
-use crate::nats::{JetStreamError, NatsConnection, PublishAnswer, StoredMessage};
+use crate::nats::{JetStreamError, NatsConnection, PublishAnswer, StoredMessage, StreamInfo};
 use crate::sending_permit::NO_PERMIT;
 
 /// A message counts as expired this long before its age reaches the stream's `max_age`, because the clocks may differ.
@@ -29,11 +29,8 @@ pub(in crate::forward) struct StreamConnection {
     stream: Arc<StreamTarget>,
     sending: Sending,
     nats: NatsConnection,
-    reads_directly: bool,
-    /// The last sequence number of the stream at the connect; `None` if the server does not report it.
-    last_sequence: Option<u64>,
-    /// The age at which the stream deletes messages (`max_age`); `None`: it keeps them.
-    max_age: Option<Duration>,
+    /// The configuration and the sequence numbers of the stream at the connect.
+    info: StreamInfo,
     version: String,
     /// The settings of the stream that should be changed.
     notes: watch::Sender<Vec<String>>,
@@ -75,9 +72,7 @@ impl StreamConnection {
             stream: stream.clone(),
             sending,
             nats,
-            reads_directly: info.allows_direct(),
-            last_sequence: info.last_sequence(),
-            max_age: info.max_age(),
+            info,
             version,
             notes: watch::Sender::new(fitness.notes),
             is_acknowledged: AtomicBool::new(false),
@@ -112,18 +107,28 @@ impl StreamConnection {
     }
 
     /// Reads the stream's configuration again at each interval of [`Sending`]. Ends the connection if the stream is no longer fit,
-    /// or if the stream cannot be read. A stream can be changed or deleted while the connection stays open.
-    pub(super) async fn watch_configuration(&self) -> Infallible {
+    /// if it has lost messages, or if it cannot be read. A stream can be changed, or be deleted and created again, while the
+    /// connection stays open. After a loss, the reconnect publishes the last acknowledged events again.
+    pub(super) async fn watch_stream(&self, target: &str, store: &Store) -> Infallible {
+        let mut before = self.info.clone();
         while self.problem().is_none() {
             tokio::time::sleep(self.sending.inspection_interval).await;
-            if let Err(problem) = self.inspect_again().await {
-                self.end(problem);
+            match self.inspect_again(&before, target, store).await {
+                Ok(now) => before = now,
+                Err(problem) => self.end(problem),
             }
         }
         std::future::pending().await
     }
 
-    async fn inspect_again(&self) -> Result<(), StreamProblem> {
+    async fn inspect_again(
+        &self,
+        before: &StreamInfo,
+        target: &str,
+        store: &Store,
+    ) -> Result<StreamInfo, StreamProblem> {
+        // An event that the stream acknowledges during the request may have a higher number than the answer.
+        let acknowledged = self.highest.load(Ordering::Relaxed);
         let inspection = self.stream.inspect(&self.nats).await?;
         let lines = self.stream.problems(&inspection);
         if !lines.is_empty() {
@@ -135,7 +140,16 @@ impl StreamConnection {
             *before = notes;
             is_new
         });
-        Ok(())
+        let now = inspection.info;
+        if let Some(lost) = losses::lost_since(before, &now, acknowledged) {
+            return Err(StreamProblem::passing(self.about(&format!("it has lost {lost}"))));
+        }
+        let removed = before.first_sequence().unwrap_or(0)..now.first_sequence().unwrap_or(0);
+        match losses::lacks_oldest(self, removed, target, store).await {
+            Ok(false) => Ok(now),
+            Ok(true) => Err(StreamProblem::passing(self.about("it has lost its oldest messages"))),
+            Err(error) => Err(StreamProblem::passing(format!("cannot use the outbox: {error}"))),
+        }
     }
 
     /// Returns when the stream has answered a publish on this connection, or when no delivery was due.
@@ -170,17 +184,26 @@ impl StreamConnection {
         self.is_acknowledged.load(Ordering::Relaxed)
     }
 
-    /// The last sequence number of the stream at the connect; `None` if the server does not report it.
-    pub(super) fn last_sequence(&self) -> Option<u64> {
-        self.last_sequence
+    /// The configuration and the sequence numbers of the stream at the connect.
+    pub(super) fn info(&self) -> &StreamInfo {
+        &self.info
+    }
+
+    /// The name of the stream.
+    pub(super) fn stream_name(&self) -> &str {
+        &self.stream.name
     }
 
     /// Whether the stream has deleted the message of an event because of its age, or will do so within an hour. Such an event must
     /// not be published again: the stream would store it a second time.
     pub(super) fn has_expired(&self, delivered: &DeliveredEvent) -> bool {
-        let age = self.max_age.map(|age| age.saturating_sub(EXPIRES_SOON));
-        let oldest = age.and_then(|age| Timestamp::now().checked_sub(age).ok());
-        oldest.is_some_and(|oldest| delivered.acknowledged_at <= iso(oldest))
+        self.expired_until().is_some_and(|expired_until| delivered.acknowledged_at <= expired_until)
+    }
+
+    /// The time of the last acknowledgement whose message counts as expired, in the form of [`iso`]. `None`: messages do not expire.
+    pub(super) fn expired_until(&self) -> Option<String> {
+        let age = self.info.max_age()?.saturating_sub(EXPIRES_SOON);
+        Timestamp::now().checked_sub(age).ok().map(iso)
     }
 
     pub(super) fn version(&self) -> &str {
@@ -300,7 +323,7 @@ impl StreamConnection {
 
     /// Reads the message that the stream has for an event.
     pub(super) async fn stored(&self, event: &OutboundEvent) -> Result<Option<StoredMessage>, JetStreamError> {
-        self.nats.stored_message(&self.stream.name, &self.stream.subject(event), self.reads_directly).await
+        self.nats.stored_message(&self.stream.name, &self.stream.subject(event), self.info.allows_direct()).await
     }
 
     pub(super) fn receipt(&self, sequence: u64, was_there: bool) -> StreamReceipt {

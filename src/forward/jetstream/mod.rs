@@ -4,11 +4,12 @@
 //! the stream has that message once. `inspect` reads the configuration of the stream and decides whether the stream is fit.
 //! `connection` is one connection to a fit stream. `run` keeps a connection open and lets the worker deliver through it.
 //! `republish` publishes the last events again after each connect. `verify` compares the stream with the database.
-//! Both read the events through `delivered`.
+//! Both read the events through `delivered`. `losses` notices that the stream has lost messages.
 
 mod connection;
 mod delivered;
 mod inspect;
+mod losses;
 mod republish;
 mod run;
 mod verify;

@@ -39,7 +39,7 @@ pub(super) struct Replay {
     /// again.
     highest: u64,
     /// How many of the events the stream had lost. It has them again.
-    refilled: u64,
+    pub(super) refilled: u64,
 }
 
 impl Replay {
@@ -51,20 +51,21 @@ impl Replay {
 }
 
 /// Publishes again the events that the stream acknowledged in the five minutes before the last delivery, or later, in the order
-/// of the stream. Events of one payment session are published one after the other.
+/// of the stream. Events of one payment session are published one after the other. `replay` is also valid after an error, and
+/// when this future was dropped.
 pub(super) async fn republish(
     connection: &StreamConnection,
     stream: &StreamTarget,
     target: &CommonTarget,
     store: &Store,
-) -> Result<Replay, RepublishError> {
-    let mut replay = Replay::default();
-    let Some(position) = store.last_acknowledged(&target.name, WINDOW).await? else { return Ok(replay) };
+    replay: &mut Replay,
+) -> Result<(), RepublishError> {
+    let Some(position) = store.last_acknowledged(&target.name, WINDOW).await? else { return Ok(()) };
     let mut reader = DeliveredReader::new(position);
     loop {
         let page = reader.next(store, &target.name, &stream.name).await?;
         if page.is_empty() {
-            return Ok(replay);
+            return Ok(());
         }
         let mut running = FuturesUnordered::new();
         let mut sessions: Vec<Option<String>> = Vec::new();

@@ -9,8 +9,8 @@ use futures_util::future::{Either, select};
 use tokio::sync::watch;
 
 use super::connection::StreamConnection;
-use super::republish::{RepublishError, republish};
-use super::{StreamProblem, StreamTarget};
+use super::republish::{Replay, RepublishError, republish};
+use super::{StreamProblem, StreamTarget, losses};
 use crate::backoff::Backoff;
 use crate::db::{self, Store, StreamChange};
 use crate::forward::worker::{DeliveryWorker, Route};
@@ -29,7 +29,7 @@ pub(in crate::forward) async fn run(
 ) -> db::Result<()> {
     let log = StateLog { store: worker.store.clone(), target: worker.target.name.clone(), stream: stream.clone() };
     log.record(StreamChange::Connecting).await?;
-    let mut keeper = ConnectionKeeper { worker, stream, log, failures: 0, reported: None };
+    let mut keeper = ConnectionKeeper { worker, stream, log, failures: 0, refilled: 0, reported: None };
     while !*shutdown.borrow() {
         let opened = tokio::select! {
             opened = StreamConnection::open(&keeper.stream, keeper.worker.sending.clone()) => opened,
@@ -57,6 +57,8 @@ struct ConnectionKeeper {
     log: StateLog,
     /// How many connections have failed or ended since the stream last acknowledged an event.
     failures: u32,
+    /// How many lost messages were published again since the number of removed messages was last written.
+    refilled: u64,
     /// The problem that ended the previous connection; `None` after the stream has answered again.
     reported: Option<StreamProblem>,
 }
@@ -88,7 +90,7 @@ impl ConnectionKeeper {
         let route = Route::Stream(connection.clone());
         let delivering = self.worker.deliver(&route, shutdown);
         let watching = async {
-            match select(pin!(recording), pin!(connection.watch_configuration())).await {
+            match select(pin!(recording), pin!(connection.watch_stream(&log.target, &log.store))).await {
                 Either::Left((never, _)) | Either::Right((never, _)) => match never {},
             }
         };
@@ -117,26 +119,15 @@ impl ConnectionKeeper {
 
     /// Makes the target's pending deliveries due, and publishes the last acknowledged events again. If the stream has lost more
     /// than these events, the loss is recorded.
-    async fn prepare(&self, connection: &StreamConnection) -> db::Result<Result<(), StreamProblem>> {
-        let (store, target) = (&self.worker.store, &self.worker.target);
-        let preparing = async {
-            store.restart_periods(&target.name).await?;
-            let replay = republish(connection, &self.stream, target, store).await?;
-            if connection.last_sequence().is_some_and(|last| replay.leaves_gap(last)) {
-                tracing::error!(
-                    callback = target.name,
-                    "the stream has lost messages that were not published again: run `deliveries verify --refill`"
-                );
-                store.record_gap(&target.name).await?;
-            }
-            Ok(())
-        };
+    async fn prepare(&mut self, connection: &StreamConnection) -> db::Result<Result<(), StreamProblem>> {
+        let mut replay = Replay::default();
         let prepared = tokio::select! {
-            prepared = preparing => prepared,
+            prepared = self.repair(connection, &mut replay) => prepared,
             () = connection.ended() => Err(RepublishError::Connection(
                 connection.problem().unwrap_or_else(|| StreamProblem::passing(connection.about("the connection has ended"))),
             )),
         };
+        self.refilled = if prepared.is_ok() { 0 } else { self.refilled + replay.refilled };
         match prepared {
             Ok(()) => Ok(Ok(())),
             Err(RepublishError::Connection(problem)) => Ok(Err(problem)),
@@ -145,6 +136,23 @@ impl ConnectionKeeper {
                 Ok(Err(StreamProblem::passing(format!("cannot use the outbox: {error}"))))
             }
         }
+    }
+
+    async fn repair(&self, connection: &StreamConnection, replay: &mut Replay) -> Result<(), RepublishError> {
+        let (store, target, info) = (&self.worker.store, &self.worker.target, connection.info());
+        store.restart_periods(&target.name).await?;
+        republish(connection, &self.stream, target, store, replay).await?;
+        let removed = 0..info.first_sequence().unwrap_or(0);
+        let has_gap = info.last_sequence().is_some_and(|last| replay.leaves_gap(last))
+            || losses::lacks_oldest(connection, removed, &target.name, store).await?;
+        let refilled = self.refilled + replay.refilled;
+        if store.record_removed(&target.name, info.removed(), refilled, has_gap).await? {
+            tracing::error!(
+                callback = target.name,
+                "the stream has lost messages that were not published again: run `deliveries verify --refill`"
+            );
+        }
+        Ok(())
     }
 
     /// Writes `problem`, which ended the previous connection, into the database. Logs `problem` only if it differs from the

@@ -51,6 +51,7 @@ struct ClusterInfo {
 struct StreamCounts {
     #[serde(default)]
     messages: u64,
+    first_seq: Option<u64>,
     last_seq: Option<u64>,
 }
 
@@ -74,6 +75,8 @@ struct StreamConfig {
     deny_delete: bool,
     deny_purge: bool,
     allow_direct: bool,
+    /// Whether the `Nats-TTL` header of a message limits its age (NATS 2.11).
+    allow_msg_ttl: bool,
     mirror: Option<serde::de::IgnoredAny>,
     sources: Option<Vec<serde::de::IgnoredAny>>,
     subject_transform: Option<serde::de::IgnoredAny>,
@@ -100,6 +103,7 @@ impl Default for StreamConfig {
             deny_delete: false,
             deny_purge: false,
             allow_direct: false,
+            allow_msg_ttl: false,
             mirror: None,
             sources: None,
             subject_transform: None,
@@ -128,6 +132,23 @@ impl StreamInfo {
     #[must_use]
     pub fn is_clustered(&self) -> bool {
         self.cluster.as_ref().is_some_and(|cluster| !cluster.name.is_empty() || !cluster.replicas.is_empty())
+    }
+
+    /// The sequence number of the first message that the stream has. If the stream is empty, it is 0, or the number of the next
+    /// message. `None` if the server does not report it.
+    #[must_use]
+    pub fn first_sequence(&self) -> Option<u64> {
+        self.state.first_seq
+    }
+
+    /// How many messages the stream has removed since its creation. `None` if the server does not report it, or if messages may
+    /// expire. From a fit stream whose messages do not expire, no message is removed.
+    #[must_use]
+    pub fn removed(&self) -> Option<u64> {
+        if self.max_age().is_some() || self.config.allow_msg_ttl {
+            return None;
+        }
+        self.state.last_seq.map(|last| last.saturating_sub(self.state.messages))
     }
 
     /// The sequence number of the last message that was stored; `None` if the server does not report it.
@@ -385,6 +406,21 @@ mod tests {
             let Fitness { problems, notes } = judge(changes.clone());
             assert_eq!(problems, [""; 0], "{changes}");
             assert!(matches!(&notes[..], [found] if found.contains(note)), "{changes}: {notes:?}");
+        }
+    }
+
+    #[test]
+    fn removed_messages_are_counted() {
+        let removed = |config: Value, state: Value| {
+            let info: StreamInfo = serde_json::from_value(json!({"config": config, "state": state})).unwrap();
+            info.removed()
+        };
+        let state = json!({"messages": 6, "first_seq": 8, "last_seq": 14});
+        assert_eq!(removed(json!({}), state.clone()), Some(8));
+        assert_eq!(removed(json!({}), json!({"messages": 0, "first_seq": 0, "last_seq": 0})), Some(0));
+        assert_eq!(removed(json!({}), json!({"messages": 6})), None);
+        for expiring in [json!({"max_age": 1}), json!({"allow_msg_ttl": true})] {
+            assert_eq!(removed(expiring, state.clone()), None);
         }
     }
 

@@ -68,6 +68,7 @@ async fn a_burst_arrives_once_despite_restarts() {
     const SESSIONS: u32 = 150;
     let mut server = server_with_stream().await;
     let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "timeout = \"2s\"")]);
+    setup.inspect_often();
     let mut events: Vec<Event> =
         (0..3).flat_map(|minute| (0..SESSIONS).map(move |session_number| failed(session_number, minute))).collect();
     events.extend((0..SESSIONS).map(|session_number| paid(Some(session_number), session_number)));
@@ -89,6 +90,7 @@ async fn a_burst_arrives_once_despite_restarts() {
     setup.until_all("delivered").await;
     setup.stop().await;
     assert_eq!(server.count(STREAM).await, count, "each event once");
+    setup.until_sql("SELECT count(gap_since) FROM streams", "Integer(0)").await;
     let mut steps: HashMap<String, Vec<String>> = HashMap::new();
     for message in messages(&server).await {
         let body = message.json();

@@ -3,6 +3,7 @@
 mod connection;
 mod deliver;
 mod false_answers;
+mod losses;
 mod program;
 mod replay;
 mod unfit;
