@@ -84,6 +84,9 @@ pub(super) async fn verify(
         let Some(compared) = compared.await? else { continue };
         let found = compared.map_err(|error| anyhow::anyhow!("target {}: {error}", target.name()))?;
         is_complete &= found.is_complete();
+        for problem in &found.problems {
+            message(&format!("target {}: {problem}", target.name()));
+        }
         let refilled = if refill { format!(", {} published again", found.refilled) } else { String::new() };
         let counted = |n: u64, what: &str| if n > 0 { format!(", {n} {what}") } else { String::new() };
         let without_session = counted(found.without_session, "published before their session was found");

@@ -238,6 +238,20 @@ impl Store {
         self.write(read).await
     }
 
+    /// Writes the receipt of a delivery whose message has another sequence number than the receipt in the database, for example
+    /// because another program has restored the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn correct_receipt(&self, delivery_id: i64, receipt: StreamReceipt) -> Result<()> {
+        let sql = "UPDATE OR FAIL deliveries SET receipt = ?2 WHERE id = ?1";
+        self.write(move |tx| {
+            Ok(tx.prepare_cached(sql)?.execute(params![delivery_id, receipt.to_string()]).map(drop)?)
+        })
+        .await
+    }
+
     /// Writes the new receipt of a message that a stream had lost and has stored again, and adds 1 to `streams.refilled`. The
     /// message is as new as a first one: the next power failure may lose it again.
     ///

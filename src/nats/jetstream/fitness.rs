@@ -145,7 +145,7 @@ impl StreamInfo {
     /// expire. From a fit stream whose messages do not expire, no message is removed.
     #[must_use]
     pub fn removed(&self) -> Option<u64> {
-        if self.max_age().is_some() || self.config.allow_msg_ttl {
+        if self.config.max_age > 0 || self.config.allow_msg_ttl {
             return None;
         }
         self.state.last_seq.map(|last| last.saturating_sub(self.state.messages))
@@ -163,10 +163,12 @@ impl StreamInfo {
         self.state.messages
     }
 
-    /// The age at which messages expire. `None`: messages do not expire.
+    /// The age at which messages expire. `None`: messages do not expire, or the age is too short for a fit stream. A message that
+    /// is removed by such a short age is lost, and has not expired.
     #[must_use]
     pub fn max_age(&self) -> Option<Duration> {
-        u64::try_from(self.config.max_age).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos)
+        let age = u64::try_from(self.config.max_age).ok().map(Duration::from_nanos);
+        age.filter(|age| *age >= SHORTEST_AGE)
     }
 
     /// Compares the configuration of the stream with the needs of a target.

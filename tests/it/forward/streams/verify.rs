@@ -60,10 +60,65 @@ async fn unfit_streams_are_read_but_not_refilled() {
     let error = verify(&setup, false).await.unwrap_err();
     assert!(error.contains("does not exist"), "{error}");
     create_stream(&server, json!({"deny_purge": false})).await;
-    assert_eq!(verify(&setup, false).await.unwrap().0.missing, 1);
+    let (counts, _) = verify(&setup, false).await.unwrap();
+    assert_eq!(counts.missing, 1);
+    assert!(counts.problems[0].starts_with("stream PAID: deny_purge is false"), "{:?}", counts.problems);
     let error = verify(&setup, true).await.unwrap_err();
     assert!(error.contains("deny_purge is false"), "{error}");
     assert_eq!(server.count(STREAM).await, 0);
+}
+
+#[tokio::test]
+async fn verify_records_a_gap() {
+    let server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
+    create_stream(&server, json!({})).await;
+    let gaps = "SELECT count(gap_since) FROM streams";
+    assert_eq!(verify(&setup, false).await.unwrap().0.missing, 3);
+    setup.until_sql(gaps, "Integer(1)").await;
+    assert_eq!(verify(&setup, true).await.unwrap().0.refilled, 3);
+    setup.until_sql(gaps, "Integer(0)").await;
+    // A refill that fails finds the loss, too.
+    server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
+    create_stream(&server, json!({"max_bytes": 100})).await;
+    verify(&setup, true).await.unwrap_err();
+    setup.until_sql(gaps, "Integer(1)").await;
+}
+
+/// Without this exception, `verify` would count all events of the last months as expired.
+#[tokio::test]
+async fn a_short_age_excuses_no_loss() {
+    let server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    setup.age("-120");
+    update_stream(&server, json!({"max_age": 3_600_000_000_000_i64})).await;
+    let (counts, _) = verify(&setup, false).await.unwrap();
+    assert_eq!((counts.checked, counts.expired, counts.missing), (3, 0, 0));
+    assert!(!counts.is_complete() && counts.problems[0].contains("max_age is 1h"), "{:?}", counts.problems);
+}
+
+/// Otherwise, the next connect would take the events for lost, and `verify` would find them again.
+#[tokio::test]
+async fn verify_corrects_wrong_receipts() {
+    let server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=2).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    setup.sql().execute("UPDATE deliveries SET receipt = 'PAID:7' WHERE id = 2", []).unwrap();
+    assert!(verify(&setup, false).await.unwrap().0.is_complete());
+    let receipts: Vec<_> = setup.deliveries().into_iter().filter_map(|d| d.receipt).collect();
+    assert_eq!(receipts, ["PAID:1", "there already: PAID:2"]);
 }
 
 #[tokio::test]
