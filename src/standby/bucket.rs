@@ -3,9 +3,12 @@
 //! A bucket `B` is the stream `KV_B`, and its key `K` is the subject `$KV.B.K` (NATS ADR-8). Only the TTL of the whole bucket is
 //! used, because servers before 2.11 ignore the TTL of a message and report no error.
 
+use std::error::Error;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::context::{
+    GetStreamErrorKind, PublishError, PublishErrorKind, RequestError, RequestErrorKind,
+};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, StorageType, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
@@ -13,7 +16,7 @@ use async_nats::{Client, HeaderMap, Subscriber, header};
 
 use super::lease_value::{LONGEST_LEASE, LeaseValue};
 use super::machine::{Entry, EntryContent, WriteResult};
-use crate::model::printable;
+use crate::model::{NO_ANSWER, printable};
 use crate::nats::judge_server;
 use crate::units::HumanDuration;
 
@@ -59,7 +62,10 @@ impl LeaseBucket {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 BucketError::Unfit(format!("bucket {bucket} does not exist; create it: {}", add_command(bucket, 1)))
             }
-            kind => BucketError::NoAnswer(format!("cannot look up bucket {bucket}: {}", one_line(&kind))),
+            kind => {
+                let reason = if has_timed_out(&error) { timeout_text() } else { one_line(&kind) };
+                BucketError::NoAnswer(format!("cannot look up bucket {bucket}: {reason}"))
+            }
         })?;
         let bucket = LeaseBucket { context, stream, subject: format!("$KV.{bucket}.{name}") };
         if let Some(problem) = problem(&bucket.stream.cached_info().config) {
@@ -167,8 +173,21 @@ impl LeaseBucket {
     }
 }
 
-fn no_answer(what: &str, subject: &str, error: &impl std::fmt::Display) -> BucketError {
-    BucketError::NoAnswer(format!("{what} {subject}: {}", one_line(error)))
+fn no_answer(what: &str, subject: &str, error: &(impl Error + 'static)) -> BucketError {
+    let reason = if has_timed_out(error) { timeout_text() } else { one_line(error) };
+    BucketError::NoAnswer(format!("{what} {subject}: {reason}"))
+}
+
+/// Whether the server has not answered within [`ANSWER_TIMEOUT`]. The text of such an error in async-nats often names neither the
+/// timeout nor its length.
+fn has_timed_out(error: &(dyn Error + 'static)) -> bool {
+    let request = error.downcast_ref().is_some_and(|error: &RequestError| error.kind() == RequestErrorKind::TimedOut);
+    let publish = error.downcast_ref().is_some_and(|error: &PublishError| error.kind() == PublishErrorKind::TimedOut);
+    request || publish || error.source().is_some_and(has_timed_out)
+}
+
+fn timeout_text() -> String {
+    format!("{NO_ANSWER} within {}", HumanDuration(ANSWER_TIMEOUT))
 }
 
 fn one_line(error: &impl std::fmt::Display) -> String {
@@ -221,7 +240,38 @@ fn problem(config: &stream::Config) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// A server that accepts logins and pings, and does not answer requests.
+    async fn silent_server() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("nats://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+            stream
+                .write_all(b"INFO {\"version\":\"2.12.0\",\"headers\":true,\"max_payload\":1048576}\r\n")
+                .await
+                .unwrap();
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.is_ok_and(|length| length > 0) {
+                if line == "PING\r\n" {
+                    stream.write_all(b"PONG\r\n").await.unwrap();
+                }
+                line.clear();
+            }
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn a_timeout_is_named_with_its_length() {
+        let client = async_nats::connect(silent_server().await).await.unwrap();
+        let error = LeaseBucket::open(client, "leases", "shop").await.err().unwrap();
+        assert_eq!(error.to_string(), "cannot look up bucket leases: no answer within 2s");
+    }
 
     #[test]
     fn unfit_buckets_are_named_with_the_command() {
