@@ -85,7 +85,8 @@ impl LeaseAgent {
     }
 
     /// Releases the lease, and returns when the release is stored or the lease has ended. This host then leaves the lease to
-    /// others until `pause` is over, or until another host becomes active. `failure`: why this host could not take over.
+    /// others until `pause` is over, or until another host becomes active. `failure`: why this host could not take over. Without a
+    /// failure, the pause also ends when another host has taken the lease.
     pub async fn release(&self, pause: Duration, failure: Option<String>) {
         let (done, released) = oneshot::channel();
         self.send(LeaseCommand::Release { pause, failure, done });

@@ -185,6 +185,8 @@ impl LeaseMachine {
         let mut standby = StandbyHost { read_at: now, ..StandbyHost::default() };
         if let Place::Holder(Holder { stage: HolderStage::Releasing { pause, failure }, .. }) = &self.place {
             (standby.not_before, standby.failure) = (now.plus(*pause), failure.clone());
+            // With the longest pause, the process ends, and must not take the lease again.
+            standby.is_for_others = failure.is_none() && *pause < Duration::MAX;
         }
         self.place = Place::Standby(standby);
     }
@@ -424,7 +426,9 @@ impl LeaseMachine {
     }
 
     /// Makes the release of the lease the next write, because this host has stopped its work. This host then leaves the lease to
-    /// others until `pause` is over, or until another host becomes active. `failure`: why this host could not take over.
+    /// others until `pause` is over, or until another host becomes active. `failure`: why this host could not take over. Without a
+    /// failure, the pause also ends when another host has taken the lease. If that host cannot become active, it releases the
+    /// lease, and this host takes over at once.
     pub(super) fn release(&mut self, now: BootInstant, pause: Duration, failure: Option<String>) {
         let Place::Holder(holder) = &mut self.place else { return };
         let last_mail_id = holder.last_mails.latest();

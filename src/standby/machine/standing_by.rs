@@ -65,12 +65,14 @@ impl LeaseMachine {
         let live_until = self.live_until(&entry, now);
         let poll = now.plus(self.lease);
         let is_active = self.is_active_elsewhere(&entry.content);
+        let is_taken = matches!(&entry.content, EntryContent::Value(value) if value.process != self.me.process);
         let Place::Standby(standby) = &mut self.place else { return };
         standby.awaited.take_if(|awaited| now >= awaited.until || awaited.is_in(&entry.content));
         // The announced write may not be stored yet. The holder writes its release only once, so this host reads again soon.
         standby.read_at = if standby.awaited.is_some() { now.plus(self.lease / 400) } else { poll };
-        if is_active {
-            // Another host is active, so the pause in which this host left the lease to others is over.
+        if is_active || is_taken && standby.is_for_others {
+            // The pause in which this host left the lease to others is over. While another host has the lease, the lease itself
+            // keeps this host from taking it. If that host fails to become active, no host delivers, and this host is the best.
             standby.not_before = BootInstant::default();
         }
         match &mut standby.seen {

@@ -119,6 +119,9 @@ pub(super) struct StandbyHost {
     pub(super) failure: Option<String>,
     /// This host does not take the lease before this time.
     pub(super) not_before: BootInstant,
+    /// An operator wants another host to have the lease, and this host waits until `not_before` for that reason. The wait ends
+    /// when another process has taken the lease.
+    pub(super) is_for_others: bool,
     /// When this host reads the key again, unless an announcement causes an earlier read.
     pub(super) read_at: BootInstant,
     /// The write that was announced last, if the key has not shown this write yet.
@@ -191,7 +194,8 @@ pub(super) enum HolderStage {
     },
     Active,
     /// This host has stopped its work, and writes the release. After the release, this host leaves the lease to others until
-    /// `pause` is over, or until another host becomes active.
+    /// `pause` is over, or until another host becomes active. Without a `failure`, the pause also ends when another host has taken
+    /// the lease.
     Releasing {
         pause: Duration,
         failure: Option<String>,

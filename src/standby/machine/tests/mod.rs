@@ -410,17 +410,40 @@ fn a_killed_daemon_takes_its_own_lease_again() {
     assert_eq!(other.next_step(at(0)), LeaseStep::Wait(at(20_000)));
 }
 
-#[test]
-fn an_active_host_ends_the_pause() {
+/// Returns a machine that was active and has released the lease, and leaves it to others for a minute.
+fn released(failure: Option<&str>) -> LeaseMachine {
     let mut machine = holder();
-    machine.release(at(100), Duration::from_secs(60), None);
+    machine.release(at(100), Duration::from_secs(60), failure.map(str::to_owned));
     write(&mut machine, 100, WriteResult::Stored(3));
     assert_eq!(machine.next_step(at(100)), LeaseStep::Read);
-    // If another host tries to take over and fails, the pause in which this host leaves the lease to others does not end.
+    machine
+}
+
+#[test]
+fn an_active_host_ends_the_pause() {
+    let mut machine = released(Some("no copy"));
+    // This host could not take over. It waits on, although another host could not take over either.
     machine.on_read(at(200), entry(4, value("b", LeaseStage::TakingOver, 1)));
     machine.on_read(at(300), entry(5, value("b", LeaseStage::Released, 2)));
     assert!(matches!(machine.next_step(at(300)), LeaseStep::Wait(_)));
     machine.on_read(at(400), entry(6, value("b", LeaseStage::Active, 3)));
     machine.on_read(at(500), entry(7, value("b", LeaseStage::Released, 4)));
     let LeaseStep::Write { expected: 7, .. } = machine.next_step(at(500)) else { panic!("no takeover") };
+}
+
+#[test]
+fn a_failed_successor_ends_the_pause() {
+    let mut machine = released(None);
+    machine.on_read(at(200), entry(3, value("a", LeaseStage::Released, 3)));
+    assert!(matches!(machine.next_step(at(200)), LeaseStep::Wait(_)), "the lease is for others");
+    machine.on_read(at(300), entry(4, value("b", LeaseStage::TakingOver, 1)));
+    assert!(matches!(machine.next_step(at(300)), LeaseStep::Wait(_)));
+    machine.on_read(at(400), entry(5, value("b", LeaseStage::Released, 2)));
+    let LeaseStep::Write { expected: 5, .. } = machine.next_step(at(400)) else { panic!("no takeover") };
+    // A process that ends never takes the lease again.
+    let mut ending = holder();
+    ending.release(at(100), Duration::MAX, None);
+    write(&mut ending, 100, WriteResult::Stored(3));
+    ending.on_read(at(200), entry(5, value("b", LeaseStage::Released, 2)));
+    assert!(matches!(ending.next_step(at(200)), LeaseStep::Wait(_)));
 }
