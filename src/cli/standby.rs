@@ -173,7 +173,7 @@ async fn ask(config: &Config, standby: &StandbySettings) -> anyhow::Result<Lease
     find_holder(place).await.map_err(anyhow::Error::msg)
 }
 
-/// Asks the daemon of this host to release the lease.
+/// Asks the daemon of this host to release the lease, and waits until another host is active.
 pub(super) async fn release(config: &Config) -> anyhow::Result<()> {
     let standby = config.standby.as_ref().with_context(|| {
         super::UsageError("the configuration has no [standby], so there is no lease to release".into())
@@ -182,6 +182,21 @@ pub(super) async fn release(config: &Config) -> anyhow::Result<()> {
     let place = app::lease_place(config, standby).await?;
     match request_release(place, &host).await.map_err(anyhow::Error::msg)? {
         Handover::TakenBy(next) => output::line(&format!("host {next} has the lease now")),
+        Handover::TakingOver(next) => {
+            output::line(&format!("host {next} is taking over"))?;
+            output::message(&format!(
+                "host {next} is not active yet, and no host delivers until it is active; `status` and the log of host {next} show \
+                 its progress"
+            ));
+            Ok(())
+        }
+        Handover::GivenUp(next) => {
+            let next = next.map_or_else(|| "another host".to_owned(), |next| format!("host {next}"));
+            anyhow::bail!(
+                "{next} has taken the lease and could not become active, so this host ({host}) takes over again; `status` and the \
+                 log of {next} show the reason"
+            )
+        }
         Handover::Released => {
             output::line("the lease is released")?;
             output::message("no other host has taken over yet; this host takes the lease again after a minute");

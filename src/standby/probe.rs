@@ -8,13 +8,15 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{LeaseConnection, LeasePlace, open_connection};
-use super::lease_value::LeaseValue;
+use super::lease_value::{LeaseStage, LeaseValue};
 use super::machine::{Entry, EntryContent, WriteResult};
 
 /// How long the holder's daemon may take to stop its work and release the lease, after `standby release`.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long `standby release` waits for the next holder after the lease was released.
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long `standby release` waits until the next holder is active. A restore may take longer.
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest pause between two reads of the key, while `standby release` waits.
 const POLL: Duration = Duration::from_millis(500);
 /// The error if the value of the lease cannot be parsed.
@@ -34,8 +36,12 @@ pub enum LeaseHolder {
 /// How a request to release the lease ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Handover {
-    /// The host with this name has the lease now.
+    /// The host with this name has the lease now, and is active.
     TakenBy(String),
+    /// The host with this name has the lease now, and is not active yet.
+    TakingOver(String),
+    /// A host has taken the lease, and has released or lost it without becoming active. `None`: the name of that host is not known.
+    GivenUp(Option<String>),
     /// The lease is released, and no host has taken it yet.
     Released,
 }
@@ -81,46 +87,101 @@ fn holder(entry: &Entry) -> LeaseHolder {
     }
 }
 
+/// The progress of a hand-over that `standby release` has requested.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum HandoverPhase {
+    /// The holder has not released the lease yet.
+    Requested,
+    /// The lease is released, and no host has taken it yet.
+    Released,
+    /// The host with this name has the lease, and is not active yet.
+    TakingOver(String),
+}
+
+impl HandoverPhase {
+    /// How long `standby release` waits for the next phase.
+    fn timeout(&self) -> Duration {
+        match self {
+            HandoverPhase::Requested => RELEASE_TIMEOUT,
+            HandoverPhase::Released => SUCCESSOR_TIMEOUT,
+            HandoverPhase::TakingOver(_) => TAKEOVER_TIMEOUT,
+        }
+    }
+
+    /// The result of the hand-over, if this phase has lasted for its timeout.
+    fn at_timeout(self) -> Result<Handover, String> {
+        match self {
+            HandoverPhase::Requested => {
+                let seconds = RELEASE_TIMEOUT.as_secs();
+                Err(format!("the daemon has not released the lease within {seconds} s; its log has the reason"))
+            }
+            HandoverPhase::Released => Ok(Handover::Released),
+            HandoverPhase::TakingOver(host) => Ok(Handover::TakingOver(host)),
+        }
+    }
+
+    /// The next phase, after `content` was read. `asked`: the value of the holder before the request. Returns the result if the
+    /// hand-over has ended.
+    fn next(self, asked: &LeaseValue, content: &EntryContent) -> Result<Result<Self, Handover>, String> {
+        let is_released = self != HandoverPhase::Requested;
+        Ok(match (content, self) {
+            (EntryContent::Unreadable, _) => return Err(UNREADABLE.into()),
+            // The daemon takes the lease again only if another host has failed to take over.
+            (EntryContent::Value(value), phase) if value.is_live() && value.process == asked.process => {
+                let is_taken_again = asked.stage == LeaseStage::Active && value.stage == LeaseStage::TakingOver;
+                if is_released || is_taken_again { Err(phase.given_up()) } else { Ok(phase) }
+            }
+            (EntryContent::Value(value), _) if value.stage == LeaseStage::Active => {
+                Err(Handover::TakenBy(value.host.clone()))
+            }
+            (EntryContent::Value(value), _) if value.is_live() => Ok(HandoverPhase::TakingOver(value.host.clone())),
+            (EntryContent::Value(value), _) if value.process != asked.process => {
+                Err(Handover::GivenUp(Some(value.host.clone())))
+            }
+            (_, phase @ HandoverPhase::TakingOver(_)) => Err(phase.given_up()),
+            (EntryContent::Value(_) | EntryContent::Absent { .. } | EntryContent::Deleted, _) => {
+                Ok(HandoverPhase::Released)
+            }
+        })
+    }
+
+    fn given_up(self) -> Handover {
+        Handover::GivenUp(if let HandoverPhase::TakingOver(host) = self { Some(host) } else { None })
+    }
+}
+
 /// Asks the daemon of `host` to release the lease, and waits until that daemon has done so. Then this function waits up to three
-/// seconds for the next holder.
+/// seconds for the next holder, and up to a minute until the next holder is active.
 ///
 /// # Errors
 /// The daemon of `host` does not have the lease or does not release it in time, the content of the key cannot be parsed, or the
 /// server does not answer.
 pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, String> {
     let mut connection = open_connection(Arc::new(place)).await?;
-    let deadline = Instant::now() + RELEASE_TIMEOUT;
-    let process = ask(&connection, host, deadline).await?;
-    let mut released_until = None;
+    let mut phase = HandoverPhase::Requested;
+    let mut deadline = Instant::now() + phase.timeout();
+    let asked = ask(&connection, host, deadline).await?;
     loop {
         let entry = connection.bucket.read().await.map_err(|error| error.to_string())?;
-        match entry.content {
-            EntryContent::Value(value) if value.is_live() && value.process != process => {
-                return Ok(Handover::TakenBy(value.host));
-            }
-            EntryContent::Value(value) if value.is_live() => {}
-            EntryContent::Unreadable => return Err(UNREADABLE.into()),
-            _ => released_until = released_until.or(Some(Instant::now() + SUCCESSOR_TIMEOUT)),
-        }
+        let before = phase.clone();
+        phase = match phase.next(&asked, &entry.content)? {
+            Ok(next) => next,
+            Err(ended) => return Ok(ended),
+        };
         let now = Instant::now();
-        match released_until {
-            Some(until) if until <= now => return Ok(Handover::Released),
-            None if deadline <= now => {
-                let seconds = RELEASE_TIMEOUT.as_secs();
-                return Err(format!(
-                    "the daemon has not released the lease within {seconds} s; its log has the reason"
-                ));
-            }
-            _ => {}
+        if phase != before {
+            deadline = now + phase.timeout();
+        } else if deadline <= now {
+            return phase.at_timeout();
         }
         // Waits for the next announcement, but not longer than `POLL`.
         let _ = timeout_at(now + POLL, connection.announcements.next()).await;
     }
 }
 
-/// Sets `release` in the lease value of `host`, so that the daemon of `host` releases the lease. Returns the random text that
-/// identifies the process of this daemon ([`LeaseValue::process`]).
-async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Result<String, String> {
+/// Sets `release` in the lease value of `host`, so that the daemon of `host` releases the lease. Returns the value before this
+/// write.
+async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Result<LeaseValue, String> {
     loop {
         let entry = connection.bucket.read().await.map_err(|error| error.to_string())?;
         let value = match entry.content {
@@ -131,10 +192,9 @@ async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Res
             EntryContent::Unreadable => return Err(UNREADABLE.into()),
             _ => return Err("no host has the lease".into()),
         };
-        let process = value.process.clone();
-        let request = LeaseValue { release: true, ..value };
+        let request = LeaseValue { release: true, ..value.clone() };
         match connection.bucket.write(entry.revision, &request).await {
-            (WriteResult::Stored(_), _) => return Ok(process),
+            (WriteResult::Stored(_), _) => return Ok(value),
             // The daemon has renewed the lease since the last read of the key, so the loop reads the key again.
             (WriteResult::Conflict, _) if Instant::now() < deadline => {}
             (_, problem) => {
@@ -143,5 +203,61 @@ async fn ask(connection: &LeaseConnection, host: &str, deadline: Instant) -> Res
                 );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standby::ConfigurationHashes;
+
+    fn value(host: &str, stage: LeaseStage) -> LeaseValue {
+        LeaseValue {
+            host: host.into(),
+            process: format!("{host}1"),
+            home: "h".into(),
+            count: 1,
+            stage,
+            release: false,
+            lease_ms: 20_000,
+            version: "1".into(),
+            schema: 1,
+            configuration: ConfigurationHashes::default(),
+            data: None,
+        }
+    }
+
+    /// The result of a hand-over of host `a`, after these values were read. `Err`: the phase, if the hand-over has not ended.
+    fn handover(values: &[(&str, LeaseStage)]) -> Result<Handover, HandoverPhase> {
+        let mut phase = HandoverPhase::Requested;
+        for (host, stage) in values {
+            let content = EntryContent::Value(value(host, *stage));
+            phase = match phase.next(&value("a", LeaseStage::Active), &content).unwrap() {
+                Ok(next) => next,
+                Err(ended) => return Ok(ended),
+            };
+        }
+        Err(phase)
+    }
+
+    #[test]
+    fn a_handover_ends_with_an_active_host() {
+        let released = [("a", LeaseStage::Active), ("a", LeaseStage::Released)];
+        let taking_over = [("a", LeaseStage::Released), ("b", LeaseStage::TakingOver)];
+        assert_eq!(handover(&released[..1]), Err(HandoverPhase::Requested));
+        assert_eq!(handover(&released), Err(HandoverPhase::Released));
+        let phase = handover(&taking_over).unwrap_err();
+        assert_eq!(phase, HandoverPhase::TakingOver("b".into()));
+        assert_eq!(phase.at_timeout(), Ok(Handover::TakingOver("b".into())));
+        for before in [&released[..], &taking_over, &[]] {
+            let after = |host, stage| handover(&[before, &[(host, stage)]].concat());
+            assert_eq!(after("b", LeaseStage::Active), Ok(Handover::TakenBy("b".into())));
+            assert_eq!(after("b", LeaseStage::Released), Ok(Handover::GivenUp(Some("b".into()))));
+            let is_given_up = matches!(after("a", LeaseStage::TakingOver), Ok(Handover::GivenUp(_)));
+            assert!(is_given_up, "only a failure of b ends the pause of a");
+        }
+        let expired = EntryContent::Absent { last_revision: None };
+        let ended = HandoverPhase::TakingOver("b".into()).next(&value("a", LeaseStage::Active), &expired);
+        assert_eq!(ended, Ok(Err(Handover::GivenUp(Some("b".into())))));
     }
 }

@@ -1,6 +1,6 @@
 //! Takeovers after a kill, a shutdown, a release and a pause. A reload keeps the lease.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use testkit::callback::{Callback, HandlerReply};
 use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, account, forward};
@@ -114,6 +114,25 @@ fn a_release_hands_over_for_a_while() {
     let a = start_active(&hosts.a);
     hosts.deliver(7..=8);
     hosts.until_accepted(8);
+    assert_eq!((a.end(), b.end()), (Some(0), Some(0)));
+}
+
+#[test]
+fn a_failed_handover_returns_at_once() {
+    // Neither the end of the lease nor the pause after the release explains the return.
+    let hosts = Hosts::start(Duration::from_secs(120));
+    hosts.configure(&hosts.b, "b", &restore("sleep 0.5; exit 1"), "");
+    let a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    let begun = Instant::now();
+    let refused = hosts.a.run(&["standby", "release"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", super::text(&refused));
+    let message = "host b has taken the lease and could not become active, so this host (a) takes over again";
+    assert!(super::text(&refused).contains(message), "{}", super::text(&refused));
+    a.says_often("this host is active", 2, SOON);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    hosts.deliver(1..=3);
+    hosts.until_accepted(3);
     assert_eq!((a.end(), b.end()), (Some(0), Some(0)));
 }
 
