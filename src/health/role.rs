@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Health;
 use crate::boot_clock::BootInstant;
 use crate::heartbeat::Heartbeats;
-use crate::standby::{ConfigurationHashes, LeaseState, LeaseView};
+use crate::standby::{ConfigurationHashes, LeaseStage, LeaseState, LeaseView};
 
 /// The role of a host under `[standby]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -160,6 +160,9 @@ impl Health {
             (LeaseState::Standby, None, KnownLease::Free) => {
                 Some("no host is active: this one takes over when the lease allows it".into())
             }
+            (LeaseState::Standby, None, KnownLease::Held { holder, .. }) if is_taking_over(lease) => Some(format!(
+                "no host is active: host {holder} is taking over; if it does not become active, look at its restore command"
+            )),
             _ => None,
         };
         self.role = Some(Role { state: lease.state, lease: known });
@@ -169,25 +172,27 @@ impl Health {
     }
 }
 
+/// Whether the holder of the lease is not active yet.
+fn is_taking_over(lease: &LeaseView) -> bool {
+    lease.holder.as_ref().is_some_and(|holder| holder.stage == LeaseStage::TakingOver)
+}
+
 /// Describes how this host differs from the holder of the lease. With another version or configuration, this host would make
 /// other decisions after a takeover.
 fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let Some(holder) = &lease.holder else { return Vec::new() };
     let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));
+    let role = if is_taking_over(lease) { "which is taking over" } else { "which is active" };
     let configuration = (!tables.is_empty()).then(|| {
         let tables = tables.join(" and ");
-        format!(
-            "the configuration differs from that of host {host}, which is active, in {tables}: make it the same on both hosts"
-        )
+        format!("the configuration differs from that of host {host}, {role}, in {tables}: make it the same on both hosts")
     });
     let versions = [
         ("version", own.version.clone(), holder.version.clone()),
         ("schema", own.schema.to_string(), holder.schema.to_string()),
     ];
     let versions = versions.into_iter().filter(|(_, own, other)| own != other).map(|(kind, own, other)| {
-        format!(
-            "this program has {kind} {own}, and that of host {host}, which is active, has {other}: install the same one"
-        )
+        format!("this program has {kind} {own}, and that of host {host}, {role}, has {other}: install the same one")
     });
     configuration.into_iter().chain(versions).collect()
 }
@@ -195,7 +200,7 @@ fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::standby::{LeaseStage, LeaseValue};
+    use crate::standby::LeaseValue;
 
     fn hashes(configuration: &str) -> ConfigurationHashes {
         ConfigurationHashes::new(&configuration.parse().unwrap())
@@ -235,6 +240,20 @@ mod tests {
             let health = Health::of_standby(&lease(LeaseState::Standby), &own, now);
             assert!(!health.ok && health.attention.len() == 1 && health.attention[0].contains(expected), "{health:?}");
         }
+    }
+
+    #[test]
+    fn a_takeover_elsewhere_needs_attention() {
+        let mut lease = lease(LeaseState::Standby);
+        lease.holder.as_mut().unwrap().stage = LeaseStage::TakingOver;
+        let own = OwnProgram { version: "0.2.0".into(), schema: 2, ..OwnProgram::default() };
+        let health = Health::of_standby(&lease, &own, BootInstant::from_millis(1_000));
+        let expected = [
+            "of the configuration differ from those of host a, which is taking over: make",
+            "no host is active: host a is taking over",
+        ];
+        assert!(!health.ok && health.attention.len() == expected.len(), "{health:?}");
+        assert!(health.attention.iter().zip(expected).all(|(found, text)| found.contains(text)), "{health:?}");
     }
 
     #[test]
