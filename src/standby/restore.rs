@@ -9,7 +9,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::model::printable;
-use crate::units::count;
+use crate::units::{HumanDuration, count};
 
 /// The limits of the restore command's output in the log: the length of a line in characters, and the number of lines of each
 /// stream (standard output, standard error).
@@ -17,6 +17,8 @@ const MAX_LINE: usize = 300;
 const MAX_LINES: usize = 100;
 /// How long the output may go on after the end of the restore command, and how long the command may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often the log reports that the restore command still runs.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why the restore command did not fetch the database. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,8 +51,15 @@ pub async fn run_restore(
     let group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let output = tokio::spawn(async move { tokio::join!(log_lines(out), log_lines(err)) });
+    // A restore may take long, so it has no time limit. But no host delivers meanwhile, and a command that hangs must be found.
+    let report = |time| {
+        let time = HumanDuration(time);
+        tracing::warn!("restore command {program:?} still runs after {time}; no host is active until it has ended");
+    };
     let ended = tokio::select! {
-        status = child.wait() => Some(status.map_err(|error| failed(error.to_string()))?),
+        status = report_each(REPORT_INTERVAL, report, child.wait()) => {
+            Some(status.map_err(|error| failed(error.to_string()))?)
+        }
         () = stop => None,
     };
     let Some(status) = ended else {
@@ -61,6 +70,21 @@ pub async fn run_restore(
     // A child of the restore command may keep the output open, so this wait has a limit.
     let _ = timeout(GRACE, output).await;
     if status.success() { Ok(()) } else { Err(failed(format!("{status}; the log has its output"))) }
+}
+
+/// Waits for `work`, and calls `report` with the time since the begin whenever `interval` has passed.
+async fn report_each<T>(interval: Duration, report: impl Fn(Duration), work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    let mut time = Duration::ZERO;
+    loop {
+        match timeout(interval, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => {
+                time += interval;
+                report(time);
+            }
+        }
+    }
 }
 
 /// The process group of the restore command. Dropping this value kills the processes that are left in the group.
@@ -137,6 +161,18 @@ mod tests {
         assert!(error.contains("\"sh\"") && error.contains("exit status: 3"), "{error}");
         let error = run_restore(&["/nowhere/x".into()], &[], pending()).await.unwrap_err().to_string();
         assert!(error.contains("/nowhere/x") && error.contains("cannot run it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_long_restore_is_reported_repeatedly() {
+        let (interval, times) = (Duration::from_millis(10), std::cell::RefCell::new(Vec::new()));
+        let three_reports = async {
+            while times.borrow().len() < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        report_each(interval, |time| times.borrow_mut().push(time), three_reports).await;
+        assert_eq!(*times.borrow(), [interval, interval * 2, interval * 3]);
     }
 
     #[tokio::test]
