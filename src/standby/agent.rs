@@ -50,6 +50,7 @@ impl LeaseAgent {
             commands,
             heartbeat,
             problem: None,
+            write_problem: None,
             released: None,
         };
         tokio::spawn(driver.run());

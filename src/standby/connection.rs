@@ -37,7 +37,7 @@ pub(super) async fn open_connection(place: Arc<LeasePlace>) -> Result<LeaseConne
 
 /// Adds the last error that the server sent on the connection to `error`. If a permission is missing, the server does not answer
 /// a request, and only sends an error (`-ERR`) on the connection.
-fn explain(connection: &NatsConnection, error: String) -> String {
+pub(super) fn explain(connection: &NatsConnection, error: String) -> String {
     match connection.last_error() {
         Some(reported) => format!("{error}; the server reports: {reported}"),
         None => error,

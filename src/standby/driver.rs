@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 use super::bucket::LeaseBucket;
-use super::connection::{LeaseConnection, LeasePlace, open_connection};
+use super::connection::{LeaseConnection, LeasePlace, explain, open_connection};
 use super::hashes::ConfigurationHashes;
 use super::lease_value::LeaseValue;
 use super::machine::{LeaseMachine, LeaseStep, WriteResult};
@@ -18,6 +18,7 @@ use super::view::{LeaseState, LeaseView};
 use crate::backoff::Backoff;
 use crate::boot_clock::BootInstant;
 use crate::heartbeat::Heartbeat;
+use crate::nats::NatsConnection;
 
 /// The longest pause between two heartbeats of the agent.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -48,7 +49,11 @@ pub(super) struct Driver {
     pub(super) sends_until: watch::Sender<BootInstant>,
     pub(super) commands: mpsc::UnboundedReceiver<LeaseCommand>,
     pub(super) heartbeat: Heartbeat,
+    /// Why the lease cannot be read or written.
     pub(super) problem: Option<String>,
+    /// Why the last write of the key failed. Such a problem is also in `problem` while the server answers reads, because only an
+    /// answer to a write shows that the problem is over.
+    pub(super) write_problem: Option<String>,
     pub(super) released: Option<oneshot::Sender<()>>,
 }
 
@@ -120,11 +125,11 @@ impl Driver {
             self.publish();
             match step {
                 LeaseStep::Read => {
-                    let answered = self.read_lease(&bucket).await;
+                    let answered = self.read_lease(&nats, &bucket).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 LeaseStep::Write { expected, value } => {
-                    let answered = self.write(&bucket, expected, value).await;
+                    let answered = self.write(&nats, &bucket, expected, value).await;
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 LeaseStep::Wait(until) => {
@@ -149,7 +154,7 @@ impl Driver {
     }
 
     /// Reads the key of the lease, and passes its content to the machine. Returns false if the NATS server gives no valid answer.
-    async fn read_lease(&mut self, bucket: &LeaseBucket) -> bool {
+    async fn read_lease(&mut self, nats: &NatsConnection, bucket: &LeaseBucket) -> bool {
         let read = bucket.read().await;
         let now = BootInstant::now();
         match read {
@@ -158,11 +163,15 @@ impl Driver {
                 // The next step of a holder is a write. Only an answer to that write shows that the lease can be renewed: a NATS
                 // server that the network has cut off can still answer reads.
                 if !self.machine.is_holder() {
-                    self.set_problem(None);
+                    if self.machine.view().ends.is_some_and(|ends| now < ends) {
+                        // Another host has the lease, so this host need not write the key.
+                        self.write_problem = None;
+                    }
+                    self.set_problem(self.write_problem.clone());
                 }
             }
             Err(error) => {
-                self.set_problem(Some(error.to_string()));
+                self.set_problem(Some(explain(nats, error.to_string())));
                 self.machine.on_read_failure(now);
                 return false;
             }
@@ -171,10 +180,11 @@ impl Driver {
     }
 
     /// Writes the key of the lease, and passes the result to the machine. Returns false if the NATS server gives no valid answer.
-    async fn write(&mut self, bucket: &LeaseBucket, expected: u64, value: LeaseValue) -> bool {
+    async fn write(&mut self, nats: &NatsConnection, bucket: &LeaseBucket, expected: u64, value: LeaseValue) -> bool {
         let sent = BootInstant::now();
         let (result, problem) = bucket.write(expected, &value).await;
-        self.set_problem(problem.map(|problem| problem.to_string()));
+        self.write_problem = problem.map(|problem| explain(nats, problem.to_string()));
+        self.set_problem(self.write_problem.clone());
         self.machine.on_write(BootInstant::now(), sent, &value, result);
         result != WriteResult::Unknown
     }

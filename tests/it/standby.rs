@@ -4,6 +4,7 @@ mod commands;
 mod litestream;
 mod login;
 mod outage;
+mod permissions;
 mod restore;
 mod takeover;
 
