@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::output::{ignore_closed_pipe, message};
 use crate::config::Config;
 use crate::source::imap;
+use crate::standby::restore_problem;
 use crate::telemetry::NodeRequests;
 use crate::{app, confirm, forward, telemetry, tls, trust};
 
@@ -23,6 +24,10 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     let lease = match &config.standby {
         Some(standby) => {
             standby.host().map_err(|(key, problem)| config.wrong(&format!("standby.{key}"), problem))?;
+            let restore = standby.restore.as_ref();
+            if let Some(problem) = restore.and_then(|restore| restore_problem(&restore.command)) {
+                return Err(config.wrong("standby.restore.command", problem).into());
+            }
             Some(app::lease_place(config, standby).await?)
         }
         None => None,

@@ -143,7 +143,7 @@ impl Health {
         }
     }
 
-    /// Adds the host's role, and a problem of the lease if there is one.
+    /// Adds the host's role, and the problems of the lease.
     pub fn add_lease(&mut self, lease: &LeaseView, now: BootInstant) {
         let known = KnownLease::new(lease, now);
         let problem = match (lease.state, &lease.problem, &known) {
@@ -167,7 +167,7 @@ impl Health {
         };
         self.role = Some(Role { state: lease.state, lease: known });
         let failure = lease.failure.as_ref().map(|failure| format!("this host could not take over: {failure}"));
-        self.attention.extend(problem.into_iter().chain(failure));
+        self.attention.extend(problem.into_iter().chain(failure).chain(lease.faults.iter().cloned()));
         self.ok &= self.attention.is_empty();
     }
 }

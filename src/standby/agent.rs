@@ -11,6 +11,7 @@ use super::connection::LeasePlace;
 use super::driver::{Driver, LeaseCommand};
 use super::hashes::ConfigurationHashes;
 use super::machine::{LeaseMachine, Member};
+use super::restore::watch_restore;
 use super::standby_file::{Report, StandbyFile};
 use super::view::LeaseView;
 use crate::boot_clock::BootInstant;
@@ -29,9 +30,16 @@ pub struct LeaseAgent {
 }
 
 impl LeaseAgent {
-    /// Starts the task of the agent. The task connects to a NATS server in the background.
+    /// Starts the task of the agent. The task connects to a NATS server in the background. `restore`: the restore command, whose
+    /// program is checked once a minute.
     #[must_use]
-    pub fn start(place: LeasePlace, member: Member, mut file: StandbyFile, heartbeat: Heartbeat) -> Self {
+    pub fn start(
+        place: LeasePlace,
+        member: Member,
+        mut file: StandbyFile,
+        restore: Option<Vec<String>>,
+        heartbeat: Heartbeat,
+    ) -> Self {
         let (view, seen) = watch::channel(LeaseView::default());
         let (sends_until, permit) = watch::channel(BootInstant::default());
         let (send, commands) = mpsc::unbounded_channel();
@@ -51,6 +59,7 @@ impl LeaseAgent {
             heartbeat,
             problem: None,
             write_problem: None,
+            restore_problem: watch_restore(restore),
             released: None,
         };
         tokio::spawn(driver.run());
@@ -244,7 +253,7 @@ mod tests {
             schema: 1,
             configuration: ConfigurationHashes::default(),
         };
-        let agent = LeaseAgent::start(place, member, file, Heartbeats::default().begin("agent", AGENT_HEARTBEAT));
+        let agent = LeaseAgent::start(place, member, file, None, Heartbeats::default().begin("agent", AGENT_HEARTBEAT));
         let commands = async {
             loop {
                 agent.report_last_mail(1);

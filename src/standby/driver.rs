@@ -54,6 +54,10 @@ pub(super) struct Driver {
     /// Why the last write of the key failed. Such a problem is also in `problem` while the server answers reads, because only an
     /// answer to a write shows that the problem is over.
     pub(super) write_problem: Option<String>,
+    /// The latest problem of the program that fetches the database ([`watch_restore`]).
+    ///
+    /// [`watch_restore`]: super::restore::watch_restore
+    pub(super) restore_problem: watch::Receiver<Option<String>>,
     pub(super) released: Option<oneshot::Sender<()>>,
 }
 
@@ -144,6 +148,7 @@ impl Driver {
                             Some(message) => self.hear(&mut announcements, message),
                             None => return true,
                         },
+                        Ok(()) = self.restore_problem.changed() => {}
                         () = &mut lost => return true,
                         () = sleep(wait) => {}
                     }
@@ -227,6 +232,9 @@ impl Driver {
     fn publish(&mut self) {
         let mut view = self.machine.view();
         view.problem = self.problem.clone().or(view.problem);
+        view.faults.extend(self.restore_problem.borrow().as_ref().map(|problem| {
+            format!("restore command: {problem}; until it can be run, this host cannot take over from another host")
+        }));
         // The end of the permission is sent before the view, because a receiver of the view may begin attempts at once.
         let sends_until = self.machine.sends_until();
         self.sends_until.send_if_modified(|before| std::mem::replace(before, sends_until) != sends_until);
@@ -249,8 +257,11 @@ impl Driver {
     }
 }
 
-/// Logs a change of this host's state, or of the host that has the lease.
+/// Logs a new fault, and a change of this host's state or of the host that has the lease.
 fn log_change(before: &LeaseView, after: &LeaseView) {
+    for fault in after.faults.iter().filter(|fault| !before.faults.contains(fault)) {
+        tracing::warn!("{fault}");
+    }
     let host = |view: &LeaseView| view.holder.as_ref().map(|holder| holder.host.clone());
     let (holder_before, holder) = (host(before), host(after));
     match (before.state, after.state) {

@@ -25,7 +25,7 @@ pub use hashes::ConfigurationHashes;
 pub use lease_value::{DataOwner, LeaseStage, LeaseValue};
 pub use machine::{KnownData, Member};
 pub use probe::{Handover, LeaseHolder, check_bucket, find_holder, request_release};
-pub use restore::{RestoreError, run_restore};
+pub use restore::{RestoreError, restore_problem, run_restore};
 pub use settings::{RestoreSettings, StandbySettings};
 pub use standby_file::{Report, StandbyFile, StandbyFileError};
 pub use view::{LeaseState, LeaseView, Takeover};

@@ -1,12 +1,15 @@
-//! Runs the restore command: the program that fetches a copy of the shared database before this host opens the database.
+//! The restore command: the program that fetches a copy of the shared database before this host opens the database. This module
+//! runs the command, and checks before that it can be run.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 use crate::model::printable;
 use crate::units::{HumanDuration, count};
@@ -19,11 +22,67 @@ const MAX_LINES: usize = 100;
 const GRACE: Duration = Duration::from_secs(2);
 /// How often the log reports that the restore command still runs.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the daemon checks whether the program of the restore command can be run.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why the restore command did not fetch the database. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct RestoreError(String);
+
+/// Why the restore command cannot be run, as a text for the operator; `None` if its program exists and this process may run it.
+#[must_use]
+pub fn restore_problem(command: &[String]) -> Option<String> {
+    let program = command.first().map_or("", String::as_str);
+    let problem = if program.contains('/') {
+        program_problem(Path::new(program))?
+    } else {
+        // The system searches these folders, too, if there is no PATH (execvp(3)).
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+        let folders: Vec<_> = std::env::split_paths(&path).collect();
+        if folders.iter().any(|folder| program_problem(&folder.join(program)).is_none()) {
+            return None;
+        }
+        "no folder of PATH has this program; write its full path".into()
+    };
+    Some(format!("cannot run {program:?}: {problem}"))
+}
+
+fn program_problem(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Err(error) => Some(error.to_string()),
+        Ok(found) if !found.is_file() => Some("it is not a file".into()),
+        Ok(_) => rustix::fs::access(path, rustix::fs::Access::EXEC_OK)
+            .err()
+            .map(|error| format!("{}; make it executable: chmod 0755", std::io::Error::from(error))),
+    }
+}
+
+/// Checks the program of the restore command at once, and then once a minute until the receiver is dropped. The receiver gets the
+/// problem that the last check has found.
+pub(super) fn watch_restore(command: Option<Vec<String>>) -> watch::Receiver<Option<String>> {
+    let (sender, problem) = watch::channel(command.as_deref().and_then(restore_problem));
+    if let Some(command) = command {
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = sender.closed() => return,
+                    () = sleep(CHECK_INTERVAL) => {}
+                }
+                let command = command.clone();
+                // A network file system may block for long, and the other tasks must go on meanwhile.
+                let checked = tokio::task::spawn_blocking(move || restore_problem(&command)).await;
+                let found = checked.unwrap_or_default();
+                sender.send_if_modified(|before| {
+                    let has_changed = *before != found;
+                    *before = found;
+                    has_changed
+                });
+            }
+        });
+    }
+    problem
+}
 
 /// Runs the restore command until its end, without a shell, and logs its output. `environment`: variables for the command. If
 /// `stop` returns first, the command and its children are ended.
@@ -146,6 +205,7 @@ fn log_line(line: &[u8], lines: &mut usize) {
 mod tests {
     use std::future::pending;
     use std::ops::Not;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -161,6 +221,25 @@ mod tests {
         assert!(error.contains("\"sh\"") && error.contains("exit status: 3"), "{error}");
         let error = run_restore(&["/nowhere/x".into()], &[], pending()).await.unwrap_err().to_string();
         assert!(error.contains("/nowhere/x") && error.contains("cannot run it"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_cannot_run_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(path("script"), "#!/bin/sh\n").unwrap();
+        let problem = |program: &str| restore_problem(&[program.to_owned(), "a".into()]);
+        for (program, expected) in [
+            (path("missing"), "No such file or directory"),
+            (path("script"), "make it executable"),
+            (path(""), "it is not a file"),
+            ("mailhook-missing".into(), "no folder of PATH"),
+        ] {
+            let problem = problem(&program).unwrap();
+            assert!(problem.contains(expected) && problem.contains(&program), "{problem}");
+        }
+        std::fs::set_permissions(path("script"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!((problem(&path("script")), problem("sh")), (None, None));
     }
 
     #[tokio::test]

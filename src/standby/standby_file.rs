@@ -46,6 +46,9 @@ pub struct Report {
     pub failure: Option<String>,
     /// Why the lease cannot be read or written, or why an operator must look at the content of the key.
     pub problem: Option<String>,
+    /// Problems that do not keep this host from the lease now, and that an operator must solve.
+    #[serde(default)]
+    pub faults: Vec<String>,
     bucket: String,
     known: KnownData,
 }
@@ -169,6 +172,7 @@ impl Report {
             ends_ms: view.ends.map(BootInstant::as_millis),
             failure: view.failure.clone(),
             problem: view.problem.clone(),
+            faults: view.faults.clone(),
             bucket: bucket.to_owned(),
             known: known.clone(),
         }
@@ -177,13 +181,14 @@ impl Report {
     /// Converts the report to the daemon's view of the lease. The fields that only the daemon needs have their default values.
     #[must_use]
     pub fn view(self) -> LeaseView {
-        let Report { state, holder, ends_ms, failure, problem, .. } = self;
+        let Report { state, holder, ends_ms, failure, problem, faults, .. } = self;
         LeaseView {
             state,
             holder,
             ends: ends_ms.map(BootInstant::from_millis),
             failure,
             problem,
+            faults,
             ..LeaseView::default()
         }
     }

@@ -53,6 +53,8 @@ pub struct LeaseView {
     pub failure: Option<String>,
     /// Why the lease cannot be read or written, or why an operator must look at the content of the key.
     pub problem: Option<String>,
+    /// Problems that do not keep this host from the lease now, and that an operator must solve. The texts are for the operator.
+    pub faults: Vec<String>,
     /// Another process became active after this process had read the key for the first time.
     pub another_became_active: bool,
     /// How often this process became active.

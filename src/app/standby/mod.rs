@@ -136,7 +136,8 @@ impl Standby {
         let member = Member { host, process, home: file.identity(), version, schema, configuration };
         let heartbeats = Heartbeats::default();
         let heartbeat = heartbeats.begin("watching the lease", AGENT_HEARTBEAT);
-        let agent = LeaseAgent::start(place, member, file, heartbeat);
+        let restore = standby.restore.as_ref().map(|restore| restore.command.clone());
+        let agent = LeaseAgent::start(place, member, file, restore, heartbeat);
         Ok(Standby { agent, heartbeats, lock: None, fresh, failures: 0, credentials: Vec::new() })
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, account, forward};
 
-use super::{Hosts, SOON, restore, standby, start_active, start_standby, status, until, until_reported, write};
+use super::{Hosts, SOON, restore, standby, start_active, start_standby, status, text, until, until_reported, write};
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -71,6 +71,40 @@ fn an_older_copy_is_refused_without_fresh() {
     hosts.b.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "6", SOON);
     hosts.until_accepted(6);
     assert_eq!(b.end(), Some(0));
+}
+
+#[test]
+fn a_missing_restore_program_is_reported() {
+    let hosts = Hosts::start(LEASE);
+    let _a = start_active(&hosts.a);
+    hosts.configure(&hosts.b, "b", "restore = { command = [\"bin/fetch\", \"a\"] }", "");
+    let checked = hosts.b.run(&["check"]);
+    assert_eq!(checked.status.code(), Some(2));
+    let program = hosts.b.folder.path().join("bin/fetch").display().to_string();
+    let message = format!("cannot run {program:?}: No such file or directory");
+    assert!(
+        text(&checked).contains("standby.restore.command") && text(&checked).contains(&message),
+        "{}",
+        text(&checked)
+    );
+    let b = start_standby(&hosts.b);
+    b.says(&message, SOON);
+    let found = status(&hosts.b);
+    assert!(found["ok"] == false && found["attention"].to_string().contains("restore command: cannot run"), "{found}");
+    assert_eq!(b.end(), Some(0));
+}
+
+#[test]
+fn a_hanging_restore_is_red_elsewhere() {
+    let hosts = Hosts::start(LEASE);
+    hosts.configure(&hosts.a, "a", &restore("exec sleep 1000"), "");
+    let a = hosts.a.start();
+    a.says("this host has the lease and takes over", SOON);
+    let b = start_standby(&hosts.b);
+    let found = status(&hosts.b);
+    assert_eq!((&found["ok"], &found["role"]["holder"]), (&false.into(), &"a".into()), "{found}");
+    assert!(found["attention"].to_string().contains("no host is active: host a is taking over"), "{found}");
+    assert_eq!((a.end(), b.end()), (Some(0), Some(0)));
 }
 
 #[test]
