@@ -281,6 +281,8 @@ struct Shared {
     /// Whether the server has sent a message that is too large while a request was waiting.
     is_flooded: watch::Sender<bool>,
     last_error: Mutex<Option<String>>,
+    /// The subject of the last subscription that the server refused.
+    refused: watch::Sender<Option<String>>,
 }
 
 impl Shared {
@@ -288,9 +290,18 @@ impl Shared {
         if let Event::ServerError(error) = event {
             let error = printable(&error.to_string(), MAX_ERROR_LENGTH);
             tracing::debug!(error, "the NATS server reports an error");
+            if let Some(subject) = refused_subscription(&error) {
+                self.refused.send_replace(Some(subject.to_owned()));
+            }
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     }
+}
+
+/// The subject in the server's error about a subscription that it does not permit; `None` if `error` is another error.
+fn refused_subscription(error: &str) -> Option<&str> {
+    let (_, rest) = error.split_once("Permissions Violation for Subscription to \"")?;
+    rest.split_once('"').map(|(subject, _)| subject)
 }
 
 /// A connection that was opened by [`NatsServers::connect`]. A connection that is lost stays lost.
@@ -354,6 +365,15 @@ impl NatsConnection {
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
         self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns a receiver of the subject of the last subscription that the server refused. The receiver wakes at each refusal,
+    /// also at a refusal that came before this call.
+    #[must_use]
+    pub fn refused_subscriptions(&self) -> watch::Receiver<Option<String>> {
+        let mut refused = self.shared.refused.subscribe();
+        refused.mark_changed();
+        refused
     }
 }
 

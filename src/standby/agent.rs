@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
+use super::announcements::Subscription;
 use super::connection::LeasePlace;
 use super::driver::{Driver, LeaseCommand};
 use super::hashes::ConfigurationHashes;
@@ -59,7 +60,9 @@ impl LeaseAgent {
             heartbeat,
             problem: None,
             write_problem: None,
+            subscription: Subscription::default(),
             restore_problem: watch_restore(restore),
+            subject: String::new(),
             released: None,
         };
         tokio::spawn(driver.run());

@@ -83,6 +83,12 @@ impl LeaseBucket {
         self.stream.cached_info().cluster.as_ref().is_some_and(|cluster| cluster.name.is_some())
     }
 
+    /// The subject of the key. A write of the key is a message with this subject.
+    #[must_use]
+    pub(super) fn subject(&self) -> &str {
+        &self.subject
+    }
+
     /// The length of the lease: the TTL of the bucket.
     #[must_use]
     pub(super) fn lease(&self) -> Duration {

@@ -8,6 +8,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
+use super::announcements::Subscription;
 use super::bucket::LeaseBucket;
 use super::connection::{LeaseConnection, LeasePlace, explain, open_connection};
 use super::hashes::ConfigurationHashes;
@@ -54,10 +55,13 @@ pub(super) struct Driver {
     /// Why the last write of the key failed. Such a problem is also in `problem` while the server answers reads, because only an
     /// answer to a write shows that the problem is over.
     pub(super) write_problem: Option<String>,
+    pub(super) subscription: Subscription,
     /// The latest problem of the program that fetches the database ([`watch_restore`]).
     ///
     /// [`watch_restore`]: super::restore::watch_restore
     pub(super) restore_problem: watch::Receiver<Option<String>>,
+    /// The subject of the key; empty before the first connection.
+    pub(super) subject: String,
     pub(super) released: Option<oneshot::Sender<()>>,
 }
 
@@ -114,7 +118,10 @@ impl Driver {
         let LeaseConnection { nats, bucket, mut announcements } = connection;
         let lost = nats.lost();
         tokio::pin!(lost);
+        let mut refused = nats.refused_subscriptions();
         let now = BootInstant::now();
+        bucket.subject().clone_into(&mut self.subject);
+        self.subscription.renew(now);
         let created = bucket.created();
         if created != self.known_bucket {
             self.machine.forget_revision();
@@ -125,6 +132,12 @@ impl Driver {
         let mut failures = 0;
         while !nats.is_lost() && failures < FAILURES {
             self.heartbeat.beat();
+            if self.subscription.is_retry_due(BootInstant::now()) {
+                // An error means that the connection is lost.
+                let Ok(renewed) = bucket.announcements().await else { return true };
+                announcements = renewed;
+                self.subscription.renew(BootInstant::now());
+            }
             let step = self.machine.next_step(BootInstant::now());
             self.publish();
             match step {
@@ -148,6 +161,7 @@ impl Driver {
                             Some(message) => self.hear(&mut announcements, message),
                             None => return true,
                         },
+                        Ok(()) = refused.changed() => self.note_refusal(&mut refused),
                         Ok(()) = self.restore_problem.changed() => {}
                         () = &mut lost => return true,
                         () = sleep(wait) => {}
@@ -204,6 +218,13 @@ impl Driver {
         self.machine.on_announcement(BootInstant::now(), LeaseValue::parse(&last.payload));
     }
 
+    /// Notes that the NATS server has refused a subscription, if it is the subscription to the key.
+    fn note_refusal(&mut self, refused: &mut watch::Receiver<Option<String>>) {
+        if refused.borrow_and_update().as_ref() == Some(&self.subject) {
+            self.subscription.refuse(BootInstant::now(), self.machine.lease());
+        }
+    }
+
     fn execute(&mut self, command: LeaseCommand) {
         let now = BootInstant::now();
         match command {
@@ -235,6 +256,7 @@ impl Driver {
         view.faults.extend(self.restore_problem.borrow().as_ref().map(|problem| {
             format!("restore command: {problem}; until it can be run, this host cannot take over from another host")
         }));
+        view.faults.extend(self.subscription.fault(&self.subject, self.machine.lease()));
         // The end of the permission is sent before the view, because a receiver of the view may begin attempts at once.
         let sends_until = self.machine.sends_until();
         self.sends_until.send_if_modified(|before| std::mem::replace(before, sends_until) != sends_until);

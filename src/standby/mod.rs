@@ -2,11 +2,12 @@
 //!
 //! `machine` decides when this host reads and writes the lease, and is pure. `bucket` reads and writes the key in the NATS
 //! server. `lease_value` is the content of the key. `driver` is the task that carries out the decisions, and `agent` has the
-//! handles of this task. `standby_file` is the file from which the commands on this host read the state of the daemon. `restore`
-//! runs the program that fetches a copy of the database. `probe` reads the lease for commands, and can ask the holder to release
-//! the lease.
+//! handles of this task. `announcements` notices that the server refuses the subscription to the key. `standby_file` is the
+//! file from which the commands on this host read the state of the daemon. `restore` runs the program that fetches a copy of
+//! the database. `probe` reads the lease for commands, and can ask the holder to release the lease.
 
 mod agent;
+mod announcements;
 mod bucket;
 mod connection;
 mod driver;

@@ -96,6 +96,11 @@ impl LeaseMachine {
         self.lease = lease;
     }
 
+    /// The length of the lease: the TTL of the bucket; zero before the first connection.
+    pub(super) fn lease(&self) -> Duration {
+        self.lease
+    }
+
     /// Replaces the hashes of this host's configuration, after a reload.
     pub(super) fn set_configuration(&mut self, configuration: ConfigurationHashes) {
         self.me.configuration = configuration;

@@ -71,6 +71,26 @@ fn the_documented_permissions_are_enough() {
 }
 
 #[test]
+fn a_refused_subscription_needs_attention() {
+    let key = format!("$KV.{BUCKET}.shop");
+    let mut hosts = hosts(Duration::from_secs(3), &documented_without("subscribe", &key));
+    let a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    let message = format!("does not permit this host to subscribe to {key}");
+    for (home, daemon) in [(&hosts.a, &a), (&hosts.b, &b)] {
+        daemon.says(&message, SOON);
+        until("the problem in status", || says(home, &message));
+    }
+    let checked = text(&hosts.b.run(&["check", "--connect"]));
+    assert!(checked.contains("standby: FAILED: the server reports:"), "{checked}");
+    hosts.nats.reconfigure(&users(&documented()));
+    until("the end of the problem", || {
+        [&hosts.a, &hosts.b].iter().all(|home| status(home)["attention"] == serde_json::json!([]))
+    });
+    assert_eq!((a.end(), b.end()), (Some(0), Some(0)));
+}
+
+#[test]
 fn a_refused_write_stays_a_problem() {
     let key = format!("$KV.{BUCKET}.shop");
     let mut hosts = hosts(Duration::from_secs(3), &documented_without("publish", &key));
