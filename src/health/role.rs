@@ -293,6 +293,7 @@ mod tests {
         };
         let unknown = ("standing by; the lease is not known", "it does not know which host has the lease");
         assert_eq!(says(Some("no server")), (unknown.0.into(), unknown.1.into()));
+        assert_eq!(says(LeaseView::unread().problem.as_deref()), (unknown.0.into(), unknown.1.into()));
         assert_eq!(says(None), ("standing by; no host is active".into(), "no host has the lease".into()));
     }
 

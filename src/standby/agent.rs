@@ -41,12 +41,12 @@ impl LeaseAgent {
         restore: Option<Vec<String>>,
         heartbeat: Heartbeat,
     ) -> Self {
-        let (view, seen) = watch::channel(LeaseView::default());
+        let (view, seen) = watch::channel(LeaseView::unread());
         let (sends_until, permit) = watch::channel(BootInstant::default());
         let (send, commands) = mpsc::unbounded_channel();
         let (known_bucket, known) = file.known();
         // A command such as `status` may read the standby file before the first NATS server has answered.
-        file.write(&Report::new(&LeaseView::default(), &known_bucket, &known));
+        file.write(&Report::new(&LeaseView::unread(), &known_bucket, &known));
         let machine = LeaseMachine::new(member, known);
         let place = Arc::new(place);
         let driver = Driver {
@@ -160,6 +160,7 @@ mod tests {
 
     use super::*;
     use crate::heartbeat::Heartbeats;
+    use crate::standby::view::NOT_READ;
     use crate::standby::{LeaseState, StandbySettings};
 
     const BUCKET: &str = "leases";
@@ -238,9 +239,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn commands_do_not_postpone_the_size_check() {
-        let (url, mut floods) = flooding_server().await;
+    /// Starts the agent of a host, and returns the folder of its standby file, too.
+    async fn start(url: String) -> (LeaseAgent, tempfile::TempDir) {
         let settings = format!("nats = [\"{url}\"]\nbucket = \"{BUCKET}\"\nname = \"shop\"");
         let servers = toml::from_str::<StandbySettings>(&settings).unwrap().load_servers().await.unwrap();
         // With the default interval, unanswered pings would also end the connection, and the size check would not be tested.
@@ -256,7 +256,24 @@ mod tests {
             schema: 1,
             configuration: ConfigurationHashes::default(),
         };
-        let agent = LeaseAgent::start(place, member, file, None, Heartbeats::default().begin("agent", AGENT_HEARTBEAT));
+        let heartbeat = Heartbeats::default().begin("agent", AGENT_HEARTBEAT);
+        (LeaseAgent::start(place, member, file, None, heartbeat), folder)
+    }
+
+    #[tokio::test]
+    async fn an_unread_lease_is_not_free() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (agent, folder) = start(format!("nats://{}", silent.local_addr().unwrap())).await;
+        let reported = StandbyFile::read(&folder.path().join("standby.json")).unwrap().unwrap().view();
+        for view in [agent.watch().borrow().clone(), reported] {
+            assert_eq!((view.state, view.problem.as_deref()), (LeaseState::Standby, Some(NOT_READ)));
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_do_not_postpone_the_size_check() {
+        let (url, mut floods) = flooding_server().await;
+        let (agent, _folder) = start(url).await;
         let commands = async {
             loop {
                 agent.report_last_mail(1);

@@ -15,7 +15,7 @@ use super::hashes::ConfigurationHashes;
 use super::lease_value::LeaseValue;
 use super::machine::{LeaseMachine, LeaseStep, WriteResult};
 use super::standby_file::{Report, StandbyFile};
-use super::view::{LeaseState, LeaseView};
+use super::view::{LeaseState, LeaseView, NOT_READ};
 use crate::backoff::Backoff;
 use crate::boot_clock::BootInstant;
 use crate::heartbeat::Heartbeat;
@@ -252,7 +252,8 @@ impl Driver {
     /// Sends the machine's view of the lease to the receivers and writes the view into the standby file, if the view has changed.
     fn publish(&mut self) {
         let mut view = self.machine.view();
-        view.problem = self.problem.clone().or(view.problem);
+        let not_read = (!self.machine.has_read()).then(|| NOT_READ.to_owned());
+        view.problem = self.problem.clone().or(view.problem).or(not_read);
         view.faults.extend(self.restore_problem.borrow().as_ref().map(|problem| {
             format!("restore command: {problem}; until it can be run, this host cannot take over from another host")
         }));

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::lease_value::{DataOwner, LeaseValue};
 use crate::boot_clock::BootInstant;
 
+/// The problem of a daemon that has not read the lease yet.
+pub(super) const NOT_READ: &str = "the daemon has started and has not read it yet";
+
 /// The state of this host with respect to the lease. The names of the states in JSON and in the log are an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -64,6 +67,12 @@ pub struct LeaseView {
 }
 
 impl LeaseView {
+    /// The view of a daemon that has not read the lease yet.
+    #[must_use]
+    pub fn unread() -> Self {
+        LeaseView { problem: Some(NOT_READ.into()), ..LeaseView::default() }
+    }
+
     /// Whether `self` and `before` differ at most in the end of the lease and in the values that a renewal may change.
     pub(super) fn is_renewal_of(&self, before: &LeaseView) -> bool {
         let without_time = |view: &LeaseView| {

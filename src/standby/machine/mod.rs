@@ -461,6 +461,11 @@ impl LeaseMachine {
         self.known.revision = u64::MAX;
     }
 
+    /// Whether this process has read the key.
+    pub(super) fn has_read(&self) -> bool {
+        self.has_read
+    }
+
     /// The last revision of the key and the newest database that this host knows. The driver writes both into the standby file,
     /// so that this host knows them after a restart.
     pub(super) fn known(&self) -> &KnownData {
