@@ -116,7 +116,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         DatabaseUse::Writes => ActiveHost::find(&config).await?,
         DatabaseUse::Reads => {
             standby::ensure_migrated(&config)?;
-            standby::check_reading(&config, matches!(command, Command::Backup { .. }))?;
+            standby::check_reading(&config, matches!(command, Command::Backup { .. })).await?;
             ActiveHost::unchecked(&config)
         }
         DatabaseUse::Other => ActiveHost::unchecked(&config),

@@ -1,8 +1,10 @@
 //! `standby release`, and the rule that only the active host writes the database.
 
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use anyhow::Context;
+use tokio::time::timeout;
 
 use super::output;
 use crate::app;
@@ -13,6 +15,10 @@ use crate::model::printable;
 use crate::standby::{
     Handover, LeaseHolder, LeaseStage, LeaseState, LeaseView, StandbySettings, find_holder, request_release,
 };
+
+/// How long `backup` waits for a NATS server that names the active host, if no daemon runs on this host. A backup must also work
+/// without the NATS servers.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The host on which a command runs. A command that writes the database needs the active host.
 pub(super) struct ActiveHost<'a> {
@@ -61,7 +67,7 @@ impl<'a> ActiveHost<'a> {
             Some(lease) => anyhow::bail!("this host ({host}) is not active: {}; nothing was changed", place_of(&lease)),
             None => {
                 let holder = match ask(config, standby).await {
-                    Ok(LeaseHolder::Host(holder)) => run_there(&holder),
+                    Ok(LeaseHolder::Host(holder, _)) => run_there(&holder),
                     Ok(LeaseHolder::None) => "no host is active; start the daemon first".into(),
                     Ok(LeaseHolder::Unknown) => "the lease has a content that this version does not know".into(),
                     Err(error) => format!("which host is active is not known: {error:#}"),
@@ -109,35 +115,53 @@ pub(super) fn ensure_migrated(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// With `[standby]`, warns on standard error if a command reads the database of a host that is not active. A `backup` of this
-/// database is refused while another host is active, because it would look like a new one. A restore command of the next host may
-/// still run `backup` here: during a takeover, no host is active.
+/// With `[standby]`, warns on standard error if a command reads the database of a host that is not active, or whose daemon does not
+/// run. A `backup` of this database is refused while another host is active, because it would look like a new one. A restore
+/// command of the next host may still run `backup` here: during a takeover, no host is active.
 ///
 /// # Errors
 /// The command is `backup`, and another host is active.
-pub(super) fn check_reading(config: &Config, is_backup: bool) -> anyhow::Result<()> {
+pub(super) async fn check_reading(config: &Config, is_backup: bool) -> anyhow::Result<()> {
     let Some(standby) = &config.standby else { return Ok(()) };
     // A user who may only read the database cannot always read the report of the daemon.
-    let Ok((host, Some(report))) = app::standby_report(config, standby) else { return Ok(()) };
-    let lease = report.view();
-    if is_active(&lease) {
-        return Ok(());
-    }
+    let Ok((host, report)) = app::standby_report(config, standby) else { return Ok(()) };
+    let (problem, holder) = match report.map(|report| report.view()) {
+        Some(lease) if is_active(&lease) => return Ok(()),
+        Some(lease) => (format!("this host ({host}) is not active"), holder_in(&lease)),
+        None => {
+            let holder = if is_backup { ask_briefly(config, standby).await } else { None };
+            (format!("the daemon of this host ({host}) is not running"), holder)
+        }
+    };
     let last = StoreReader::open(&config.database()).and_then(|reader| reader.last_mail()).ok().flatten();
     let last = last.map_or_else(String::new, |at| format!(" (its last mail is of {})", printable(&at, 64)));
-    let place = lease
-        .holder
-        .as_ref()
-        .map_or("no host is active now".into(), |holder| format!("host {} has the lease", printable(&holder.host, 64)));
-    let text = format!("this host ({host}) is not active, so its database{last} may be old; {place}");
-    let is_active_there =
-        lease.holder.as_ref().is_some_and(|holder| holder.host != host && holder.stage == LeaseStage::Active)
-            && lease.ends.is_some_and(|ends| BootInstant::now() < ends);
-    if is_backup && is_active_there {
+    let place = match &holder {
+        Some(LeaseHolder::Host(holder, _)) => format!("; host {} has the lease", printable(holder, 64)),
+        Some(LeaseHolder::None) => "; no host is active now".into(),
+        Some(LeaseHolder::Unknown) | None => String::new(),
+    };
+    let text = format!("{problem}, so its database{last} may be old{place}");
+    if is_backup && matches!(&holder, Some(LeaseHolder::Host(holder, LeaseStage::Active)) if *holder != host) {
         anyhow::bail!("{text}; run the command there; nothing was written");
     }
     output::message(&format!("note: {text}"));
     Ok(())
+}
+
+/// The holder in the last report of this host's daemon.
+fn holder_in(lease: &LeaseView) -> Option<LeaseHolder> {
+    let Some(holder) = &lease.holder else {
+        return Some(if lease.problem.is_some() { LeaseHolder::Unknown } else { LeaseHolder::None });
+    };
+    let has_ended = lease.ends.is_none_or(|ends| ends <= BootInstant::now());
+    // A host whose lease has ended is no longer active.
+    let stage = if has_ended { LeaseStage::Released } else { holder.stage };
+    Some(LeaseHolder::Host(holder.host.clone(), stage))
+}
+
+/// Reads the lease at a NATS server; `None` if no server answers soon.
+async fn ask_briefly(config: &Config, standby: &StandbySettings) -> Option<LeaseHolder> {
+    timeout(ASK_TIMEOUT, ask(config, standby)).await.ok()?.ok()
 }
 
 /// Whether this host is active and its lease has not ended, according to a report of this host's daemon.

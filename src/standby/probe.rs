@@ -25,8 +25,8 @@ const UNREADABLE: &str = "the lease has a content that this version does not kno
 /// The host that has the lease, if any.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseHolder {
-    /// The host with this name has the lease.
-    Host(String),
+    /// The host with this name has the lease, and is in this stage.
+    Host(String, LeaseStage),
     /// The key of the lease has a content that this version cannot parse.
     Unknown,
     /// No host has the lease.
@@ -59,7 +59,7 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
     lines.extend(connection.bucket.describe().into_iter().map(Ok));
     lines.push(match connection.bucket.read().await {
         Ok(entry) => Ok(match holder(&entry) {
-            LeaseHolder::Host(host) => format!("host {host} has the lease"),
+            LeaseHolder::Host(host, _) => format!("host {host} has the lease"),
             LeaseHolder::Unknown => "the key has a content that this version does not know".into(),
             LeaseHolder::None => "no host has the lease".into(),
         }),
@@ -81,7 +81,7 @@ pub async fn find_holder(place: LeasePlace) -> Result<LeaseHolder, String> {
 
 fn holder(entry: &Entry) -> LeaseHolder {
     match &entry.content {
-        EntryContent::Value(value) if value.is_live() => LeaseHolder::Host(value.host.clone()),
+        EntryContent::Value(value) if value.is_live() => LeaseHolder::Host(value.host.clone(), value.stage),
         EntryContent::Value(_) | EntryContent::Absent { .. } | EntryContent::Deleted => LeaseHolder::None,
         EntryContent::Unreadable => LeaseHolder::Unknown,
     }

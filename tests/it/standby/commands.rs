@@ -118,11 +118,45 @@ fn a_standby_reads_its_database_with_a_note() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused).contains("host a has the lease; run the command there"), "{}", text(&refused));
     assert!(!file.exists());
-    // Without a daemon on this host, it is not known which host is active.
-    assert_eq!(b.end(), Some(0));
-    assert_eq!(read(&hosts.b), "");
-    hosts.b.data(&["backup", file.to_str().unwrap()]);
-    assert_eq!(a.end(), Some(0));
+    assert_eq!((b.end(), a.end()), (Some(0), Some(0)));
+}
+
+#[test]
+fn without_the_daemon_old_data_are_noted() {
+    let hosts = Hosts::start(Duration::from_secs(20));
+    let a = start_active(&hosts.a);
+    hosts.a.data(&["backup", hosts.b.database().to_str().unwrap()]);
+    let stopped = "note: the daemon of this host (b) is not running, so its database may be old";
+    let note = |arguments: &[&str]| {
+        let read = hosts.b.run(arguments);
+        assert!(read.status.success(), "{}", text(&read));
+        String::from_utf8(read.stderr).unwrap().lines().next().unwrap().to_owned()
+    };
+    for arguments in [&["events"][..], &["session", "list"], &["mails"], &["deliveries"]] {
+        assert_eq!(note(arguments), stopped, "{arguments:?}");
+    }
+    let path = hosts.b.folder.path().join("backup");
+    let file = path.to_str().unwrap();
+    let refused = hosts.b.run(&["backup", file]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("host a has the lease; run the command there"), "{}", text(&refused));
+    assert!(!path.exists());
+    // The restore command of the next host may run `backup` here.
+    block_on(async {
+        let key = format!("$KV.{BUCKET}.shop");
+        let context = async_nats::jetstream::new(hosts.nats.client().await);
+        let stream = context.get_stream(format!("KV_{BUCKET}")).await.unwrap();
+        let found = stream.get_last_raw_message_by_subject(&key).await.unwrap().payload;
+        let mut value: serde_json::Value = serde_json::from_slice(&found).unwrap();
+        value["stage"] = "taking-over".into();
+        a.kill();
+        context.publish(key, value.to_string().into()).await.unwrap().await.unwrap();
+    });
+    assert_eq!(note(&["backup", file]), format!("{stopped}; host a has the lease"));
+    std::fs::remove_file(&path).unwrap();
+    hosts.nats.pause();
+    assert_eq!(note(&["backup", file]), stopped, "a backup needs no NATS server");
+    hosts.nats.resume();
 }
 
 #[test]
