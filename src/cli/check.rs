@@ -24,14 +24,18 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     let lease = match &config.standby {
         Some(standby) => {
             standby.host().map_err(|(key, problem)| config.wrong(&format!("standby.{key}"), problem))?;
-            let restore = standby.restore.as_ref();
-            if let Some(problem) = restore.and_then(|restore| restore_problem(&restore.command)) {
-                return Err(config.wrong("standby.restore.command", problem).into());
-            }
             Some(app::lease_place(config, standby).await?)
         }
         None => None,
     };
+    // The configuration is often checked before the program is installed, so a missing program does not make it invalid.
+    let restore = config.standby.as_ref().and_then(|standby| standby.restore.as_ref());
+    let restore_problem = restore.and_then(|restore| restore_problem(&restore.command));
+    if let Some(problem) = &restore_problem {
+        message(&format!(
+            "warning: [standby] restore: {problem}; without it, this host cannot take over from another host"
+        ));
+    }
     if config.trust.accepts_unproven() {
         message("warning: [trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
@@ -64,7 +68,9 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         all_ok &= print_results("resmic", each_line(found.map_err(|error| error.to_string())))?;
     }
     if let Some(place) = lease {
-        all_ok &= print_results("standby", crate::standby::check_bucket(place).await)?;
+        let found = crate::standby::check_bucket(place).await;
+        let restore_problem = restore_problem.map(|problem| Err(format!("restore: {problem}")));
+        all_ok &= print_results("standby", found.into_iter().chain(restore_problem).collect())?;
     }
     Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

@@ -185,7 +185,9 @@ fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let role = if is_taking_over(lease) { "which is taking over" } else { "which is active" };
     let configuration = (!tables.is_empty()).then(|| {
         let tables = tables.join(" and ");
-        format!("the configuration differs from that of host {host}, {role}, in {tables}: make it the same on both hosts")
+        format!(
+            "the configuration differs from that of host {host}, {role}, in {tables}: make it the same on both hosts"
+        )
     });
     let versions = [
         ("version", own.version.clone(), holder.version.clone()),
@@ -249,7 +251,7 @@ mod tests {
         let own = OwnProgram { version: "0.2.0".into(), schema: 2, ..OwnProgram::default() };
         let health = Health::of_standby(&lease, &own, BootInstant::from_millis(1_000));
         let expected = [
-            "of the configuration differ from those of host a, which is taking over: make",
+            "the configuration differs from that of host a, which is taking over, in",
             "no host is active: host a is taking over",
         ];
         assert!(!health.ok && health.attention.len() == expected.len(), "{health:?}");

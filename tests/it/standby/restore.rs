@@ -78,15 +78,13 @@ fn a_missing_restore_program_is_reported() {
     let hosts = Hosts::start(LEASE);
     let _a = start_active(&hosts.a);
     hosts.configure(&hosts.b, "b", "restore = { command = [\"bin/fetch\", \"a\"] }", "");
-    let checked = hosts.b.run(&["check"]);
-    assert_eq!(checked.status.code(), Some(2));
     let program = hosts.b.folder.path().join("bin/fetch").display().to_string();
     let message = format!("cannot run {program:?}: No such file or directory");
-    assert!(
-        text(&checked).contains("standby.restore.command") && text(&checked).contains(&message),
-        "{}",
-        text(&checked)
-    );
+    for (arguments, code) in [(&["check"][..], 0), (&["check", "--connect"], 1)] {
+        let checked = hosts.b.run(arguments);
+        assert_eq!(checked.status.code(), Some(code), "{}", text(&checked));
+        assert!(text(&checked).contains(&format!("restore: {message}")), "{}", text(&checked));
+    }
     let b = start_standby(&hosts.b);
     b.says(&message, SOON);
     let found = status(&hosts.b);
