@@ -19,7 +19,7 @@ const TABLES: [(&str, &str); 7] = [
 /// The keys of a table that says where a secret comes from.
 const SECRET_SOURCES: [&str; 4] = ["credential", "file", "env", "command"];
 
-/// Hashes of the tables in [`TABLES`], by the names of the tables.
+/// Hashes of the configuration tables that decide which events exist and where they are delivered, by the names of the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationHashes(BTreeMap<String, String>);
 
