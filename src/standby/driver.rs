@@ -1,5 +1,7 @@
 //! The task of the agent: executes the steps of the [`LeaseMachine`], which are reads and writes of the lease at a NATS server.
 
+use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,26 +152,42 @@ impl Driver {
                     failures = if answered { 0 } else { failures + 1 };
                 }
                 LeaseStep::Wait(until) => {
-                    let wait = until.since(BootInstant::now()).min(LONGEST_SLEEP);
-                    tokio::select! {
-                        biased;
-                        command = self.commands.recv() => match command {
-                            Some(command) => self.execute(command),
-                            None => return false,
-                        },
-                        announced = announcements.next() => match announced {
-                            Some(message) => self.hear(&mut announcements, message),
-                            None => return true,
-                        },
-                        Ok(()) = refused.changed() => self.note_refusal(&mut refused),
-                        Ok(()) = self.restore_problem.changed() => {}
-                        () = &mut lost => return true,
-                        () = sleep(wait) => {}
+                    match self.wait(until, &mut announcements, &mut refused, lost.as_mut()).await {
+                        ControlFlow::Continue(()) => {}
+                        ControlFlow::Break(goes_on) => return goes_on,
                     }
                 }
             }
         }
         true
+    }
+
+    /// Waits until `until`, or until a command, an announcement or a problem arrives, and processes it. `Break` if the connection is
+    /// lost, or if every `LeaseAgent` was dropped; the value is false for the second reason.
+    async fn wait(
+        &mut self,
+        until: BootInstant,
+        announcements: &mut Subscriber,
+        refused: &mut watch::Receiver<Option<String>>,
+        lost: Pin<&mut impl Future<Output = ()>>,
+    ) -> ControlFlow<bool> {
+        let wait = until.since(BootInstant::now()).min(LONGEST_SLEEP);
+        tokio::select! {
+            biased;
+            command = self.commands.recv() => match command {
+                Some(command) => self.execute(command),
+                None => return ControlFlow::Break(false),
+            },
+            announced = announcements.next() => match announced {
+                Some(message) => self.hear(announcements, message),
+                None => return ControlFlow::Break(true),
+            },
+            Ok(()) = refused.changed() => self.note_refusal(refused),
+            Ok(()) = self.restore_problem.changed() => {}
+            () = lost => return ControlFlow::Break(true),
+            () = sleep(wait) => {}
+        }
+        ControlFlow::Continue(())
     }
 
     /// Reads the key of the lease, and passes its content to the machine. Returns false if the NATS server gives no valid answer.
