@@ -4,6 +4,7 @@ mod newest_database;
 mod simulation;
 
 use super::*;
+use crate::standby::lease_value::DataOwner;
 use crate::standby::view::LeaseState;
 
 const LEASE: Duration = Duration::from_secs(20);
