@@ -17,6 +17,16 @@ pub(super) async fn verify(setup: &ForwarderSetup, refill: bool) -> Result<(Veri
     Ok((counts, findings))
 }
 
+/// Delivers three events to a stream, and ends the forwarder.
+async fn three_delivered(server: &NatsServer) -> ForwarderSetup {
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    setup
+}
+
 #[tokio::test]
 async fn lost_messages_are_found_and_refilled() {
     let server = server_with_stream().await;
@@ -71,11 +81,7 @@ async fn unfit_streams_are_read_but_not_refilled() {
 #[tokio::test]
 async fn verify_records_a_gap() {
     let server = server_with_stream().await;
-    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
-    setup.start();
-    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
-    setup.until_all("delivered").await;
-    setup.stop().await;
+    let setup = three_delivered(&server).await;
     server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
     create_stream(&server, json!({})).await;
     let gaps = "SELECT count(gap_since) FROM streams";
@@ -94,11 +100,7 @@ async fn verify_records_a_gap() {
 #[tokio::test]
 async fn a_short_age_excuses_no_loss() {
     let server = server_with_stream().await;
-    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
-    setup.start();
-    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
-    setup.until_all("delivered").await;
-    setup.stop().await;
+    let setup = three_delivered(&server).await;
     setup.age("-120");
     update_stream(&server, json!({"max_age": 3_600_000_000_000_i64})).await;
     let (counts, _) = verify(&setup, false).await.unwrap();
@@ -126,11 +128,7 @@ async fn expired_messages_are_not_lost() {
     let server = NatsServer::start();
     let max_age = json!({"max_age": 400 * 86_400 * 1_000_000_000_i64});
     create_stream(&server, max_age.clone()).await;
-    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
-    setup.start();
-    setup.record((1..=3).map(|n| paid(Some(n), n)).collect()).await;
-    setup.until_all("delivered").await;
-    setup.stop().await;
+    let setup = three_delivered(&server).await;
     // The first event expired a day ago. The second one expires in half an hour, and the third one in two hours.
     setup.age("CASE id WHEN 1 THEN -401 * 1440 WHEN 2 THEN -400 * 1440 + 30 ELSE -400 * 1440 + 120 END");
     server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
